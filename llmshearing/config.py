@@ -1,0 +1,311 @@
+"""The typed schema of a run's YAML file, and everything that is checked before anything is built.
+
+`load_config(path, overrides)` reads the file, applies `key=value` overrides, resolves interpolations and
+returns a `Config`. The line under each field documents it; `docs/configuration.md` is made from them.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+
+from llmshearing.datasets.loader_config import LoaderConfig
+
+
+@dataclass
+class TargetConfig:
+    """The shape to prune to; a size left out stays that of the source."""
+
+    d_model: int | None = None
+    """Hidden size."""
+    n_heads: int | None = None
+    """Query heads of each layer."""
+    n_kv_heads: int | None = None
+    """KV heads of each layer; default: `n_heads` with multi-head attention, else those of the source."""
+    n_layers: int | None = None
+    """Decoder layers."""
+    intermediate_size: int | None = None
+    """Width of each MLP."""
+    vocab_size: int | None = None
+    """Accepted for original files; a vocabulary is not pruned, so it must equal the source's."""
+
+
+@dataclass
+class L0Config:
+    """Masks and the constraint that drives them to the target."""
+
+    start_sparsity: float = 0.0
+    """Sparsity at which every target starts, in [0, 1)."""
+    target_sparsity: float = 0.0
+    """Overall sparsity to reach where no `target_model` is given, in [0, 1)."""
+    pruning_modules: list[str] | None = None
+    """Masks to learn: head, kv_head, head_layer, intermediate, mlp, layer, hidden; default: what the target needs."""
+    lagrangian_warmup_steps: str = "0ba"
+    """Batches over which targets rise from `start_sparsity`, such as 640ba."""
+    eval_target_model: bool = True
+    """Evaluate with the target's shape; false: with as many units as the masks expect to keep now."""
+    target_model: TargetConfig | None = None
+    """The shape to prune to; null: prune to `target_sparsity` of the whole model."""
+    noise: str = "per_rank"
+    """`per_rank`: each rank and microbatch draws its own masks; `shared`: all use the same of a step."""
+
+
+@dataclass
+class ModelConfig:
+    """The model. Sizes left out are read from the checkpoint at `path`."""
+
+    name: str = "mosaic_llama"
+    """Registry name, such as mosaic_llama2_7b or mosaic_pythia."""
+    path: str | None = None
+    """Weights to start from: a Composer checkpoint or state dict, or an HF folder; null: random weights."""
+    init_device: str = "cpu"
+    """cpu | meta | mixed: where parameters are made; mixed: on the CPU of rank 0 only."""
+    tokenizer_name: str | None = None
+    """Accepted for original files; the run's `tokenizer_name` is the one used."""
+    family: str | None = None
+    """Architecture family when there is no checkpoint to tell: llama, mistral, qwen2, qwen3, gpt_neox."""
+    d_model: int | None = None
+    """Hidden size."""
+    n_heads: int | None = None
+    """Query heads."""
+    n_kv_heads: int | None = None
+    """KV heads; default: `n_heads`."""
+    head_dim: int | None = None
+    """Size of one head; default: d_model / n_heads."""
+    n_layers: int | None = None
+    """Decoder layers."""
+    intermediate_size: int | None = None
+    """Width of each MLP."""
+    vocab_size: int | None = None
+    """Rows of the embedding."""
+    max_seq_len: int | None = None
+    """Positions the model is trained for, in tokens."""
+    rms_norm_eps: float | None = None
+    """Epsilon of the norms."""
+    layer_norm_eps: float | None = None
+    """Epsilon of the norms, by Pythia's name."""
+    rope_theta: float | None = None
+    """Base of the rotary embedding."""
+    rope_scaling: dict[str, Any] | None = None
+    """Rotary scaling as in an HF config: rope_type and its parameters."""
+    rotary_pct: float | None = None
+    """Part of a head that rotates (Pythia)."""
+    sliding_window: int | None = None
+    """Tokens a position can look back; null: all."""
+    qkv_bias: bool | None = None
+    """Whether the q, k and v projections have biases."""
+    out_bias: bool | None = None
+    """Whether the attention output projection has a bias."""
+    mlp_bias: bool | None = None
+    """Whether the MLP projections have biases."""
+    qk_norm: bool | None = None
+    """Whether q and k are normalised by head (Qwen3)."""
+    tie_embeddings: bool | None = None
+    """Whether the output projection is the embedding."""
+    use_parallel_residual: bool | None = None
+    """Whether attention and MLP read the same input (Pythia)."""
+    init_std: float = 0.02
+    """Standard deviation of random initial weights."""
+    attn_pdrop: float = 0.0
+    """Must be 0: the published recipe has no dropout."""
+    resid_pdrop: float = 0.0
+    """Must be 0: the published recipe has no dropout."""
+    emb_pdrop: float = 0.0
+    """Must be 0: the published recipe has no dropout."""
+    attn_impl: str = "sdpa"
+    """sdpa | flash | eager; flash needs the package flash-attn."""
+    loss_chunk_tokens: int | None = None
+    """Tokens whose logits exist at once in training; default: about 64 MiB of logits."""
+    set_names: list[str] | None = None
+    """Domains whose losses the model reports; default: those of `callbacks.data_loading`."""
+    l0_module: L0Config | None = None
+    """Masks to learn; null: train the model as it is."""
+
+
+@dataclass
+class TokenizerConfig:
+    """The tokenizer as original files give it; the data is tokenized beforehand."""
+
+    type: str = "hftokenizer"
+    """Accepted for original files."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Accepted for original files: tokenizer_name, max_seq_len."""
+
+
+@dataclass
+class SchedulerConfig:
+    """The learning rate's course, one for all parameter groups."""
+
+    name: str = "cosine_with_warmup"
+    """cosine_with_warmup | constant_with_warmup | linear_decay_with_warmup."""
+    t_warmup: str = "0ba"
+    """Duration of the warm-up, such as 320ba."""
+    alpha_f: float = 0.1
+    """Final learning rate as a part of the peak."""
+
+
+@dataclass
+class OptimizerConfig:
+    """One optimizer with three groups: model, masks, multipliers."""
+
+    name: str = "decoupled_adamw"
+    """decoupled_adamw | adamw | decoupled_lionw."""
+    lr: float = 1e-4
+    """Peak learning rate of the model's parameters."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """Decay rates of the moments."""
+    eps: float = 1e-8
+    """Epsilon of Adam."""
+    weight_decay: float = 0.0
+    """Weight decay of the model's parameters; masks and multipliers have none."""
+    lag_lr: float = 1.0
+    """Peak learning rate of masks (descending) and multipliers (ascending)."""
+
+
+@dataclass
+class Config:
+    """A run: pruning when `model.l0_module` is set, else training."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model."""
+    data_local: str | None = None
+    """Folder of the prepared data."""
+    data_remote: str | None = None
+    """Where to fetch data from that `data_local` lacks."""
+    tokenizer_name: str | None = None
+    """Tokenizer: a folder or a name; saved with the exported model."""
+    max_seq_len: int = 4096
+    """Tokens in a sequence."""
+    global_seed: int = 17
+    """Seed that other keys refer to."""
+    run_name: str | None = None
+    """Name of the run; default: made by Composer."""
+    tokenizer: TokenizerConfig | None = None
+    """Accepted for original files."""
+    train_loader: LoaderConfig = MISSING
+    """Training data."""
+    eval_loader: LoaderConfig | None = None
+    """Evaluation data."""
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    """Learning rate schedule."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer."""
+    algorithms: dict[str, Any] = field(default_factory=dict)
+    """Composer algorithms by name, such as gradient_clipping."""
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Composer callbacks by name, and `data_loading`: the domain mixture."""
+    loggers: dict[str, Any] = field(default_factory=dict)
+    """Composer loggers by name: wandb, tensorboard, mlflow, file_logger."""
+    max_duration: str = MISSING
+    """Length of the run, such as 3200ba or 50000000000tok."""
+    eval_interval: str = "0ba"
+    """Batches between evaluations, such as 50ba; 0ba: none."""
+    eval_first: bool = False
+    """Evaluate before the first step."""
+    eval_subset_num_batches: int = -1
+    """Batches of an evaluation; -1: all."""
+    global_train_batch_size: int = MISSING
+    """Sequences in a step, over all devices."""
+    device_eval_batch_size: int = 8
+    """Sequences in an evaluation batch of one device."""
+    device_train_microbatch_size: Any = "auto"
+    """Sequences in a forward pass of one device; auto: find the largest that fits (CUDA)."""
+    precision: str = "amp_bf16"
+    """fp32 | amp_bf16 | amp_fp16."""
+    fsdp_config: dict[str, Any] | None = None
+    """Sharding over several processes; unused on one."""
+    progress_bar: bool = True
+    """Show Composer's progress bar on a terminal."""
+    log_to_console: bool = False
+    """Print metrics to the console."""
+    console_log_interval: str = "1ba"
+    """Batches between console lines."""
+    python_log_level: str | None = None
+    """Level of the package's log: debug, info, warning."""
+    save_interval: str = "1000ba"
+    """Batches between checkpoints."""
+    save_folder: str | None = None
+    """Folder of the run: checkpoints, configuration, masks, metrics, report."""
+    save_num_checkpoints_to_keep: int = -1
+    """Checkpoints to keep; -1: all."""
+    save_overwrite: bool = False
+    """Overwrite checkpoints of an earlier run in `save_folder`."""
+    save_weights_only: bool = False
+    """Save no optimizer state; such a run cannot be resumed."""
+    load_path: str | None = None
+    """Checkpoint to go on from, training state included."""
+    load_weights_only: bool = False
+    """Take only the weights from `load_path`."""
+    autoresume: bool = False
+    """Go on from the latest checkpoint of `save_folder` if there is one."""
+    seed: int = 17
+    """Seed of initial weights, mask noise and mixture."""
+    dist_timeout: float = 1800.0
+    """Seconds after which a rank that hears nothing from another gives up."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and `key=value` overrides into a checked `Config`.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: for an unknown key (naming the nearest), a wrong type or contradicting values.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Configuration file {path} does not exist.")
+    try:
+        loaded = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(_checked(overrides)))
+        OmegaConf.resolve(loaded)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+    assert isinstance(loaded, DictConfig)
+    return build(Config, loaded, source=str(path))
+
+
+def build(schema: type, values: Any, source: str = "configuration") -> Any:
+    """Fill dataclass `schema` from a mapping, strictly.
+
+    Raises:
+        ValueError: for an unknown key, a wrong type or a missing value, naming the key.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        return OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        raise ValueError(_unknown_key(schema, str(error.full_key), source)) from error
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{source}: {error.full_key} is missing; add it.") from error
+    except ValidationError as error:
+        problem = str(error).splitlines()[0]
+        raise ValueError(f"{source}: {error.full_key}: {problem}.") from error
+
+
+def as_model_config(cfg: Any) -> ModelConfig:
+    """`cfg` as a `ModelConfig`: itself, or built from a mapping or DictConfig."""
+    return cfg if isinstance(cfg, ModelConfig) else build(ModelConfig, cfg, source="model")
+
+
+def _checked(overrides: Sequence[str]) -> list[str]:
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"Override {override!r} is not of the form key=value.")
+    return list(overrides)
+
+
+def _unknown_key(schema: type, full_key: str, source: str) -> str:
+    """The message for a key that the schema does not have: where it is and what was probably meant."""
+    *parents, key = full_key.split(".")
+    for parent in parents:
+        schema = _dataclass_in(get_type_hints(schema)[parent])
+    known = [f.name for f in fields(schema)]
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {'.'.join([*parents, nearest[0]])}?" if nearest else f"known: {', '.join(known)}."
+    return f"{source}: unknown key {full_key}; {hint}"
+
+
+def _dataclass_in(annotation: Any) -> type:
+    return next(t for t in (annotation, *get_args(annotation)) if is_dataclass(t))  # type: ignore[return-value]

@@ -1,0 +1,84 @@
+"""The shape of a decoder, as every other file of the package sees it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that fixes a decoder's parameters and its function.
+
+    Raises:
+        ValueError: when the sizes contradict each other.
+    """
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_layers: int
+    intermediate_size: int
+    vocab_size: int
+    max_seq_len: int
+    family: str = "llama"
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    rotary_pct: float = 1.0
+    sliding_window: int | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tie_embeddings: bool = False
+    parallel_residual: bool = False
+    activation: str = "silu"
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_heads", "n_kv_heads", "head_dim", "n_layers", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_heads is {self.n_heads} and n_kv_heads is {self.n_kv_heads}; expected n_heads to be a "
+                f"multiple of n_kv_heads, since each KV head serves the same number of query heads."
+            )
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one KV head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def layer_norms(self) -> bool:
+        """Whether norms are LayerNorms with bias (GPT-NeoX) rather than RMSNorms."""
+        return self.family == "gpt_neox"
+
+    @property
+    def fused_qkv(self) -> bool:
+        """Whether q, k and v are one matrix, interleaved by head (GPT-NeoX)."""
+        return self.family == "gpt_neox"
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Weight matrices of one MLP: 3 when gated (gate, up, down), else 2 (up, down)."""
+        return 2 if self.family == "gpt_neox" else 3
+
+    @property
+    def attention_matrix_parameters(self) -> int:
+        """Parameters of one layer's q, k, v and output matrices, biases and norms left out."""
+        return self.d_model * self.head_dim * 2 * (self.n_heads + self.n_kv_heads)
+
+    @property
+    def mlp_matrix_parameters(self) -> int:
+        """Parameters of one layer's MLP matrices, biases left out."""
+        return self.mlp_matrices * self.d_model * self.intermediate_size
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters of all attention and MLP matrices: what masks can remove."""
+        return self.n_layers * (self.attention_matrix_parameters + self.mlp_matrix_parameters)
+
+    def resized(self, **sizes: Any) -> "Architecture":
+        """The same family with other sizes."""
+        return replace(self, **sizes)

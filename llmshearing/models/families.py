@@ -1,0 +1,247 @@
+"""Model families: one table, and the way between an HF config, the `model` section and an `Architecture`.
+
+A new LLaMA-like family costs one row in `FAMILIES`, when its weights carry LLaMA's names.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llmshearing.config import ModelConfig, TargetConfig
+from llmshearing.models.architecture import Architecture
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one HF `model_type` maps to an `Architecture`.
+
+    `keys` maps fields of `Architecture` to keys of the HF config; `fixed` are fields that the family
+    does not leave open; `adjust` reads what one key cannot say.
+    """
+
+    keys: Mapping[str, str]
+    fixed: Mapping[str, Any]
+    adjust: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda hf: {}
+
+
+_LLAMA_KEYS = {
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "n_layers": "num_hidden_layers",
+    "intermediate_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "max_seq_len": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "rope_scaling": "rope_scaling",
+    "tie_embeddings": "tie_word_embeddings",
+    "activation": "hidden_act",
+}
+_NEOX_KEYS = {
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_layers": "num_hidden_layers",
+    "intermediate_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "max_seq_len": "max_position_embeddings",
+    "norm_eps": "layer_norm_eps",
+    "rope_theta": "rotary_emb_base",
+    "rope_scaling": "rope_scaling",
+    "rotary_pct": "rotary_pct",
+    "tie_embeddings": "tie_word_embeddings",
+    "parallel_residual": "use_parallel_residual",
+    "activation": "hidden_act",
+}
+
+
+def _one_attention_bias(hf: Mapping[str, Any]) -> dict[str, Any]:
+    bias = bool(hf.get("attention_bias", False))
+    return {"qkv_bias": bias, "out_bias": bias}
+
+
+def _qwen_window(hf: Mapping[str, Any]) -> dict[str, Any]:
+    if hf.get("use_sliding_window"):
+        raise ValueError(
+            "use_sliding_window is true in the HF config: a window in some layers only is not supported; "
+            "models whose layers all share one window (Mistral) are."
+        )
+    return {}
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family({**_LLAMA_KEYS, "mlp_bias": "mlp_bias"}, {}, _one_attention_bias),
+    "mistral": Family({**_LLAMA_KEYS, "sliding_window": "sliding_window"}, {}),
+    "qwen2": Family(_LLAMA_KEYS, {"qkv_bias": True}, _qwen_window),
+    "qwen3": Family(
+        _LLAMA_KEYS, {"qk_norm": True}, lambda hf: {**_one_attention_bias(hf), **_qwen_window(hf)}
+    ),
+    "gpt_neox": Family(
+        _NEOX_KEYS, {"qkv_bias": True, "out_bias": True, "mlp_bias": True}, lambda hf: _neox_bias(hf)
+    ),
+}
+
+
+def _neox_bias(hf: Mapping[str, Any]) -> dict[str, Any]:
+    if not hf.get("attention_bias", True):
+        raise ValueError(
+            "attention_bias is false in the HF config: GPT-NeoX without biases is not supported."
+        )
+    return {}
+
+
+# ------------------------------------------------------------------ HF config
+
+
+def architecture_from_hf(hf: Mapping[str, Any]) -> Architecture:
+    """The architecture that an HF config (as a dict) describes.
+
+    Raises:
+        ValueError: for a family, rotary embedding or option that is not supported.
+    """
+    name = str(hf.get("model_type"))
+    if name not in FAMILIES:
+        raise ValueError(
+            f"model_type is {name!r}, which is not supported; supported: {', '.join(FAMILIES)}. "
+            "Mixture-of-experts and encoder-decoder models cannot be shorn."
+        )
+    if hf.get("quantization_config"):
+        raise ValueError("The checkpoint is quantized; pruning needs the weights in fp32, bf16 or fp16.")
+    family = FAMILIES[name]
+    values = {ours: hf[theirs] for ours, theirs in family.keys.items() if hf.get(theirs) is not None}
+    values |= dict(family.fixed) | family.adjust(hf)
+    values.setdefault("n_kv_heads", values["n_heads"])
+    values.setdefault("head_dim", values["d_model"] // values["n_heads"])
+    values["rope_scaling"] = _rope_scaling(values.get("rope_scaling"))
+    return Architecture(family=name, **values)
+
+
+def architecture_to_hf(arch: Architecture, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The HF config of `arch` as a dict: the entries of `base`, with every key that `arch` fixes set."""
+    family = FAMILIES[arch.family]
+    hf = dict(base or {})
+    hf["model_type"] = arch.family
+    hf.update({theirs: getattr(arch, ours) for ours, theirs in family.keys.items()})
+    if arch.family in ("llama", "qwen3"):
+        hf["attention_bias"] = arch.qkv_bias
+    if "layer_types" in hf:
+        hf.pop("layer_types")
+        hf.pop("max_window_layers", None)
+    return hf
+
+
+def _rope_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """`scaling` under the key `rope_type`, or None when it scales nothing."""
+    if not scaling:
+        return None
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"rope_scaling has type {kind!r}; supported: {', '.join(ROPE_TYPES)}.")
+    if kind == "default":
+        return None
+    return {**{k: v for k, v in scaling.items() if k != "type"}, "rope_type": kind}
+
+
+# ------------------------------------------------------------- `model` section
+
+_CONFIG_KEYS = {
+    name: name
+    for name in (
+        "family d_model n_heads n_kv_heads head_dim n_layers intermediate_size vocab_size max_seq_len "
+        "rope_theta rope_scaling rotary_pct sliding_window qkv_bias out_bias mlp_bias qk_norm tie_embeddings"
+    ).split()
+} | {"norm_eps": "rms_norm_eps", "parallel_residual": "use_parallel_residual"}
+_REQUIRED = ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size", "max_seq_len")
+
+
+def architecture_of(cfg: ModelConfig) -> Architecture:
+    """The architecture of a `model` section whose sizes are all given.
+
+    Raises:
+        ValueError: when a size is missing or sizes contradict each other.
+    """
+    missing = [name for name in _REQUIRED if getattr(cfg, name) is None]
+    if missing:
+        raise ValueError(
+            f"model.{missing[0]} is not set; without a checkpoint that tells it (model.path), set "
+            + ", ".join(f"model.{name}" for name in missing)
+            + "."
+        )
+    values = {a: getattr(cfg, c) for a, c in _CONFIG_KEYS.items() if getattr(cfg, c) is not None}
+    if cfg.layer_norm_eps is not None:
+        values["norm_eps"] = cfg.layer_norm_eps
+    values.setdefault("family", _family_of_name(cfg.name))
+    if values["family"] not in FAMILIES:
+        raise ValueError(f"model.family is {values['family']!r}; supported: {', '.join(FAMILIES)}.")
+    if "head_dim" not in values and cfg.d_model % cfg.n_heads:  # type: ignore[operator]
+        raise ValueError(
+            f"model.d_model is {cfg.d_model} and model.n_heads is {cfg.n_heads}; expected d_model to be a "
+            "multiple of n_heads. Change one of them, or set model.head_dim."
+        )
+    values.setdefault("n_kv_heads", cfg.n_heads)
+    values.setdefault("head_dim", cfg.d_model // cfg.n_heads)  # type: ignore[operator]
+    values["rope_scaling"] = _rope_scaling(values.get("rope_scaling"))
+    if values["family"] == "gpt_neox":
+        values = {"parallel_residual": True, "rotary_pct": 0.25, "activation": "gelu"} | values
+    return Architecture(**{**dict(FAMILIES[values["family"]].fixed), **values})
+
+
+def complete(cfg: ModelConfig, arch: Architecture, source: str) -> ModelConfig:
+    """`cfg` with every size it leaves out taken from a checkpoint's architecture.
+
+    Args:
+        arch: what the checkpoint at `source` holds.
+
+    Raises:
+        ValueError: when a size that `cfg` does give is not the checkpoint's.
+    """
+    filled = {}
+    for ours, key in _CONFIG_KEYS.items():
+        held, given = getattr(arch, ours), getattr(cfg, key)
+        if given is not None and given != held and not (ours == "max_seq_len" and given < held):
+            raise ValueError(
+                f"model.{key} is {given}, but the checkpoint {source} has {held}; "
+                f"set model.{key}={held} or leave it out."
+            )
+        filled[key] = held
+    return replace(cfg, layer_norm_eps=None, **filled)
+
+
+def target_of(source: Architecture, target: TargetConfig | None) -> Architecture | None:
+    """The architecture to prune to, None without a target; sizes left out stay those of `source`.
+
+    Raises:
+        ValueError: when the sizes contradict each other.
+    """
+    if target is None:
+        return None
+    n_heads = target.n_heads or source.n_heads
+    n_kv_heads = target.n_kv_heads or (n_heads if source.group_size == 1 else source.n_kv_heads)
+    if n_heads % n_kv_heads:
+        raise ValueError(
+            f"target_model.n_heads is {n_heads}, which {n_kv_heads} KV heads do not divide; every KV head "
+            f"must serve the same number of query heads. The source has {source.n_heads} query and "
+            f"{source.n_kv_heads} KV heads: choose n_heads a multiple of target_model.n_kv_heads."
+        )
+    return source.resized(
+        d_model=target.d_model or source.d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        n_layers=target.n_layers or source.n_layers,
+        intermediate_size=target.intermediate_size or source.intermediate_size,
+        vocab_size=target.vocab_size or source.vocab_size,
+    )
+
+
+def _family_of_name(name: str) -> str:
+    return "gpt_neox" if "pythia" in name else "llama"
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """' (did you mean X?)' for the word of `known` most like `word`, or nothing."""
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""

