@@ -1,0 +1,58 @@
+"""The manifest: what a folder of prepared data was made of, with what, and what came out."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Written beside the splits by `llmshearing.data.prepare`."""
+
+    seq_length: int
+    """Tokens of every sequence."""
+    dtype: str
+    """Integer type of the stored tokens: uint16 or uint32."""
+    tokenizer: dict[str, Any]
+    """`name`, `vocab_size`, and `vocabulary_sha256` over (token, id) pairs."""
+    settings: dict[str, Any]
+    """Seed, budgets and shares the data was prepared with."""
+    sources: dict[str, list[dict[str, Any]]]
+    """For each domain its input files: `name`, `bytes`, `sha256`."""
+    domains: dict[str, dict[str, Any]]
+    """For each domain its documents, those that were skipped, and sequences and tokens by split."""
+    versions: dict[str, str]
+    """Of the libraries that the result depends on."""
+
+    def write(self, root: Path) -> None:
+        """Save as root/manifest.json."""
+        text = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        partial = root / (MANIFEST + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(root / MANIFEST)
+
+
+def read_manifest(root: Path | str) -> Manifest | None:
+    """The manifest of a data folder, None if it has none (data of the original has none).
+
+    Raises ValueError if the file is there and is no manifest.
+    """
+    path = Path(root) / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a manifest of prepared data ({error}): prepare the data again"
+        ) from None
+
+
+def manifest_sha256(root: Path | str) -> str | None:
+    """Hash of a data folder's manifest, which a run records; None if there is none."""
+    path = Path(root) / MANIFEST
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
