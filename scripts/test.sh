@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Set up, check format, lint and types, and run every test. Arguments go to pytest: scripts/test.sh -m "not slow"
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup.sh
+export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+ruff format --check .
+ruff check .
+pyright
+python -m pytest "$@"
