@@ -5,10 +5,11 @@ returns a `Config`. The line under each field documents it; `docs/configuration.
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
@@ -64,8 +65,6 @@ class ModelConfig:
     """Weights to start from: a Composer checkpoint or state dict, or an HF folder; null: random weights."""
     init_device: str = "cpu"
     """cpu | meta | mixed: where parameters are made; mixed: on the CPU of rank 0 only."""
-    tokenizer_name: str | None = None
-    """Accepted for original files; the run's `tokenizer_name` is the one used."""
     family: str | None = None
     """Architecture family when there is no checkpoint to tell: llama, mistral, qwen2, qwen3, gpt_neox."""
     d_model: int | None = None
@@ -106,6 +105,8 @@ class ModelConfig:
     """Whether q and k are normalised by head (Qwen3)."""
     tie_embeddings: bool | None = None
     """Whether the output projection is the embedding."""
+    activation: str | None = None
+    """Activation of the MLP by its HF name; default: silu, or gelu for gpt_neox."""
     use_parallel_residual: bool | None = None
     """Whether attention and MLP read the same input (Pythia)."""
     init_std: float = 0.02
@@ -125,15 +126,32 @@ class ModelConfig:
     l0_module: L0Config | None = None
     """Masks to learn; null: train the model as it is."""
 
+    accepted_without_effect: ClassVar[tuple[str, ...]] = ("tokenizer_name",)
+    """Keys of original files: the run's own `tokenizer_name` is the one used."""
+
 
 @dataclass
-class TokenizerConfig:
-    """The tokenizer as original files give it; the data is tokenized beforehand."""
+class DataLoadingConfig:
+    """Domains and their weights: the section `callbacks.data_loading`."""
 
-    type: str = "hftokenizer"
-    """Accepted for original files."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Accepted for original files: tokenizer_name, max_seq_len."""
+    dynamic: bool = False
+    """Update the weights after every evaluation; false: keep `proportion`."""
+    set_names: list[str] | None = None
+    """Domains: folders below the training split."""
+    proportion: list[float] | None = None
+    """Weight of each domain at the start; they sum to 1."""
+    update_type: str = "doremi"
+    """doremi | bandit | constant."""
+    target_loss: list[float] | None = None
+    """Reference loss of each domain, in nats a token."""
+    clip_excess: bool = False
+    """Count losses below their reference as equal to it (the paper; the released code does not)."""
+    smoothing: float = 1e-4
+    """Part of every new weight that is spread evenly over domains."""
+    step_size: float = 1.0
+    """Factor of the excess loss in the exponent."""
+    max_weight: float | None = None
+    """Largest weight a domain may get; null: no limit."""
 
 
 @dataclass
@@ -153,7 +171,7 @@ class OptimizerConfig:
     """One optimizer with three groups: model, masks, multipliers."""
 
     name: str = "decoupled_adamw"
-    """decoupled_adamw | adamw | decoupled_lionw."""
+    """decoupled_adamw | adamw: whether weight decay is a part of each step or of the learning rate."""
     lr: float = 1e-4
     """Peak learning rate of the model's parameters."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -184,8 +202,6 @@ class Config:
     """Seed that other keys refer to."""
     run_name: str | None = None
     """Name of the run; default: made by Composer."""
-    tokenizer: TokenizerConfig | None = None
-    """Accepted for original files."""
     train_loader: LoaderConfig = MISSING
     """Training data."""
     eval_loader: LoaderConfig | None = None
@@ -247,6 +263,14 @@ class Config:
     dist_timeout: float = 1800.0
     """Seconds after which a rank that hears nothing from another gives up."""
 
+    accepted_without_effect: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    """Keys of original files: data is tokenized beforehand."""
+
+    @property
+    def data_loading(self) -> "DataLoadingConfig":
+        """The section `callbacks.data_loading`, typed."""
+        return build(DataLoadingConfig, self.callbacks.get("data_loading") or {}, "callbacks.data_loading")
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and `key=value` overrides into a checked `Config`.
@@ -263,7 +287,56 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(loaded, DictConfig)
-    return build(Config, loaded, source=str(path))
+    config = build(Config, loaded, source=str(path))
+    problems = config_problems(config)
+    if problems:
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+    return config
+
+
+def config_problems(config: Config) -> list[str]:
+    """Contradictions between keys, each with what to change; empty when there are none."""
+    return _domain_problems(config.data_loading) + _duration_problems(config)
+
+
+def _domain_problems(domains: DataLoadingConfig) -> list[str]:
+    if domains.set_names is None:
+        stray = [k for k in ("proportion", "target_loss") if getattr(domains, k) is not None]
+        return [f"callbacks.data_loading.{key} is set without set_names; name the domains." for key in stray]
+    problems = []
+    names = domains.set_names
+    needed = {"proportion": True, "target_loss": domains.dynamic and domains.update_type != "constant"}
+    for key, wanted in needed.items():
+        values = getattr(domains, key)
+        if wanted and values is None:
+            problems.append(f"callbacks.data_loading.{key} is missing; give one number for each of {names}.")
+        elif values is not None and len(values) != len(names):
+            problems.append(
+                f"callbacks.data_loading.{key} has {len(values)} numbers for {len(names)} domains {names}; "
+                "give one for each of set_names, in their order."
+            )
+    total = sum(domains.proportion or [1.0])
+    if abs(total - 1) > 1e-3:
+        problems.append(f"callbacks.data_loading.proportion sums to {total:.6g}; expected 1.")
+    if domains.update_type not in ("doremi", "bandit", "constant"):
+        problems.append(
+            f"callbacks.data_loading.update_type is {domains.update_type!r}; expected doremi, bandit or constant."
+        )
+    return problems
+
+
+def _duration_problems(config: Config) -> list[str]:
+    problems = []
+    for key in ("max_duration", "eval_interval", "save_interval"):
+        value = getattr(config, key)
+        units = ("ba", "tok", "sp") if key == "max_duration" else ("ba",)
+        if not re.fullmatch(rf"\d+({'|'.join(units)})", value):
+            problems.append(
+                f"{key} is {value!r}; expected a number and a unit out of {', '.join(units)}, such as 3200ba."
+            )
+    if config.autoresume and not config.save_folder:
+        problems.append("autoresume is true without save_folder; set the folder to resume from.")
+    return problems
 
 
 def build(schema: type, values: Any, source: str = "configuration") -> Any:
@@ -273,7 +346,7 @@ def build(schema: type, values: Any, source: str = "configuration") -> Any:
         ValueError: for an unknown key, a wrong type or a missing value, naming the key.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), _without_idle_keys(schema, values))
         return OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         raise ValueError(_unknown_key(schema, str(error.full_key), source)) from error
@@ -287,6 +360,26 @@ def build(schema: type, values: Any, source: str = "configuration") -> Any:
 def as_model_config(cfg: Any) -> ModelConfig:
     """`cfg` as a `ModelConfig`: itself, or built from a mapping or DictConfig."""
     return cfg if isinstance(cfg, ModelConfig) else build(ModelConfig, cfg, source="model")
+
+
+def _without_idle_keys(schema: type, values: Any) -> dict[str, Any]:
+    """`values` less the keys that original files have and nothing here reads."""
+    plain = OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
+    if not isinstance(plain, dict):
+        return plain
+    idle = getattr(schema, "accepted_without_effect", ())
+    hints = get_type_hints(schema)
+    kept = {}
+    for key, value in plain.items():
+        if key in idle:
+            continue
+        inner = next((t for t in _types_in(hints.get(key)) if is_dataclass(t)), None)
+        kept[key] = _without_idle_keys(inner, value) if inner else value  # type: ignore[arg-type]
+    return kept
+
+
+def _types_in(annotation: Any) -> tuple[Any, ...]:
+    return (annotation, *get_args(annotation))
 
 
 def _checked(overrides: Sequence[str]) -> list[str]:
@@ -308,4 +401,4 @@ def _unknown_key(schema: type, full_key: str, source: str) -> str:
 
 
 def _dataclass_in(annotation: Any) -> type:
-    return next(t for t in (annotation, *get_args(annotation)) if is_dataclass(t))  # type: ignore[return-value]
+    return next(t for t in _types_in(annotation) if is_dataclass(t))  # type: ignore[return-value]

@@ -80,7 +80,9 @@ def test_lagrangian_without_a_target_constrains_the_whole_model():
     left = (heads + width) * p["hidden"].mean() / (3 * (4 * 64 * 64 + 3 * 64 * 96))
     excess = (1 - left) - 0.4
     assert values["expected_sparsity"].item() == pytest.approx((1 - left).item(), rel=1e-5)
-    assert loss.item() == pytest.approx((l0.lambdas["lambda_1"] * excess + l0.lambdas["lambda_2"] * excess**2).item())
+    assert loss.item() == pytest.approx(
+        (l0.lambdas["lambda_1"] * excess + l0.lambdas["lambda_2"] * excess**2).item()
+    )
 
 
 def test_overall_target_is_that_of_the_target_model():
@@ -148,7 +150,10 @@ def test_masks_stay_fp32_under_autocast():
     ("l0", "message"),
     [
         ({"target_model": {**TARGET, "d_model": 128}}, "d_model is 128, more than the source's 64"),
-        ({"pruning_modules": ["head", "intermediate", "layer"]}, "add hidden to model.l0_module.pruning_modules"),
+        (
+            {"pruning_modules": ["head", "intermediate", "layer"]},
+            "add hidden to model.l0_module.pruning_modules",
+        ),
         ({"pruning_modules": ["head", "head_layer", "mlp", "intermediate", "hidden"]}, "half a layer"),
         ({"pruning_modules": ["haed"]}, "did you mean head"),
         ({"pruning_modules": ["qk_head_dim"]}, "not supported"),

@@ -20,7 +20,9 @@ def test_equals_cross_entropy_of_whole_logits(chunk):
     hidden.grad = weight.grad = None
     logits = hidden @ weight.T
     (3 * F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX)).backward()
-    torch.testing.assert_close(tokens.double(), F.cross_entropy(logits, targets, reduction="none"), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        tokens.double(), F.cross_entropy(logits, targets, reduction="none"), atol=1e-5, rtol=0
+    )
     for mine, reference in zip(ours, (hidden.grad, weight.grad), strict=True):
         torch.testing.assert_close(mine, reference, atol=1e-6, rtol=1e-5)
 

@@ -7,7 +7,14 @@ from llmshearing.models import masks
 from llmshearing.models.architecture import Architecture
 
 MHA = Architecture(
-    d_model=64, n_heads=4, n_kv_heads=4, head_dim=16, n_layers=3, intermediate_size=96, vocab_size=50, max_seq_len=32
+    d_model=64,
+    n_heads=4,
+    n_kv_heads=4,
+    head_dim=16,
+    n_layers=3,
+    intermediate_size=96,
+    vocab_size=50,
+    max_seq_len=32,
 )
 GQA = MHA.resized(n_heads=8, n_kv_heads=2, head_dim=8)
 

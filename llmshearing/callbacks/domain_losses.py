@@ -1,0 +1,49 @@
+"""Training losses by domain."""
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor
+
+from llmshearing.models.metrics import domain_sums
+
+
+class DomainLosses(Callback):
+    """Logs the training loss of every domain that a step had samples of; the others are left out.
+
+    | key | meaning |
+    |---|---|
+    | `metrics/train/{domain}_LanguageCrossEntropy` | mean loss of the step's tokens of a domain, in nats |
+    | `metrics/train/LanguagePerplexity` | exp of the mean loss over all domains |
+
+    Args:
+        set_names: domains, in the order of the batch's `set` indices.
+    """
+
+    def __init__(self, set_names: list[str]) -> None:
+        self.set_names = set_names
+        self._sums: Tensor | None = None
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._sums = None
+
+    def after_forward(self, state: State, logger: Logger) -> None:
+        batch = state.batch
+        sums = domain_sums(
+            state.outputs["token_loss"].detach(), batch["labels"], batch["set"], len(self.set_names)
+        )
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        assert self._sums is not None
+        dist.all_reduce(self._sums)
+        totals = self._sums.tolist()
+        metrics = {
+            f"metrics/train/{name}_LanguageCrossEntropy": loss / tokens
+            for name, (loss, tokens) in zip(self.set_names, totals, strict=True)
+            if tokens
+        }
+        loss, tokens = (sum(column) for column in zip(*totals, strict=True))
+        metrics["metrics/train/LanguagePerplexity"] = float(torch.tensor(loss / tokens).exp())
+        logger.log_metrics(metrics)

@@ -1,0 +1,80 @@
+"""Keeps the L0 module in step with the run, logs its sparsities and saves its masks."""
+
+from pathlib import Path
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.models.l0_module import L0Module
+
+
+class PruningCallback(Callback):
+    """Tells the L0 module the step, keeps its log_alphas within their limit, and reports.
+
+    Logged after every step:
+
+    | key | meaning |
+    |---|---|
+    | `metrics/train/expected_{module}_sparsity` | expected sparsity of a mask kind, mean over its rows |
+    | `metrics/train/target_{module}_sparsity` | the target in force for it |
+    | `metrics/train/{expected,target}_sparsity` | the same of all parameters that masks reach |
+    | `metrics/train/{multiplier}` | the Lagrange multipliers, such as `lambda_1_head` |
+
+    Args:
+        save_folder: folder for `zs_s{step}.safetensors`, the deterministic masks after each evaluation;
+            None: masks are not saved.
+    """
+
+    def __init__(self, save_folder: str | None = None) -> None:
+        self.save_folder = save_folder
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        module = l0_module(state)
+        module.seed = state.rank_zero_seed
+        module.constrain()
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        l0_module(state).set_step(state.timestamp.batch.value)
+
+    def eval_batch_start(self, state: State, logger: Logger) -> None:
+        l0_module(state).set_step(state.timestamp.batch.value)
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        module = l0_module(state)
+        module.constrain()
+        values: dict[str, Tensor] = {
+            **state.outputs["l0_output"][1],
+            **{name: full(value) for name, value in module.lambdas.items()},
+        }
+        numbers = torch.stack([value.float() for value in values.values()]).tolist()
+        logger.log_metrics({f"metrics/train/{k}": v for k, v in zip(values, numbers, strict=True)})
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        if self.save_folder is None:
+            return
+        module = l0_module(state)
+        with torch.no_grad():
+            gates = {name: gate.cpu() for name, gate in module.deterministic().items()}
+        if dist.get_global_rank() == 0:
+            folder = Path(self.save_folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(gates, folder / f"zs_s{state.timestamp.batch.value}.safetensors")
+
+
+def l0_module(state: State) -> L0Module:
+    """The L0 module of the model in training."""
+    model = state.model
+    assert isinstance(model, ComposerMosaicLlama)
+    assert model.model.l0_module is not None
+    return model.model.l0_module
+
+
+def full(value: Tensor) -> Tensor:
+    """A parameter's whole value, gathered when it is sharded."""
+    value = value.detach()
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[attr-defined]

@@ -1,0 +1,274 @@
+"""From a configuration to a finished run: one `build_*` a part, then `fit`.
+
+Composer's Trainer is used as it is; everything of ours enters as a model, a dataset or a callback.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import composer.algorithms
+import composer.callbacks
+import composer.loggers
+import torch
+from composer import Evaluator, Trainer
+from composer.core import Algorithm, Callback
+from composer.loggers import LoggerDestination
+from composer.optim import (
+    ComposerScheduler,
+    ConstantWithWarmupScheduler,
+    CosineAnnealingWithWarmupScheduler,
+    LinearWithWarmupScheduler,
+)
+from composer.utils import dist, reproducibility
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+
+from llmshearing.callbacks.domain_losses import DomainLosses
+from llmshearing.callbacks.dynamic_loading_callback import DynamicLoadingCallback
+from llmshearing.callbacks.metrics_file import MetricsFile
+from llmshearing.callbacks.pruning_callback import PruningCallback
+from llmshearing.callbacks.run_record import RunRecord
+from llmshearing.config import Config, DataLoadingConfig
+from llmshearing.datasets.load_text_dataloader import build_text_dataloader
+from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.models.families import complete
+from llmshearing.models.model_registry import model_class
+from llmshearing.utils.checkpoint import Checkpoint, load_weights, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_COMPOSER_CALLBACKS = {
+    "speed_monitor": composer.callbacks.SpeedMonitor,
+    "lr_monitor": composer.callbacks.LRMonitor,
+    "memory_monitor": composer.callbacks.MemoryMonitor,
+    "optimizer_monitor": composer.callbacks.OptimizerMonitor,
+    "runtime_estimator": composer.callbacks.RuntimeEstimator,
+    "system_metrics_monitor": composer.callbacks.SystemMetricsMonitor,
+}
+_COMPOSER_LOGGERS = {
+    "wandb": composer.loggers.WandBLogger,
+    "tensorboard": composer.loggers.TensorboardLogger,
+    "mlflow": composer.loggers.MLFlowLogger,
+    "file_logger": composer.loggers.FileLogger,
+}
+_ALGORITHMS = {"gradient_clipping": composer.algorithms.GradientClipping}
+
+
+def train(config: Config) -> None:
+    """Run `config` from start to end: prune when it has an L0 module, train otherwise."""
+    trainer = build_trainer(config)
+    if dist.get_global_rank() == 0 and config.save_folder:
+        _write_config(config)
+    trainer.fit()
+    trainer.close()
+
+
+def build_trainer(config: Config) -> Trainer:
+    """A Composer Trainer ready to `fit`."""
+    reproducibility.seed_all(config.seed)
+    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=config.dist_timeout)
+    source = read_checkpoint(config.model.path) if config.model.path else None
+    model = build_model(config, source)
+    train_loader, evaluator = build_loaders(config, model)
+    return Trainer(
+        model=model,
+        train_dataloader=train_loader,
+        eval_dataloader=evaluator,
+        eval_interval=config.eval_interval,
+        eval_subset_num_batches=config.eval_subset_num_batches,
+        max_duration=config.max_duration,
+        optimizers=build_optimizer(config, model),
+        schedulers=build_scheduler(config),
+        algorithms=build_algorithms(config),
+        callbacks=build_callbacks(config, model, source),
+        loggers=build_loggers(config),
+        run_name=config.run_name,
+        progress_bar=config.progress_bar,
+        log_to_console=config.log_to_console,
+        console_log_interval=config.console_log_interval,
+        precision=config.precision,
+        device_train_microbatch_size=config.device_train_microbatch_size,
+        save_folder=config.save_folder,
+        save_interval=config.save_interval,
+        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
+        save_overwrite=config.save_overwrite,
+        save_weights_only=config.save_weights_only,
+        load_path=config.load_path,
+        load_weights_only=config.load_weights_only,
+        autoresume=config.autoresume,
+        seed=config.seed,
+        dist_timeout=config.dist_timeout,
+        python_log_level=config.python_log_level,
+    )
+
+
+# ----------------------------------------------------------------------- parts
+
+
+def build_model(config: Config, source: Checkpoint | None) -> ComposerMosaicLlama:
+    """The model, with the weights of `source` where there is one.
+
+    Raises:
+        ValueError: when the configuration contradicts the checkpoint, or the target cannot be reached.
+    """
+    section = config.model
+    if source is not None:
+        section = complete(section, source.architecture(), str(section.path))
+    section.set_names = config.data_loading.set_names
+    model = model_class(section.name)(section)
+    if source is not None:
+        load_weights(model, source)
+    model.return_logits = False
+    return model
+
+
+def build_loaders(config: Config, model: ComposerMosaicLlama) -> tuple[DataLoader, Evaluator | None]:
+    """The training mixture and, when there is an `eval_loader`, the evaluation."""
+    world_size = dist.get_world_size()
+    if config.global_train_batch_size % world_size:
+        raise ValueError(
+            f"global_train_batch_size is {config.global_train_batch_size}; expected a multiple of the "
+            f"{world_size} processes."
+        )
+    domains = config.data_loading
+    train = build_text_dataloader(
+        config.train_loader,
+        config.global_train_batch_size // world_size,
+        dynamic=True,
+        set_names=domains.set_names,
+        proportion=domains.proportion,
+        vocab_size=model.model.arch.vocab_size,
+    )
+    if config.eval_loader is None:
+        return train, None
+    evaluation = build_text_dataloader(
+        config.eval_loader,
+        config.device_eval_batch_size,
+        set_names=domains.set_names,
+        vocab_size=model.model.arch.vocab_size,
+    )
+    return train, Evaluator(label="eval", dataloader=evaluation)
+
+
+def build_optimizer(config: Config, model: ComposerMosaicLlama) -> torch.optim.Optimizer:
+    """One optimizer with the groups main, masks and multipliers.
+
+    `decoupled_adamw` is torch's AdamW with the weight decay divided by the peak learning rate, which is
+    Composer's DecoupledAdamW exactly: each step shrinks a weight by weight_decay x lr / peak lr.
+
+    Raises:
+        ValueError: for an unknown optimizer.
+    """
+    settings = config.optimizer
+    groups = _parameter_groups(config, model)
+    betas = (settings.betas[0], settings.betas[1])
+    if settings.name not in ("decoupled_adamw", "adamw"):
+        raise ValueError(f"optimizer.name is {settings.name!r}; expected decoupled_adamw or adamw.")
+    for group in groups:
+        if settings.name == "decoupled_adamw" and group["lr"]:
+            group["weight_decay"] /= group["lr"]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
+
+
+def _parameter_groups(config: Config, model: ComposerMosaicLlama) -> list[dict[str, Any]]:
+    settings = config.optimizer
+    main = {
+        "params": list(model.model.transformer.parameters()),
+        "lr": settings.lr,
+        "weight_decay": settings.weight_decay,
+    }
+    l0 = model.model.l0_module
+    if l0 is None:
+        return [main]
+    return [
+        main,
+        {"params": list(l0.masks.parameters()), "lr": settings.lag_lr, "weight_decay": 0.0},
+        {"params": list(l0.lambdas.parameters()), "lr": settings.lag_lr, "weight_decay": 0.0},
+    ]
+
+
+def build_scheduler(config: Config) -> ComposerScheduler:
+    """The schedule that all parameter groups share.
+
+    Raises:
+        ValueError: for an unknown schedule.
+    """
+    settings = config.scheduler
+    if settings.name == "cosine_with_warmup":
+        return CosineAnnealingWithWarmupScheduler(t_warmup=settings.t_warmup, alpha_f=settings.alpha_f)
+    if settings.name == "linear_decay_with_warmup":
+        return LinearWithWarmupScheduler(t_warmup=settings.t_warmup, alpha_f=settings.alpha_f)
+    if settings.name == "constant_with_warmup":
+        return ConstantWithWarmupScheduler(t_warmup=settings.t_warmup)
+    raise ValueError(
+        f"scheduler.name is {settings.name!r}; expected cosine_with_warmup, linear_decay_with_warmup or "
+        "constant_with_warmup."
+    )
+
+
+def build_algorithms(config: Config) -> list[Algorithm]:
+    """Composer algorithms by name."""
+    return [_make(_ALGORITHMS, "algorithms", name, kwargs) for name, kwargs in config.algorithms.items()]
+
+
+def build_loggers(config: Config) -> list[LoggerDestination]:
+    """Composer loggers by name, and the metrics file of the run's folder."""
+    loggers = [_make(_COMPOSER_LOGGERS, "loggers", name, kwargs) for name, kwargs in config.loggers.items()]
+    if config.save_folder:
+        loggers.append(MetricsFile(Path(config.save_folder) / "metrics.jsonl"))
+    return loggers
+
+
+def build_callbacks(config: Config, model: ComposerMosaicLlama, source: Checkpoint | None) -> list[Callback]:
+    """Ours, in the order in which they act, then Composer's by name."""
+    callbacks: list[Callback] = [RunRecord(_record(config, source))]
+    if model.model.l0_module is not None:
+        callbacks.append(PruningCallback(config.save_folder))
+    domains = config.data_loading
+    if domains.set_names:
+        callbacks.append(DomainLosses(domains.set_names))
+    if domains.dynamic:
+        callbacks.append(_dynamic_loading(domains))
+    return callbacks + [
+        _make(_COMPOSER_CALLBACKS, "callbacks", name, kwargs)
+        for name, kwargs in config.callbacks.items()
+        if name != "data_loading"
+    ]
+
+
+def _dynamic_loading(domains: DataLoadingConfig) -> DynamicLoadingCallback:
+    return DynamicLoadingCallback(
+        domains.target_loss,
+        domains.proportion,
+        domains.set_names,
+        domains.update_type,
+        clip_excess=domains.clip_excess,
+        smoothing=domains.smoothing,
+        step_size=domains.step_size,
+        max_weight=domains.max_weight,
+    )
+
+
+# --------------------------------------------------------------------- helpers
+
+
+def _make(registry: dict[str, Any], section: str, name: str, kwargs: dict[str, Any] | None) -> Any:
+    if name not in registry:
+        raise ValueError(f"{section}.{name} is not known; expected some of: {', '.join(registry)}.")
+    try:
+        return registry[name](**(kwargs or {}))
+    except TypeError as error:
+        raise ValueError(f"{section}.{name}: {error}.") from error
+
+
+def _record(config: Config, source: Checkpoint | None) -> dict[str, Any]:
+    files = source.hf_files if source is not None else {}
+    return {"config": OmegaConf.to_yaml(OmegaConf.structured(config)), "hf_files": files}
+
+
+def _write_config(config: Config) -> None:
+    assert config.save_folder is not None
+    folder = Path(config.save_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")

@@ -1,0 +1,25 @@
+"""Run a configuration: `composer train.py CONFIG.yaml key=value ...`, or plain `python train.py ...`.
+
+Prunes when the configuration has `model.l0_module`, trains otherwise.
+
+    python train.py configs/llama2/7b.yaml data_local=data/mds save_folder=runs/prune max_duration=3200ba
+"""
+
+import sys
+
+from llmshearing.config import load_config
+from llmshearing.training import train
+from llmshearing.utils.cli import run
+
+
+def main() -> None:
+    """CONFIG.yaml and any number of key=value overrides."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(f"{__doc__}\nEvery key: docs/configuration.md\n")
+        return
+    train(load_config(arguments[0], arguments[1:]))
+
+
+if __name__ == "__main__":
+    run(main)
