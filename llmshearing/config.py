@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args, get_type_hints
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
@@ -44,7 +45,7 @@ class L0Config:
     target_sparsity: float = 0.0
     """Overall sparsity to reach where no `target_model` is given, in [0, 1)."""
     pruning_modules: list[str] | None = None
-    """Masks to learn: head, kv_head, head_layer, intermediate, mlp, layer, hidden; default: what the target needs."""
+    """Masks: head, kv_head, head_layer, intermediate, mlp, layer, hidden; default: those the target needs."""
     lagrangian_warmup_steps: str = "0ba"
     """Batches over which targets rise from `start_sparsity`, such as 640ba."""
     eval_target_model: bool = True
@@ -286,7 +287,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         OmegaConf.resolve(loaded)
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
-    assert isinstance(loaded, DictConfig)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not plain YAML: {error}") from error
+    if not isinstance(loaded, DictConfig):
+        raise ValueError(f"{path} holds a list; expected keys and values.")
     config = build(Config, loaded, source=str(path))
     problems = config_problems(config)
     if problems:
@@ -320,7 +324,8 @@ def _domain_problems(domains: DataLoadingConfig) -> list[str]:
         problems.append(f"callbacks.data_loading.proportion sums to {total:.6g}; expected 1.")
     if domains.update_type not in ("doremi", "bandit", "constant"):
         problems.append(
-            f"callbacks.data_loading.update_type is {domains.update_type!r}; expected doremi, bandit or constant."
+            f"callbacks.data_loading.update_type is {domains.update_type!r}; expected doremi, bandit or "
+            "constant."
         )
     return problems
 

@@ -10,10 +10,9 @@ TARGET = {"d_model": 32, "n_heads": 2, "n_layers": 2, "intermediate_size": 48, "
 
 
 def config(target=TARGET, **l0):
-    return {
-        "d_model": 64, "n_heads": 4, "n_layers": 3, "intermediate_size": 96, "vocab_size": 50, "max_seq_len": 32,
-        "l0_module": {"lagrangian_warmup_steps": "10ba", "target_model": target, **l0},
-    }  # fmt: skip
+    sizes = {"d_model": 64, "n_heads": 4, "n_layers": 3, "intermediate_size": 96, "vocab_size": 50}
+    l0_module = {"lagrangian_warmup_steps": "10ba", "target_model": target, **l0}
+    return {**sizes, "max_seq_len": 32, "l0_module": l0_module}
 
 
 def module(**kwargs):
@@ -49,8 +48,12 @@ def test_shapes_handed_to_the_model():
     l0 = module()
     shapes = {name: tuple(z.shape) for name, z in l0().items()}
     assert shapes == {
-        "head_z": (3, 1, 4, 1), "intermediate_z": (3, 1, 1, 96), "head_layer_z": (3,), "mlp_z": (3,), "hidden_z": (64,),
-    }  # fmt: skip
+        "head_z": (3, 1, 4, 1),
+        "intermediate_z": (3, 1, 1, 96),
+        "head_layer_z": (3,),
+        "mlp_z": (3,),
+        "hidden_z": (64,),
+    }
 
 
 @pytest.mark.parametrize("step", [0, 3, 10, 25])

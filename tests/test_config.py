@@ -1,0 +1,225 @@
+"""The configuration: what is accepted, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from runs import run_values
+
+from llmshearing.config import Config, build, load_config
+
+ROOT = Path(__file__).parents[1]
+
+# The keys of an original configuration file, section by section.
+ORIGINAL = """
+data_local: my-data
+data_remote:
+tokenizer_name: meta-llama/Llama-2-7b-hf
+max_seq_len: 4096
+global_seed: 17
+run_name: test_run_name
+model:
+  name: mosaic_llama2_7b
+  path: /nowhere/state_dict.pt
+  init_device: cpu
+  tokenizer_name: ${tokenizer_name}
+  d_model: 4096
+  n_heads: 32
+  n_layers: 32
+  intermediate_size: 11008
+  max_seq_len: ${max_seq_len}
+  vocab_size: 32000
+  init_std: 0.02
+  attn_pdrop: 0.0
+  resid_pdrop: 0.0
+  emb_pdrop: 0.0
+  attn_impl: flash
+  rms_norm_eps: 1.0e-5
+  l0_module:
+    start_sparsity: 0.0
+    target_sparsity: 0.5
+    pruning_modules: [head, head_layer, mlp, intermediate]
+    lagrangian_warmup_steps: 320ba
+    eval_target_model: false
+    target_model:
+      d_model: 2048
+      n_layers: 24
+      n_heads: 16
+      intermediate_size: 5504
+      vocab_size: 32000
+tokenizer:
+  type: hftokenizer
+  args:
+    tokenizer_name: ${tokenizer_name}
+    max_seq_len: ${max_seq_len}
+train_loader:
+  name: text
+  dataset:
+    local: ${data_local}
+    remote: ${data_remote}
+    split: train
+    shuffle: true
+    tokenizer_name: ${tokenizer_name}
+    max_seq_len: ${max_seq_len}
+    shuffle_seed: ${global_seed}
+    is_uint16: true
+  drop_last: true
+  num_workers: 8
+  prefetch_factor: 2
+  persistent_workers: true
+eval_loader:
+  name: text
+  dataset:
+    local: ${data_local}
+    remote: ${data_remote}
+    split: eval_merge
+    shuffle: false
+    tokenizer_name: ${tokenizer_name}
+    max_seq_len: ${max_seq_len}
+    shuffle_seed: ${global_seed}
+    is_uint16: true
+  drop_last: false
+  num_workers: 8
+scheduler:
+  name: cosine_with_warmup
+  t_warmup: 320ba
+  alpha_f: 0.1
+optimizer:
+  name: decoupled_adamw
+  lr: 1.0e-4
+  betas: [0.9, 0.95]
+  eps: 1.0e-8
+  weight_decay: 0.0
+  lag_lr: 1.0
+algorithms:
+  gradient_clipping:
+    clipping_type: norm
+    clipping_threshold: 1.0
+max_duration: 3200ba
+eval_interval: 50ba
+eval_first: false
+eval_subset_num_batches: -1
+global_train_batch_size: 32
+seed: ${global_seed}
+device_eval_batch_size: 8
+device_train_microbatch_size: 4
+precision: amp_bf16
+fsdp_config:
+  sharding_strategy: FULL_SHARD
+  mixed_precision: DEFAULT
+  activation_checkpointing: true
+  activation_cpu_offload: false
+  verbose: false
+progress_bar: false
+log_to_console: true
+console_log_interval: 1ba
+callbacks:
+  data_loading:
+    dynamic: true
+    set_names: [cc, github]
+    proportion: [0.5, 0.5]
+    update_type: doremi
+    target_loss: [1.9, 0.7]
+  speed_monitor:
+    window_size: 10
+  lr_monitor: {}
+  memory_monitor: {}
+  runtime_estimator: {}
+loggers:
+  wandb:
+    project: pruning
+    name: ${run_name}
+    init_kwargs:
+      mode: offline
+save_interval: 50ba
+save_folder: out
+save_num_checkpoints_to_keep: 2
+save_overwrite: true
+load_path:
+autoresume: false
+"""
+
+
+def write(folder, values):
+    path = folder / "run.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return path
+
+
+def test_every_key_of_an_original_file_is_accepted(tmp_path):
+    config = load_config(write(tmp_path, ORIGINAL))
+    assert config.model.l0_module.target_model.d_model == 2048
+    assert config.train_loader.dataset.shuffle_seed == 17
+    assert config.seed == 17
+    assert config.data_loading.target_loss == [1.9, 0.7]
+    assert config.loggers["wandb"]["name"] == "test_run_name"
+
+
+def test_overrides_reach_any_depth(tmp_path):
+    path = write(tmp_path, ORIGINAL)
+    overrides = [
+        "model.l0_module=null",
+        "max_duration=10ba",
+        "callbacks.data_loading.set_names=[a,b,c]",
+        "callbacks.data_loading.proportion=[0.2,0.3,0.5]",
+        "callbacks.data_loading.target_loss=[1,2,3]",
+        "train_loader.prefetch_factor=null",
+    ]
+    config = load_config(path, overrides)
+    assert config.model.l0_module is None
+    assert config.max_duration == "10ba"
+    assert config.data_loading.proportion == [0.2, 0.3, 0.5]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_files_are_valid_and_resolve_to_yaml(path):
+    config = load_config(path)
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    assert build(Config, OmegaConf.create(text)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "model.l0_module.target_modle=3",
+            r"unknown key model.l0_module.target_modle; did you mean .*target_model",
+        ),
+        ("max_durations=3ba", "unknown key max_durations; did you mean max_duration"),
+        ("train_loader.dataset.splitt=x", "did you mean train_loader.dataset.split"),
+        ("global_train_batch_size=many", "global_train_batch_size"),
+        ("max_duration=3", "max_duration is '3'; expected a number and a unit"),
+        ("max_duration=1ep", "expected a number and a unit out of ba, tok, sp"),
+        ("callbacks.data_loading.proportion=[0.5,0.2,0.2]", "proportion sums to 0.9; expected 1"),
+        ("callbacks.data_loading.proportion=[0.5,0.5]", "has 2 numbers for 3 domains"),
+        ("callbacks.data_loading.target_loss=[1]", "target_loss has 1 numbers for 3 domains"),
+        ("callbacks.data_loading.target_loss=null", "target_loss is missing"),
+        ("callbacks.data_loading.update_type=doremy", "expected doremi, bandit or constant"),
+        ("callbacks.data_loading.set_name=[a]", "unknown key set_name"),
+        ("model.n_heads=4 5", "n_heads"),
+        ("autoresume=true", "autoresume is true without save_folder"),
+        ("nonsense", "not of the form key=value"),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_was_expected(tmp_path, override, message):
+    path = write(tmp_path, run_values(tmp_path / "data"))
+    with pytest.raises(ValueError, match=message):
+        load_config(path, [override])
+
+
+def test_missing_keys_and_files_are_named(tmp_path):
+    values = run_values(tmp_path / "data")
+    del values["global_train_batch_size"]
+    with pytest.raises(ValueError, match="global_train_batch_size is missing"):
+        load_config(write(tmp_path, values))
+    with pytest.raises(FileNotFoundError, match=r"nowhere.yaml does not exist"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_yaml_file_cannot_run_code(tmp_path):
+    target = tmp_path / "executed"
+    text = f"run_name: !!python/object/apply:os.mkdir ['{target}']\n"
+    with pytest.raises(ValueError, match="YAML"):
+        load_config(write(tmp_path, text))
+    assert not target.exists()

@@ -1,0 +1,141 @@
+"""A whole pruning run in miniature: golden losses, what it logs, what it leaves behind."""
+
+import json
+import platform
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from runs import DOMAINS, TARGET, run_config, write_data
+from safetensors.torch import load_file
+
+from llmshearing.training import build_trainer, train
+
+GOLDEN = Path(__file__).parent / "golden" / "pruning_losses.json"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A pruning run of 20 steps in fp32 on one CPU thread; its folder."""
+    folder = tmp_path_factory.mktemp("run")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(run_config(write_data(folder / "data"), folder / "out", max_duration="20ba"))
+    torch.set_num_threads(threads)
+    return folder / "out"
+
+
+def arithmetic():
+    """What decides the last bits of a sum."""
+    cpuinfo = Path("/proc/cpuinfo")
+    vendor = re.search(r"vendor_id\s*: (\w+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    kind = torch.backends.cpu.get_cpu_capability()
+    return [torch.__version__, platform.machine(), kind, vendor[1] if vendor else ""]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def series(folder, key):
+    return [line[key] for line in lines(folder) if key in line]
+
+
+def test_losses_equal_the_golden_ones_exactly(run):
+    """Regenerate after a change that is meant to move them: PYTHONPATH=tests python tests/test_training.py.
+
+    To the bit where arithmetic is the same: torch's version and the processor's kind. Elsewhere sums run in
+    another order, and five digits must agree.
+    """
+    golden = json.loads(GOLDEN.read_text())
+    exact = golden["arithmetic"] == arithmetic()
+    for key, values in golden["losses"].items():
+        assert series(run, key) == (values if exact else pytest.approx(values, rel=1e-5)), key
+
+
+def test_the_model_learns_and_is_pruned(run):
+    losses = series(run, "loss/train/ce_loss")
+    assert losses[-1] < losses[0] - 0.2
+    target = series(run, "metrics/train/target_head_sparsity")
+    assert target[:6] == pytest.approx([0, 0.125, 0.25, 0.375, 0.5, 0.5])
+
+
+def test_every_metric_of_the_original_is_logged(run):
+    keys = set().union(*lines(run))
+    for module in ("head", "intermediate", "layer", "hidden"):
+        assert {
+            f"metrics/train/expected_{module}_sparsity",
+            f"metrics/train/target_{module}_sparsity",
+        } <= keys
+    for domain in DOMAINS:
+        assert {f"metrics/train/{domain}_weight", f"metrics/eval/{domain}_LanguageCrossEntropy"} <= keys
+    assert {"loss/train/ce_loss", "loss/train/lag_loss", "loss/train/total"} <= keys
+
+
+def test_total_is_the_sum_of_its_parts(run):
+    for line in lines(run):
+        if "loss/train/total" in line:
+            parts = line["loss/train/ce_loss"] + line["loss/train/lag_loss"]
+            assert line["loss/train/total"] == pytest.approx(parts, rel=1e-6)
+
+
+def test_domain_losses_average_to_the_batch_loss_and_absent_domains_are_left_out(run):
+    counted = 0
+    for line in lines(run):
+        present = [line[k] for d in DOMAINS if (k := f"metrics/train/{d}_LanguageCrossEntropy") in line]
+        if "loss/train/ce_loss" in line:
+            assert min(present) <= line["loss/train/ce_loss"] + 1e-6
+            assert max(present) >= line["loss/train/ce_loss"] - 1e-6
+            counted += len(present)
+    assert 0 < counted < 20 * len(DOMAINS), "some step of 8 samples lacks a domain"
+
+
+def test_masks_in_the_run_folder_have_the_target_shape(run):
+    gates = load_file(run / "zs_s20.safetensors")
+    assert (gates["head"] != 0).sum(1).tolist() == [TARGET["n_heads"]] * 3
+    assert (gates["hidden"] != 0).sum().item() == TARGET["d_model"]
+    assert (gates["layer"] != 0).sum().item() == TARGET["n_layers"]
+
+
+def test_optimizer_groups_are_model_masks_and_multipliers(tmp_path):
+    config = run_config(write_data(tmp_path / "data"), optimizer__weight_decay=1e-5)
+    trainer = build_trainer(config)
+    model = trainer.state.model
+    groups = trainer.state.optimizers[0].param_groups
+    assert [len(group["params"]) for group in groups] == [
+        len(list(model.model.transformer.parameters())),
+        len(model.model.l0_module.masks),
+        len(model.model.l0_module.lambdas),
+    ]
+    assert [group["initial_lr"] for group in groups] == [3e-3, 0.5, 0.5]
+    assert [group["weight_decay"] for group in groups] == [pytest.approx(1e-5 / 3e-3), 0.0, 0.0]
+    trainer.close()
+
+
+def test_decoupled_adamw_equals_composers(tmp_path):
+    from composer.optim import DecoupledAdamW
+
+    weights = [torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64)) for _ in range(2)]
+    ours = torch.optim.AdamW(weights[:1], lr=3e-3, betas=(0.9, 0.95), weight_decay=1e-2 / 3e-3, fused=True)
+    theirs = DecoupledAdamW(weights[1:], lr=3e-3, betas=(0.9, 0.95), weight_decay=1e-2)
+    for step in range(10):
+        for optimizer, weight in zip((ours, theirs), weights, strict=True):
+            optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / 20)
+            weight.grad = torch.cos(weight.detach() * (step + 1))
+            optimizer.step()
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-9, atol=1e-12)
+
+
+if __name__ == "__main__":
+    import sys
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        torch.set_num_threads(1)
+        train(run_config(write_data(Path(name) / "data"), Path(name) / "out", max_duration="20ba"))
+        keys = ["loss/train/ce_loss", "loss/train/lag_loss", "metrics/eval/LanguageCrossEntropy"]
+        losses = {key: series(Path(name) / "out", key) for key in keys}
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps({"arithmetic": arithmetic(), "losses": losses}, indent=1) + "\n")
+    sys.stdout.write(f"wrote {GOLDEN}\n")
