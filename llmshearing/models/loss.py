@@ -16,6 +16,11 @@ def shift_labels(labels_BS: Tensor) -> Tensor:
     return torch.cat([labels_BS[:, 1:], last], dim=1)
 
 
+def chunk_size(vocab_size: int) -> int:
+    """Tokens whose logits take about 64 MiB in fp32."""
+    return max(16, _CHUNK_BYTES // (4 * vocab_size))
+
+
 def linear_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_tokens: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -32,7 +37,7 @@ def linear_cross_entropy(
         the mean over predicted tokens (differentiable) and the loss of every token [N] (not), 0 where
         there is nothing to predict; both fp32.
     """
-    chunk = chunk_tokens or max(16, _CHUNK_BYTES // (4 * weight_VD.shape[0]))
+    chunk = chunk_tokens or chunk_size(weight_VD.shape[0])
     if torch.is_autocast_enabled(hidden_ND.device.type):
         hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))
     return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk)  # type: ignore[return-value]
