@@ -3,10 +3,14 @@
 A new LLaMA-like family costs one row in `FAMILIES`, when its weights carry LLaMA's names.
 """
 
+import copy
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llmshearing.config import ModelConfig, TargetConfig
 from llmshearing.models.architecture import Architecture
@@ -111,6 +115,8 @@ def architecture_from_hf(hf: Mapping[str, Any]) -> Architecture:
         )
     if hf.get("quantization_config"):
         raise ValueError("The checkpoint is quantized; pruning needs the weights in fp32, bf16 or fp16.")
+    _rope_scaling(hf.get("rope_scaling"))
+    hf = _with_defaults(hf)
     family = FAMILIES[name]
     values = {ours: hf[theirs] for ours, theirs in family.keys.items() if hf.get(theirs) is not None}
     values |= dict(family.fixed) | family.adjust(hf)
@@ -121,9 +127,15 @@ def architecture_from_hf(hf: Mapping[str, Any]) -> Architecture:
 
 
 def architecture_to_hf(arch: Architecture, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The HF config of `arch` as a dict: the entries of `base`, with every key that `arch` fixes set."""
+    """The HF config of `arch` as a dict: `base` if it says the same, else with every key that `arch` fixes.
+
+    Raises:
+        ValueError: when the family's config cannot say what `arch` is.
+    """
+    if base and architecture_from_hf(base) == arch:
+        return dict(base)
     family = FAMILIES[arch.family]
-    hf = dict(base or {})
+    hf = {"architectures": [hf_class_name(arch.family)], **(base or {})}
     hf["model_type"] = arch.family
     hf.update({theirs: getattr(arch, ours) for ours, theirs in family.keys.items()})
     if arch.family in ("llama", "qwen3"):
@@ -131,7 +143,46 @@ def architecture_to_hf(arch: Architecture, base: Mapping[str, Any] | None = None
     if "layer_types" in hf:
         hf.pop("layer_types")
         hf.pop("max_window_layers", None)
+    understood = architecture_from_hf(hf)
+    lost = [f.name for f in fields(arch) if getattr(arch, f.name) != getattr(understood, f.name)]
+    if lost:
+        raise ValueError(
+            f"An HF config of family {arch.family} cannot say "
+            + ", ".join(f"{name}={getattr(arch, name)}" for name in lost)
+            + "; choose another model.family, or sizes that fit together."
+        )
     return hf
+
+
+def hf_class_name(family: str) -> str:
+    """The class in `transformers` of a family's language models, such as LlamaForCausalLM."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
+
+
+def family_of_class(name: str) -> str:
+    """The family of a class in `transformers`.
+
+    Raises:
+        ValueError: for a class of no supported family.
+    """
+    classes = {hf_class_name(family): family for family in FAMILIES}
+    if name not in classes:
+        raise ValueError(f"The model class {name} is not supported; supported: {', '.join(classes)}.")
+    return classes[name]
+
+
+def size_keys(family: str) -> list[str]:
+    """Keys of a family's HF config that the shapes of weights fix."""
+    ours = ("d_model", "n_heads", "n_kv_heads", "head_dim", "n_layers", "intermediate_size", "vocab_size")
+    return [key for name, key in FAMILIES[family].keys.items() if name in ours]
+
+
+def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """`hf` with the values that transformers gives to keys left out."""
+    try:
+        return CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(dict(hf))).to_dict()
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The HF config does not hold together: {error}") from error
 
 
 def _rope_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -148,13 +199,10 @@ def _rope_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 # ------------------------------------------------------------- `model` section
 
-_CONFIG_KEYS = {
-    name: name
-    for name in (
-        "family d_model n_heads n_kv_heads head_dim n_layers intermediate_size vocab_size max_seq_len "
-        "rope_theta rope_scaling rotary_pct sliding_window qkv_bias out_bias mlp_bias qk_norm tie_embeddings"
-    ).split()
-} | {"norm_eps": "rms_norm_eps", "parallel_residual": "use_parallel_residual"}
+_CONFIG_KEYS = {field.name: field.name for field in fields(Architecture)} | {
+    "norm_eps": "rms_norm_eps",
+    "parallel_residual": "use_parallel_residual",
+}
 _REQUIRED = ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size", "max_seq_len")
 
 
@@ -202,13 +250,19 @@ def complete(cfg: ModelConfig, arch: Architecture, source: str) -> ModelConfig:
     filled = {}
     for ours, key in _CONFIG_KEYS.items():
         held, given = getattr(arch, ours), getattr(cfg, key)
-        if given is not None and given != held and not (ours == "max_seq_len" and given < held):
+        if given is not None and given != held and not (ours == "max_seq_len" and _may_shorten(arch, given)):
             raise ValueError(
                 f"model.{key} is {given}, but the checkpoint {source} has {held}; "
                 f"set model.{key}={held} or leave it out."
             )
         filled[key] = held
     return replace(cfg, layer_norm_eps=None, **filled)
+
+
+def _may_shorten(arch: Architecture, max_seq_len: int) -> bool:
+    """Whether a model may be trained on shorter sequences: not where its rotary embedding depends on them."""
+    kind = arch.rope_scaling["rope_type"] if arch.rope_scaling else "default"
+    return max_seq_len < arch.max_seq_len and kind not in ("dynamic", "yarn")
 
 
 def target_of(source: Architecture, target: TargetConfig | None) -> Architecture | None:

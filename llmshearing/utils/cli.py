@@ -1,0 +1,50 @@
+"""What every command of the package shares: how it ends, what it prints and how `key=value` is read."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+
+USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command and exit: status 0, or 2 with `error: ...` on stderr when the user can put it right.
+
+    `--debug` anywhere on the command line shows the traceback instead; `main` never sees it.
+    """
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("llmshearing").setLevel(logging.DEBUG if debug else logging.INFO)
+    try:
+        main()
+    except USER_ERRORS as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+
+
+def say(text: str = "") -> None:
+    """Write a line of a command's own output."""
+    sys.stdout.write(text + "\n")
+
+
+def key_values(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as a dict, values read as YAML scalars: 16 is a number, `true` a boolean.
+
+    Raises:
+        ValueError: for a word without `=`, or a key given twice.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ValueError(f"Argument {word!r} is not of the form key=value, such as hidden_size=2048.")
+        if key in values:
+            raise ValueError(f"Argument {key} is given twice.")
+        values[key] = yaml.safe_load(value)
+    return values

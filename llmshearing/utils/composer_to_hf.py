@@ -1,0 +1,131 @@
+"""HF models to Composer checkpoints and back.
+
+    python -m llmshearing.utils.composer_to_hf save_hf_to_composer HF OUT
+    python -m llmshearing.utils.composer_to_hf save_composer_to_hf CKPT OUT [key=value ...]
+
+HF is a folder, a safetensors or GGUF file, or a name on the hub. The keys of the second command are those
+of the HF config, all optional: sizes are read from the weights and only checked against them.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmshearing.models.architecture import Architecture
+from llmshearing.models.families import architecture_from_hf
+from llmshearing.utils import cli
+from llmshearing.utils.checkpoint import Checkpoint, describe, read_checkpoint, write_checkpoint
+from llmshearing.utils.hf_files import CONFIG, HFModel, read_hf, write_hf
+from llmshearing.utils.key_map import is_weight, to_composer, to_hf
+from llmshearing.utils.weights import check_weights, shape_in_words
+
+
+def save_hf_to_composer(hf_path: str | Path, out: str | Path) -> None:
+    """Convert an HF model to a Composer checkpoint; types are kept.
+
+    Raises:
+        ValueError: for a model that is not supported, or whose weights are not those of its config.
+        OSError: when something is missing or cannot be written.
+    """
+    model = read_hf(hf_path)
+    weights, arch = from_hf(model)
+    write_checkpoint(out, weights, {"hf_files": model.files, "config": None})
+    cli.say(f"{out}: {arch.family}, {shape_in_words(arch)}, {_count(weights):,} parameters")
+
+
+def save_composer_to_hf(
+    checkpoint_path: str | Path, out: str | Path, overrides: Mapping[str, Any] | None = None
+) -> None:
+    """Convert a Composer checkpoint to an HF folder: weights, config, generation config and tokenizer.
+
+    Raises:
+        ValueError: when masks are not yet applied, or weights, record and overrides contradict each other.
+        OSError: when something is missing or cannot be written.
+    """
+    checkpoint = read_checkpoint(checkpoint_path)
+    if checkpoint.masks:
+        raise ValueError(
+            f"{checkpoint_path} is the checkpoint of a pruning run, whose masks are not applied yet; "
+            "`python -m llmshearing.utils.post_pruning_processing prune_and_save_model "
+            f"{checkpoint_path} --hf {out}` applies them and writes the HF folder straight away."
+        )
+    arch, config = describe(checkpoint, overrides or {})
+    export(checkpoint.weights, arch, config, checkpoint.hf_files, out)
+    cli.say(f"{out}: {arch.family}, {shape_in_words(arch)}, {_count(checkpoint.weights):,} parameters")
+    if not any(name.startswith("tokenizer") for name in checkpoint.hf_files):
+        cli.say(f"{checkpoint_path} carries no tokenizer; copy that of the source model to {out}.")
+
+
+def from_hf(model: HFModel) -> tuple[dict[str, Tensor], Architecture]:
+    """Weights by our names, the very tensors of `model`, and the architecture.
+
+    Raises:
+        ValueError: for a model that is not supported, or whose weights are not those of its config.
+    """
+    arch = architecture_from_hf(model.config)
+    weights = {
+        to_composer(name, arch.family): weight for name, weight in model.weights.items() if is_weight(name)
+    }
+    if arch.tie_embeddings:  # files may hold the embedding twice
+        weights.pop(
+            to_composer("embed_out.weight" if arch.fused_qkv else "lm_head.weight", arch.family), None
+        )
+    check_weights(weights, arch, model.path)
+    return weights, arch
+
+
+def export(
+    weights: Mapping[str, Tensor],
+    arch: Architecture,
+    config: Mapping[str, Any],
+    files: Mapping[str, str | bytes],
+    out: str | Path,
+) -> None:
+    """Write weights by our names as an HF folder with `config`, its type set to that of the weights."""
+    renamed = {to_hf(name, arch.family): weight for name, weight in weights.items()}
+    write_hf(out, renamed, with_dtype(config, weights), files)
+
+
+def with_dtype(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`config` with the type in which most parameters are."""
+    counts: dict[torch.dtype, int] = {}
+    for weight in weights.values():
+        counts[weight.dtype] = counts.get(weight.dtype, 0) + weight.numel()
+    name = str(max(counts, key=lambda dtype: counts[dtype])).removeprefix("torch.")
+    return {**config, "dtype" if "dtype" in config else "torch_dtype": name}
+
+
+def record_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of `checkpoint` for weights that `config` describes, no longer those of its run."""
+    files = {**checkpoint.hf_files, CONFIG: json.dumps(dict(config), indent=2) + "\n"}
+    return {**(checkpoint.record or {}), "hf_files": files}
+
+
+def _count(weights: Mapping[str, Tensor]) -> int:
+    return sum(weight.numel() for weight in weights.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="composer_to_hf", description=(__doc__ or "").split("\n", 1)[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    to_ours = commands.add_parser("save_hf_to_composer", help="HF model -> Composer checkpoint")
+    to_ours.add_argument("hf", help="folder, safetensors or GGUF file, or name on the hub")
+    to_ours.add_argument("out", help="file to write")
+    to_theirs = commands.add_parser("save_composer_to_hf", help="Composer checkpoint -> HF folder")
+    to_theirs.add_argument("checkpoint", help="file, or folder of a sharded checkpoint")
+    to_theirs.add_argument("out", help="folder to write")
+    to_theirs.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the HF config")
+    args = parser.parse_args()
+    if args.command == "save_hf_to_composer":
+        save_hf_to_composer(args.hf, args.out)
+    else:
+        save_composer_to_hf(args.checkpoint, args.out, cli.key_values(args.overrides))
+
+
+if __name__ == "__main__":
+    cli.run(main)

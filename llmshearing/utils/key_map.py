@@ -1,0 +1,73 @@
+"""Names of weights: one table HF -> Composer for each naming scheme, the inverse derived from it.
+
+Names stand without `.weight` and `.bias`; `{}` is the layer; ours are below `model.transformer.`.
+"""
+
+import re
+from collections.abc import Mapping
+
+PREFIX = "model.transformer."
+
+_LLAMA = {
+    "model.embed_tokens": "wte",
+    "model.layers.{}.input_layernorm": "blocks.{}.ln_1",
+    "model.layers.{}.self_attn.q_proj": "blocks.{}.attn.wq",
+    "model.layers.{}.self_attn.k_proj": "blocks.{}.attn.wk",
+    "model.layers.{}.self_attn.v_proj": "blocks.{}.attn.wv",
+    "model.layers.{}.self_attn.q_norm": "blocks.{}.attn.q_norm",
+    "model.layers.{}.self_attn.k_norm": "blocks.{}.attn.k_norm",
+    "model.layers.{}.self_attn.o_proj": "blocks.{}.attn.out_proj",
+    "model.layers.{}.post_attention_layernorm": "blocks.{}.ln_2",
+    "model.layers.{}.mlp.gate_proj": "blocks.{}.mlp.gate_proj",
+    "model.layers.{}.mlp.up_proj": "blocks.{}.mlp.up_proj",
+    "model.layers.{}.mlp.down_proj": "blocks.{}.mlp.down_proj",
+    "model.norm": "ln_f",
+    "lm_head": "output",
+}
+_GPT_NEOX = {
+    "gpt_neox.embed_in": "wte",
+    "gpt_neox.layers.{}.input_layernorm": "blocks.{}.ln_1",
+    "gpt_neox.layers.{}.attention.query_key_value": "blocks.{}.attn.query_key_value",
+    "gpt_neox.layers.{}.attention.dense": "blocks.{}.attn.out_proj",
+    "gpt_neox.layers.{}.post_attention_layernorm": "blocks.{}.ln_2",
+    "gpt_neox.layers.{}.mlp.dense_h_to_4h": "blocks.{}.mlp.up_proj",
+    "gpt_neox.layers.{}.mlp.dense_4h_to_h": "blocks.{}.mlp.down_proj",
+    "gpt_neox.final_layer_norm": "ln_f",
+    "embed_out": "output",
+}
+_OF_FAMILY = {"gpt_neox": _GPT_NEOX}  # every other family carries LLaMA's names
+_NOT_WEIGHTS = re.compile(r"\.rotary_emb\.inv_freq$|\.attention\.(bias|masked_bias)$")
+
+
+def is_weight(hf_name: str) -> bool:
+    """Whether an HF tensor is a weight: old checkpoints also hold rotary tables and causal masks."""
+    return not _NOT_WEIGHTS.search(hf_name)
+
+
+def to_composer(hf_name: str, family: str) -> str:
+    """Our name of an HF weight of `family`.
+
+    Raises:
+        ValueError: for a name that the table does not have.
+    """
+    return PREFIX + _look_up(hf_name, _OF_FAMILY.get(family, _LLAMA), f"HF models of family {family}")
+
+
+def to_hf(name: str, family: str) -> str:
+    """The HF name, in `family`, of one of our weights.
+
+    Raises:
+        ValueError: for a name that the table does not have.
+    """
+    inverse = {ours: theirs for theirs, ours in _OF_FAMILY.get(family, _LLAMA).items()}
+    return _look_up(name.removeprefix(PREFIX), inverse, f"our {family} models")
+
+
+def _look_up(name: str, table: Mapping[str, str], where: str) -> str:
+    module, _, parameter = name.rpartition(".")
+    layer = re.search(r"\.(\d+)\.", module)
+    pattern = module if layer is None else module.replace(layer[0], ".{}.", 1)
+    if pattern not in table or parameter not in ("weight", "bias"):
+        raise ValueError(f"The checkpoint has a tensor {name}, which {where} do not have.")
+    found = table[pattern].format(*([] if layer is None else [layer[1]]))
+    return f"{found}.{parameter}"

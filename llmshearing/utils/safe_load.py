@@ -1,0 +1,99 @@
+"""Reading what others wrote with `torch.save`, without running any of it.
+
+`torch.load(weights_only=True)` reads tensors and plain containers. Composer's training checkpoints also hold
+the few classes of `_COMPOSER`, and an original run's `config.pt` those of `_OMEGACONF`: allowed by name,
+everything else is refused unread.
+"""
+
+import collections
+import datetime
+import pickle
+import re
+import typing
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, ListConfig, nodes
+from omegaconf.base import ContainerMetadata, Metadata
+from torch.torch_version import TorchVersion
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # its module's name depends on numpy's version
+_COMPOSER: list[Any] = [
+    datetime.timedelta,
+    TorchVersion,
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
+    (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
+]
+_OMEGACONF: list[Any] = [
+    DictConfig,
+    ListConfig,
+    ContainerMetadata,
+    Metadata,
+    nodes.AnyNode,
+    nodes.StringNode,
+    nodes.IntegerNode,
+    nodes.FloatNode,
+    nodes.BooleanNode,
+    collections.defaultdict,
+    typing.Any,
+    dict,
+    list,
+    int,
+    float,
+    str,
+    bool,
+]
+
+
+def load_tensors(path: Path) -> Any:
+    """What a file of torch.save holds: tensors, mapped from the file rather than read, and containers.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is truncated, not of torch.save, or holds more than data.
+    """
+    return _load(path, _COMPOSER)
+
+
+def load_omegaconf(path: Path) -> DictConfig:
+    """The configuration in an original run's `config.pt`.
+
+    Raises:
+        ValueError: when it holds anything but an OmegaConf mapping.
+    """
+    loaded = _load(path, _OMEGACONF)
+    if not isinstance(loaded, DictConfig):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}; expected an OmegaConf configuration.")
+    return loaded
+
+
+def _load(path: Path, allowed: list[Any]) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(_refusal(path, str(error))) from None
+    except Exception as error:  # broken bytes lead the unpickler anywhere: KeyError, EOFError, RuntimeError
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: it is truncated, or was "
+            f"not written by torch.save ({reason}). Copy it again, or take an earlier one."
+        ) from error
+
+
+def _refusal(path: Path, error: str) -> str:
+    found = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) ([\w.]+)", error)
+    if found is None:
+        return f"{path} cannot be read as a checkpoint: it is not a file of torch.save ({error[:200]})."
+    return (
+        f"{path} holds {found[1]}, more than tensors and plain containers; nothing of it was run or read. "
+        "Save it anew with weights only, or do not use it if you do not know where it comes from."
+    )

@@ -1,0 +1,104 @@
+"""Sharded checkpoints (torch.distributed.checkpoint), read by one process and without running any of them.
+
+The library reads its index with pickle and small values with `weights_only=False`; both are done here
+within an allow-list.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load
+
+INDEX = ".metadata"
+_WANTED = (("state", "model"), ("state", "callbacks", "RunRecord"))
+_ALLOWED = {
+    (module.__name__, name)
+    for module, names in (
+        (
+            metadata,
+            "Metadata TensorStorageMetadata BytesStorageMetadata ChunkStorageMetadata TensorProperties",
+        ),
+        (metadata, "MetadataIndex StorageMeta _MEM_FORMAT_ENCODING"),
+        (filesystem, "_StorageInfo"),
+        (torch, "Size"),
+        (torch.serialization, "_get_layout"),
+    )
+    for name in names.split()
+} | {("pathlib", "PosixPath"), ("pathlib", "WindowsPath")}
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether `path` is the folder of a sharded checkpoint."""
+    return (path / INDEX).is_file()
+
+
+def load_sharded(path: Path) -> dict[str, Any]:
+    """The model's weights and the run's record, nested as in a checkpoint of one file.
+
+    Raises:
+        ValueError: when the index or a shard is missing or broken, or holds more than data.
+    """
+    reader = _Reader(path)
+    try:
+        index = reader.read_metadata()
+        places = {name: place for name, place in (index.planner_data or {}).items() if _is_wanted(place)}
+        flat = {name: _room(index.state_dict_metadata[name]) for name in places}
+        planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        load(flat, storage_reader=reader, planner=planner, no_dist=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"The sharded checkpoint {path} cannot be read: {error}") from None
+    except Exception as error:  # broken bytes lead the library anywhere
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"The sharded checkpoint {path} cannot be read: a shard is missing or truncated "
+            f"({reason[-1][:200]}). Copy the whole folder again, or take an earlier one."
+        ) from error
+    nested: dict[str, Any] = {}
+    for name, place in places.items():
+        level = nested
+        for key in place[:-1]:
+            level = level.setdefault(key, {})
+        level[place[-1]] = flat[name]
+    return nested
+
+
+def _is_wanted(place: tuple[Any, ...]) -> bool:
+    return any(place[: len(start)] == start for start in _WANTED)
+
+
+def _room(entry: Any) -> Any:
+    if isinstance(entry, metadata.TensorStorageMetadata):
+        return torch.empty(entry.size, dtype=entry.properties.dtype)
+    return None
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Builds the classes of an index and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if (module, name) not in _ALLOWED and not is_dtype:
+            raise pickle.UnpicklingError(
+                f"its {INDEX} holds {module}.{name}, which no index has; nothing of it was run."
+            )
+        return super().find_class(module, name)
+
+
+class _Reader(filesystem.FileSystemReader):
+    def read_metadata(self) -> metadata.Metadata:
+        with (Path(self.path) / INDEX).open("rb") as file:
+            index = _IndexUnpickler(file).load()
+        index.storage_meta = index.storage_meta or metadata.StorageMeta()
+        index.storage_meta.load_id = self.load_id
+        return index
+
+
+class _Planner(DefaultLoadPlanner):
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        self.state_dict[read_item.dest_index.fqn] = torch.load(value, weights_only=True)
