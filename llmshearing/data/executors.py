@@ -1,0 +1,138 @@
+"""Run the stages of preparation through datatrove's executors: on this machine, with Ray, with Slurm."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import loguru
+from datatrove.executor.base import PipelineExecutor
+from datatrove.executor.local import LocalPipelineExecutor
+from tqdm import tqdm
+
+from llmshearing.data import stages
+from llmshearing.data.stages import Job, Progress
+
+logger = logging.getLogger(__name__)
+
+EXECUTORS = ("local", "slurm", "ray")
+_REFRESH_SECONDS = 0.5
+_BYTES_PER_PACKER = (
+    1 << 30
+)  # packing is quick, and importing mosaicml-streaming takes seconds in each process
+
+
+class Step:
+    """A stage as datatrove calls it."""
+
+    def __init__(self, function: Callable[[Job, int], None], job: Job):
+        self.function = function
+        self.job = job
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        self.function(self.job, rank)
+
+    def __repr__(self) -> str:
+        return self.function.__name__
+
+
+class QuietLocalExecutor(LocalPipelineExecutor):
+    """datatrove's local executor without its log on the terminal: errors come as exceptions anyway."""
+
+    def _run_for_rank(self, *args: Any, **kwargs: Any) -> Any:
+        loguru.logger.disable("datatrove")
+        return super()._run_for_rank(*args, **kwargs)
+
+
+def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, slurm_time: str) -> None:
+    """Run all stages; with Slurm, submit them as jobs that wait for one another.
+
+    Raises what a stage raises, or RuntimeError naming its log where that was on another machine.
+    """
+    Path(job.work).mkdir(parents=True, exist_ok=True)
+    packers = 1 + sum(task.size for task in job.tasks) // _BYTES_PER_PACKER
+    plan = [
+        (stages.tokenize, len(job.tasks), workers),
+        (stages.plan, 1, 1),
+        (stages.pack, len(stages.pack_tasks(job)), min(workers, packers)),
+        (stages.finish, 1, 1),
+    ]
+    if kind == "slurm":
+        return _submit(job, plan, slurm_partition, slurm_time)
+    build = _local if kind == "local" else _ray
+    with _progress_bar(job):
+        for function, tasks, at_once in plan:
+            executor = build(Step(function, job), tasks, min(at_once, tasks), _logs(job, function))
+            executor.run()
+            if missing := executor.get_incomplete_ranks():
+                logs = _logs(job, function)
+                raise RuntimeError(
+                    f"{len(missing)} of {tasks} tasks failed to {function.__name__}: see {logs}"
+                )
+
+
+def _logs(job: Job, function: Callable[[Job, int], None]) -> str:
+    return f"{job.work}/logs/{function.__name__}"
+
+
+def _local(step: Step, tasks: int, workers: int, logs: str) -> PipelineExecutor:
+    # Each process tokenizes with as many threads as leave a core for each.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    loguru.logger.disable("datatrove")
+    return QuietLocalExecutor([step], tasks=tasks, workers=workers, logging_dir=logs)
+
+
+def _ray(step: Step, tasks: int, workers: int, logs: str) -> PipelineExecutor:
+    import ray
+    from datatrove.executor.ray import RayPipelineExecutor
+
+    ray.init(ignore_reinit_error=True)
+    return RayPipelineExecutor([step], tasks=tasks, workers=workers, logging_dir=logs)
+
+
+def _submit(job: Job, plan: list[Any], partition: str | None, time: str) -> None:
+    from datatrove.executor.slurm import SlurmPipelineExecutor
+
+    if partition is None:
+        raise ValueError("--executor slurm needs --slurm_partition")
+    last = None
+    for function, tasks, at_once in plan:
+        last = SlurmPipelineExecutor(
+            [Step(function, job)],
+            tasks=tasks,
+            time=time,
+            partition=partition,
+            workers=min(at_once, tasks),
+            job_name=f"prepare-{function.__name__}",
+            logging_dir=_logs(job, function),
+            depends=last,
+        )
+    assert last is not None
+    last.run()
+
+
+@contextmanager
+def _progress_bar(job: Job) -> Iterator[None]:
+    """Bytes of text done, tokens a second and the time left, on a terminal."""
+    total = sum(task.size for task in job.tasks)
+    over = threading.Event()
+
+    def watch() -> None:
+        with tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
+            while not over.wait(_REFRESH_SECONDS):
+                done, tokens = Progress.total(job.work)
+                rate = tokens / max(bar.format_dict["elapsed"], 1e-9)
+                bar.set_description("packing" if done >= total else "tokenizing")
+                bar.set_postfix_str(f"{tokens / 1e6:.1f} M tokens, {rate / 1e6:.2f} M/s")
+                bar.update(done - bar.n)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()

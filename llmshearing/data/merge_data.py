@@ -1,0 +1,91 @@
+"""Merge MDS folders into one, their sequences spread evenly: any first part of it holds all of them.
+
+Example: python -m llmshearing.data.merge_data --input_dir data/eval --output_dir data
+         --output_split eval_merge --split_names cc github book
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from streaming.base.format import Reader, reader_from_json
+from streaming.base.format.mds import MDSWriter
+
+from llmshearing.utils.cli import run, say
+from llmshearing.utils.files import replacing_folder
+
+
+def merge(inputs: Sequence[Path], output: Path) -> int:
+    """Write the sequences of all input folders to one; returns how many there are.
+
+    Sequence i of a folder of n comes at (i + 1/2) / n of the result.
+
+    Raises FileNotFoundError for a folder without index.json, ValueError where their columns or
+    lengths of sequences differ.
+    """
+    folders = [_open(path) for path in inputs]
+    columns = [_columns(path, shards) for path, shards in zip(inputs, folders, strict=True)]
+    for path, found in zip(inputs, columns, strict=True):
+        if found != columns[0]:
+            raise ValueError(
+                f"{path} holds {found}, {inputs[0]} holds {columns[0]}: prepare both with one tokenizer "
+                "and one length"
+            )
+    sizes = [sum(len(shard) for shard in shards) for shards in folders]
+    place = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
+    owner = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(place, kind="stable")]
+    samples = [(sample for shard in shards for sample in shard) for shards in folders]
+    with (
+        replacing_folder(output, "index.json") as partial,
+        MDSWriter(out=str(partial), columns=columns[0][0]) as writer,
+    ):
+        for folder in owner:
+            writer.write(next(samples[folder]))
+    return len(owner)
+
+
+def _open(path: Path) -> list[Reader]:
+    index = path / "index.json"
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{index} not found: expected a folder made by `python -m llmshearing.data.prepare`"
+        )
+    shards = [reader_from_json(str(path), None, entry) for entry in json.loads(index.read_text())["shards"]]
+    for shard in shards:
+        shard.validate(allow_unsafe_types=False)
+    if not shards:
+        raise ValueError(f"{path} holds no sequences: leave it out")
+    return shards
+
+
+def _columns(path: Path, shards: list[Reader]) -> tuple[dict[str, str], int]:
+    """Name and encoding of each column, and how many bytes the tokens of a sequence take."""
+    entry = json.loads((path / "index.json").read_text())["shards"][0]
+    columns = dict(zip(entry["column_names"], entry["column_encodings"], strict=True))
+    return columns, len(shards[0][0]["tokens"])
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llmshearing.data.merge_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--input_dir", type=Path, required=True, help="folder that holds the folders to merge"
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder that gets the merged one")
+    parser.add_argument("--output_split", required=True, help="name of the merged folder, such as eval_merge")
+    parser.add_argument("--split_names", nargs="+", required=True, help="names of the folders to merge")
+    args = parser.parse_args()
+    names = [name for word in args.split_names for name in word.split(",") if name]
+    output = args.output_dir / args.output_split
+    count = merge([args.input_dir / name for name in names], output)
+    say(f"{count:,} sequences of {len(names)} folders in {output}")
+
+
+if __name__ == "__main__":
+    run(main)

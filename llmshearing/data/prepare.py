@@ -1,0 +1,175 @@
+"""Turn folders of text into the data of pruning and training: tokenized, split, packed, as MDS shards.
+
+The input folder holds one folder for each domain, with .jsonl, .jsonl.gz, .jsonl.zst or .parquet
+files. The output folder gets eval/DOMAIN, for_prune/DOMAIN, for_ft/DOMAIN, eval_merge and
+manifest.json. A run that was interrupted goes on where it stopped when it is started again.
+
+Example: python -m llmshearing.data.prepare --input text --output data --tokenizer path/to/llama
+         --proportion cc=0.67 github=0.045 book=0.045 stackexchange=0.02 wiki=0.045 arxiv=0.025 c4-rp=0.15
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from llmshearing.data.executors import EXECUTORS, run_stages
+from llmshearing.data.manifest import MANIFEST, Manifest, read_manifest
+from llmshearing.data.sources import list_tasks
+from llmshearing.data.splits import SPLITS
+from llmshearing.data.stages import EVAL_MERGE, Job
+from llmshearing.data.tokenizer import load_tokenizer
+from llmshearing.utils.cli import key_values, run, say
+
+logger = logging.getLogger(__name__)
+
+_UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def parse_tokens(text: str) -> int:
+    """A number of tokens: 419430400, 420M, 0.42B."""
+    number, unit = (text[:-1], _UNITS[text[-1].lower()]) if text[-1:].lower() in _UNITS else (text, 1)
+    try:
+        tokens = round(float(number) * unit)
+    except ValueError:
+        tokens = -1
+    if tokens < 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a number of tokens such as 2048000, 420M or 0.42B"
+        )
+    return tokens
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llmshearing.data.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--input", required=True, help="folder of text, or a URL that fsspec reads (s3://...)")
+    add("--output", required=True, help="folder of the result")
+    add(
+        "--tokenizer",
+        required=True,
+        help="folder, name on the Hugging Face hub, or SentencePiece .model file",
+    )
+    add("--seq_length", type=int, default=4096, help="tokens of a sequence (4096)")
+    add("--text_field", default="text", help="key or column that holds the text (text)")
+    add("--domains", nargs="+", help="folders to read (all)")
+    add(
+        "--eval_tokens", type=parse_tokens, default=2_048_000, help="for evaluation, of each domain (2048000)"
+    )
+    add(
+        "--prune_tokens",
+        type=parse_tokens,
+        default=419_430_400,
+        help="for pruning, of all domains (419430400)",
+    )
+    add("--ft_tokens", type=parse_tokens, help="for training on, of all domains (all that is left)")
+    add("--proportion", nargs="+", help="share of each domain in the last two: cc=0.67 ... (by size)")
+    add("--seed", type=int, default=17, help="of the split into evaluation, pruning and training (17)")
+    add("--max_broken", type=int, default=100, help="broken records of a file that are skipped (100)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes at a time (one for each core)")
+    add("--executor", choices=EXECUTORS, default="local", help="where they run (local)")
+    add("--slurm_partition", help="with --executor slurm")
+    add("--slurm_time", default="24:00:00", help="with --executor slurm: limit of a task (24:00:00)")
+    return parser.parse_args()
+
+
+def build_job(args: argparse.Namespace) -> Job:
+    """What is to be done, checked.
+
+    Raises ValueError and FileNotFoundError for settings that cannot work.
+    """
+    for name, least in {"seq_length": 1, "seed": 0, "max_broken": 0, "workers": 1}.items():
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} is {getattr(args, name)}: expected {least} or more")
+    tokenizer = load_tokenizer(args.tokenizer)
+    tasks = tuple(list_tasks(args.input, args.domains))
+    domains = list(dict.fromkeys(task.domain for task in tasks))
+    job = {
+        "input": args.input,
+        "output": args.output,
+        "tokenizer": args.tokenizer,
+        "seq_length": args.seq_length,
+        "text_field": args.text_field,
+        "eval_tokens": args.eval_tokens,
+        "prune_tokens": args.prune_tokens,
+        "ft_tokens": args.ft_tokens,
+        "proportion": _shares(args.proportion, domains) if args.proportion else None,
+        "seed": args.seed,
+        "max_broken": args.max_broken,
+    }
+    identity = [job, [asdict(task) for task in tasks], tokenizer.vocabulary_sha256]
+    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    return Job(**job, work=str(Path(args.output) / f".prepare-{fingerprint}"), tasks=tasks)
+
+
+def _shares(words: list[str], domains: list[str]) -> dict[str, float]:
+    """The shares given as domain=number, scaled to sum to 1."""
+    shares = {name: float(value) for name, value in key_values(words).items()}
+    if sorted(shares) != sorted(domains):
+        raise ValueError(f"--proportion names {', '.join(shares)}, expected each of {', '.join(domains)}")
+    total = sum(shares.values())
+    if min(shares.values()) <= 0 or abs(total - 1) > 1e-3:
+        raise ValueError(f"--proportion sums to {total:.6g}: expected shares above 0 that sum to 1")
+    return {name: share / total for name, share in shares.items()}
+
+
+def _is_done(job: Job) -> bool:
+    """True if the output is this job's result already.
+
+    Raises FileExistsError if the output folder holds something else.
+    """
+    output = Path(job.output)
+    manifest = read_manifest(output)
+    if manifest is not None:
+        same = {**manifest.settings, "warnings": None} == {**job.settings, "warnings": None}
+        files = [(file["name"], file["bytes"]) for files in manifest.sources.values() for file in files]
+        tokenizer = manifest.tokenizer["vocabulary_sha256"] == load_tokenizer(job.tokenizer).vocabulary_sha256
+        if same and tokenizer and files == [(f.name, f.size) for task in job.tasks for f in task.files]:
+            return True
+        raise FileExistsError(
+            f"{output} holds data prepared otherwise ({MANIFEST}): choose another --output or remove it"
+        )
+    taken = [split for split in (*SPLITS, EVAL_MERGE) if (output / split).exists()]
+    if taken and not Path(job.work).exists():
+        raise FileExistsError(
+            f"{output} holds {', '.join(taken)} of other data: choose another --output or remove it"
+        )
+    return False
+
+
+def report(manifest: Manifest, output: str) -> None:
+    """Print what was made."""
+    for warning in manifest.settings["warnings"]:
+        logger.warning(warning)
+    say(f"{'domain':<16}{'documents':>12}{'broken':>8}{'tokens':>16}" + "".join(f"{s:>12}" for s in SPLITS))
+    for name, entry in manifest.domains.items():
+        sequences = "".join(f"{entry['splits'].get(s, {}).get('sequences', 0):>12,}" for s in SPLITS)
+        say(f"{name:<16}{entry['documents']:>12,}{entry['broken']:>8,}{entry['tokens']:>16,}{sequences}")
+    say(f"(splits in sequences of {manifest.seq_length} tokens, {manifest.dtype}) {output}/{MANIFEST}")
+
+
+def main() -> None:
+    """The command."""
+    args = parse_arguments()
+    job = build_job(args)
+    if not _is_done(job):
+        run_stages(job, args.executor, args.workers, args.slurm_partition, args.slurm_time)
+    manifest = read_manifest(job.output)
+    if manifest is None:
+        say(f"submitted; {job.output}/{MANIFEST} appears when everything is complete")
+    else:
+        shutil.rmtree(job.work, ignore_errors=True)
+        report(manifest, job.output)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,186 @@
+"""The text that goes in: which files make up a domain, how they are shared out, and their documents.
+
+Files are read here and not by datatrove's readers because those skip the rest of a file at the
+first byte that is no UTF-8, and do not count what they skip.
+"""
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import orjson
+from datatrove.io import DataFolder, get_datafolder
+from zstandard import ZstdError
+
+FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+TASK_BYTES = 64 << 20  # files are handed out in groups of about this size
+_PARQUET_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file."""
+
+    name: str
+    """Below the input folder."""
+    size: int
+    """In bytes."""
+    modified: str
+    """When it was last written, to notice that it changed between two runs."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work that does not depend on how many workers there are."""
+
+    domain: str
+    files: tuple[Source, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(file.size for file in self.files)
+
+
+def find_domains(folder: DataFolder) -> list[str]:
+    """The folders below the input folder."""
+    entries: Any = folder.ls("", detail=True)
+    names = (entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory")
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def list_tasks(input_folder: str, domains: Sequence[str] | None) -> list[Task]:
+    """All input files in groups, in an order that depends on their names only.
+
+    Raises ValueError where there is no input, an unknown domain, or a domain without a file.
+    """
+    folder = get_datafolder(input_folder)
+    if not folder.exists(""):
+        raise FileNotFoundError(
+            f"{input_folder} not found: --input is a folder with one folder for each domain"
+        )
+    found = find_domains(folder)
+    names = list(domains) if domains else found
+    if not names:
+        raise ValueError(
+            f"{input_folder} has no folders: expected one for each domain, such as {input_folder}/wiki"
+        )
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"{input_folder} has no folder {', '.join(missing)}: it has {', '.join(found)}")
+    return [task for name in names for task in _domain_tasks(folder, name)]
+
+
+def _domain_tasks(folder: DataFolder, domain: str) -> Iterator[Task]:
+    names = [name for name in folder.list_files(domain) if name.endswith(FORMATS)]
+    if not names:
+        raise ValueError(
+            f"domain {domain} has no text below {folder.resolve_paths(domain)}: expected files "
+            f"{', '.join(FORMATS)}"
+        )
+    group: list[Source] = []
+    for name in names:
+        info = folder.info(name)
+        changed = info.get("mtime") or info.get("LastModified") or info.get("ETag")
+        group.append(Source(name, info["size"], str(changed)))
+        if sum(file.size for file in group) >= TASK_BYTES:
+            yield Task(domain, tuple(group))
+            group = []
+    if group:
+        yield Task(domain, tuple(group))
+
+
+def sha256(folder: DataFolder, name: str) -> str:
+    """Hash of a file's bytes as they are stored."""
+    with folder.open(name, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class DocumentReader:
+    """The texts of one file, counting what was passed over.
+
+    Args:
+        folder: the input folder.
+        name: of the file.
+        text_field: key or column of the text.
+        max_broken: records that may be broken before reading stops.
+
+    Iterating raises ValueError for a file that is no such file or is cut off, and where more
+    records than `max_broken` are broken.
+    """
+
+    def __init__(self, folder: DataFolder, name: str, text_field: str, max_broken: int):
+        self.documents = 0
+        self.empty = 0
+        self.broken = 0
+        self._folder = folder
+        self._name = name
+        self._text_field = text_field
+        self._max_broken = max_broken
+
+    def __iter__(self) -> Iterator[str]:
+        records = self._parquet if self._name.endswith(".parquet") else self._jsonl
+        try:
+            with self._folder.open(self._name, "rb", compression="infer") as stream:
+                for text in records(stream):
+                    if text:
+                        self.documents += 1
+                        yield text
+                    else:
+                        self.empty += 1
+        except (EOFError, gzip.BadGzipFile, zlib.error, ZstdError) as error:
+            raise ValueError(
+                f"{self._name} is damaged or cut off ({error}): copy it again or take it out"
+            ) from None
+
+    def _jsonl(self, stream: BinaryIO) -> Iterator[str]:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                record = orjson.loads(line)  # refuses bytes that are no UTF-8 too
+                text = record[self._text_field]
+                if not isinstance(text, str):
+                    raise TypeError(f"{self._text_field} is {type(text).__name__}, no text")
+            except KeyError:
+                self._count_broken(
+                    f"line {number}: no field {self._text_field!r}, it has {', '.join(record)}"
+                )
+            except (ValueError, TypeError) as error:
+                self._count_broken(f"line {number}: {error}")
+            else:
+                yield text
+
+    def _parquet(self, stream: BinaryIO) -> Iterator[str]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            file = pq.ParquetFile(stream)
+        except pa.ArrowInvalid as error:
+            raise ValueError(
+                f"{self._name} is no parquet file ({error}): copy it again or take it out"
+            ) from None
+        if self._text_field not in file.schema_arrow.names:
+            raise ValueError(
+                f"{self._name} has no column {self._text_field!r}, it has "
+                f"{', '.join(file.schema_arrow.names)}: set --text_field"
+            )
+        number = 0
+        for batch in file.iter_batches(_PARQUET_ROWS, columns=[self._text_field]):
+            for value in batch.column(0).cast(pa.binary()).to_pylist():
+                number += 1
+                try:
+                    yield (value or b"").decode()
+                except UnicodeDecodeError as error:
+                    self._count_broken(f"row {number}: {error}")
+
+    def _count_broken(self, what: Any) -> None:
+        self.broken += 1
+        if self.broken > self._max_broken:
+            raise ValueError(
+                f"{self._name}, {what}: more than {self._max_broken} broken records in this file; mend it, "
+                "set --text_field, or allow more with --max_broken"
+            )

@@ -1,0 +1,355 @@
+"""The four stages of preparation, each a function of a job and a task number.
+
+    tokenize  each group of input files  -> work/tokens/N/{tokens.bin, lengths.npy, bins.npy, summary.json}
+    plan      all                        -> work/plan.json: which documents go to which split
+    pack      each (split, domain)       -> work/mds/SPLIT/DOMAIN, sequences as MDS
+    finish    all                        -> the output folder, eval_merge, manifest.json
+
+A task writes beside its place and renames when it is complete, so one that was killed is done
+again and one that is complete is kept. Nothing depends on the number of workers.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.io import get_datafolder
+from numpy.typing import NDArray
+
+from llmshearing.data.manifest import Manifest
+from llmshearing.data.sources import DocumentReader, Task, sha256
+from llmshearing.data.splits import BINS, SPLITS, SplitPlan, cut_bins, document_bin, plan_budgets
+from llmshearing.data.tokenizer import TextTokenizer, load_tokenizer
+
+EVAL_MERGE = "eval_merge"
+_BATCH_BYTES = 4 << 20  # of text that is tokenized at a time
+_CHUNK_TOKENS = 1 << 22  # that packing holds in memory
+_PROGRESS_SECONDS = 0.5
+_LIBRARIES = (
+    "tokenizers",
+    "transformers",
+    "sentencepiece",
+    "mosaicml-streaming",
+    "numpy",
+    "orjson",
+    "pyarrow",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is prepared from what; every worker gets it whole."""
+
+    input: str
+    output: str
+    work: str
+    tokenizer: str
+    seq_length: int
+    text_field: str
+    eval_tokens: int
+    prune_tokens: int
+    ft_tokens: int | None
+    proportion: dict[str, float] | None
+    seed: int
+    max_broken: int
+    tasks: tuple[Task, ...]
+
+    @property
+    def domains(self) -> list[str]:
+        """In the order of the tasks."""
+        return list(dict.fromkeys(task.domain for task in self.tasks))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the result depends on beside the sources."""
+        settings = asdict(self)
+        for key in ("input", "output", "work", "tasks", "tokenizer"):
+            del settings[key]
+        return settings
+
+    def token_folder(self, number: int) -> Path:
+        """Where the tokens of a task lie."""
+        return Path(self.work) / "tokens" / f"{number:06d}"
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to write to that takes its name once it is complete."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.rename(folder)
+
+
+# Tokenize
+
+
+def tokenize(job: Job, number: int) -> None:
+    """Token ids, lengths and bins of all documents of one task, and what its files held."""
+    folder = job.token_folder(number)
+    if folder.exists():
+        return
+    tokenizer = load_tokenizer(job.tokenizer)
+    with _whole(folder) as partial:
+        writer = _TokenWriter(job, number, tokenizer, partial)
+        files = [writer.add_file(source.name, source.size) for source in job.tasks[number].files]
+        writer.finish()
+        summary = {"domain": job.tasks[number].domain, "tokens": sum(writer.lengths), "files": files}
+        (partial / "summary.json").write_text(json.dumps(summary))
+
+
+class _TokenWriter:
+    """Collects documents into batches, tokenizes them and appends them to a folder."""
+
+    def __init__(self, job: Job, number: int, tokenizer: TextTokenizer, folder: Path):
+        self.lengths: list[int] = []
+        self._bins: list[int] = []
+        self._job, self._tokenizer, self._folder = job, tokenizer, folder
+        self._input = get_datafolder(job.input)
+        self._stream = (folder / "tokens.bin").open("wb")
+        self._texts: list[str] = []
+        self._text_bytes = 0
+        self._progress = Progress(job.work, number)
+
+    def add_file(self, name: str, size: int) -> dict[str, Any]:
+        """Tokenize a file; returns its entry of the manifest."""
+        job, done = self._job, 0
+        documents = DocumentReader(self._input, name, job.text_field, job.max_broken)
+        for text in documents:
+            data = text.encode()
+            self._bins.append(document_bin(data, job.seed))
+            self._texts.append(text)
+            self._text_bytes += len(data)
+            if self._text_bytes >= _BATCH_BYTES:
+                done = min(done + self._text_bytes, size)
+                self._flush()
+                self._progress.report(done)
+        self._flush()
+        self._progress.file_done(size)
+        counts = {key: getattr(documents, key) for key in ("documents", "empty", "broken")}
+        return {"name": name, "bytes": size, "sha256": sha256(self._input, name), **counts}
+
+    def _flush(self) -> None:
+        prefix, suffix = self._tokenizer.prefix, self._tokenizer.suffix
+        flat: list[int] = []
+        for ids in self._tokenizer.encode(self._texts):
+            flat += prefix
+            flat += ids
+            flat += suffix
+            self.lengths.append(len(prefix) + len(ids) + len(suffix))
+        np.array(flat, self._tokenizer.dtype).tofile(self._stream)
+        self._progress.tokens += len(flat)
+        self._texts, self._text_bytes = [], 0
+
+    def finish(self) -> None:
+        """Write what goes beside the tokens."""
+        self._stream.close()
+        np.save(self._folder / "lengths.npy", np.array(self.lengths, np.int64))
+        np.save(self._folder / "bins.npy", np.array(self._bins, np.uint16))
+
+
+class Progress:
+    """A small file that says how far a tokenizing task is, for whoever watches."""
+
+    def __init__(self, work: str, number: int):
+        self.tokens = 0
+        self._bytes = 0
+        self._path = Path(work) / "progress" / str(number)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._written = 0.0
+
+    def report(self, bytes_of_file: int) -> None:
+        """Note bytes done of the current file, now and then."""
+        if time.monotonic() - self._written > _PROGRESS_SECONDS:
+            self._write(self._bytes + bytes_of_file)
+
+    def file_done(self, size: int) -> None:
+        """Note that a file is complete."""
+        self._bytes += size
+        self._write(self._bytes)
+
+    def _write(self, done: int) -> None:
+        self._written = time.monotonic()
+        self._path.write_text(f"{done} {self.tokens}")
+
+    @staticmethod
+    def total(work: str) -> tuple[int, int]:
+        """Bytes and tokens of all tasks so far."""
+        texts = [path.read_text().split() for path in (Path(work) / "progress").glob("*")]
+        counts = [(int(text[0]), int(text[1])) for text in texts if len(text) == 2]
+        return sum(done for done, _ in counts), sum(tokens for _, tokens in counts)
+
+
+# Plan
+
+
+def plan(job: Job, number: int = 0) -> None:
+    """Which bins of every domain make up which split.
+
+    Raises ValueError for a domain that cannot give every split a sequence.
+    """
+    histograms = {domain: _histogram(job, domain) for domain in job.domains}
+    tokens = {domain: int(histogram.sum()) for domain, histogram in histograms.items()}
+    if empty := [domain for domain, count in tokens.items() if not count]:
+        raise ValueError(f"domain {', '.join(empty)} has no documents with text: add some or take it out")
+    budgets, warnings = plan_budgets(tokens, job.eval_tokens, job.prune_tokens, job.ft_tokens, job.proportion)
+    cuts = {domain: cut_bins(histograms[domain], budgets[domain], job.seq_length) for domain in job.domains}
+    for domain, splits in cuts.items():
+        _check_splits(job, domain, histograms[domain], splits)
+    text = {domain: {split: asdict(cut) for split, cut in splits.items()} for domain, splits in cuts.items()}
+    partial = Path(job.work) / "plan.partial"
+    partial.write_text(json.dumps({"cuts": text, "warnings": warnings}))
+    partial.rename(Path(job.work) / "plan.json")
+
+
+def _histogram(job: Job, domain: str) -> NDArray[np.int64]:
+    """Tokens of a domain in each bin, [BINS]."""
+    histogram = np.zeros(BINS, np.int64)
+    for number, task in enumerate(job.tasks):
+        if task.domain == domain:
+            folder = job.token_folder(number)
+            lengths, bins = np.load(folder / "lengths.npy"), np.load(folder / "bins.npy")
+            histogram += np.bincount(bins, lengths, BINS).astype(np.int64)
+    return histogram
+
+
+def _check_splits(job: Job, domain: str, histogram: NDArray[np.int64], splits: dict[str, SplitPlan]) -> None:
+    for split, cut in splits.items():
+        has = int(histogram[cut.first_bin : cut.end_bin].sum())
+        if cut.max_sequences == 0 or has < job.seq_length:
+            raise ValueError(
+                f"domain {domain}: {split} gets {has:,} of {histogram.sum():,} tokens in "
+                f"{np.count_nonzero(histogram):,} different documents, too few for a sequence of "
+                f"{job.seq_length}: add text, or lower --seq_length, or set the budget of another split"
+            )
+
+
+# Pack
+
+
+def pack_tasks(job: Job) -> list[tuple[str, str]]:
+    """Every (split, domain) that gets a folder."""
+    wanted = {"eval": job.eval_tokens, "for_prune": job.prune_tokens, "for_ft": job.ft_tokens}
+    return [(split, domain) for split in SPLITS if wanted[split] != 0 for domain in job.domains]
+
+
+def pack(job: Job, number: int) -> None:
+    """Cut the documents of one split of one domain, end to end, into sequences."""
+    from streaming.base.format.mds import MDSWriter
+
+    split, domain = pack_tasks(job)[number]
+    folder = Path(job.work) / "mds" / split / domain
+    cut = SplitPlan(**json.loads((Path(job.work) / "plan.json").read_text())["cuts"][domain][split])
+    if folder.exists():
+        return
+    dtype = load_tokenizer(job.tokenizer).dtype
+    with _whole(folder) as partial, MDSWriter(out=str(partial), columns=MDS_COLUMNS) as writer:
+        for sequence in _sequences(job, domain, cut, dtype):
+            writer.write({"tokens": sequence.tobytes(), "set": domain})
+
+
+MDS_COLUMNS = {"tokens": "bytes", "set": "str"}
+
+
+def _sequences(job: Job, domain: str, cut: SplitPlan, dtype: str) -> Iterator[NDArray[Any]]:
+    """Sequences of seq_length tokens; what is left of a file begins the next, the last rest is dropped."""
+    rest = np.zeros(0, dtype)
+    left = cut.max_sequences
+    for number, task in enumerate(job.tasks):
+        if task.domain != domain:
+            continue
+        for tokens in _chosen_tokens(job.token_folder(number), cut, dtype):
+            tokens = np.concatenate([rest, tokens])
+            rows = tokens[: tokens.size // job.seq_length * job.seq_length].reshape(-1, job.seq_length)
+            rest = tokens[rows.size :]
+            rows = rows[:left]
+            yield from rows
+            if left is not None and (left := left - len(rows)) == 0:
+                return
+
+
+def _chosen_tokens(folder: Path, cut: SplitPlan, dtype: str) -> Iterator[NDArray[Any]]:
+    """The tokens of a task's documents whose bin lies in the cut, in pieces."""
+    lengths, bins = np.load(folder / "lengths.npy"), np.load(folder / "bins.npy")
+    if not lengths.sum():
+        return
+    tokens = np.memmap(folder / "tokens.bin", dtype, "r")
+    chosen = (bins >= cut.first_bin) & (bins < cut.end_bin)
+    piece = (np.cumsum(lengths) - lengths) // _CHUNK_TOKENS  # documents of one piece are read together
+    starts = np.flatnonzero(np.diff(piece, prepend=-1))
+    at = 0
+    for start, end in zip(starts, [*starts[1:], lengths.size], strict=True):
+        size = int(lengths[start:end].sum())
+        yield tokens[at : at + size][np.repeat(chosen[start:end], lengths[start:end])]
+        at += size
+
+
+# Finish
+
+
+def finish(job: Job, number: int = 0) -> None:
+    """Move everything to the output folder; the manifest comes last and says that it is complete."""
+    from llmshearing.data.merge_data import merge
+
+    output, work = Path(job.output), Path(job.work)
+    for split, domain in pack_tasks(job):
+        packed, place = work / "mds" / split / domain, output / split / domain
+        if packed.exists():
+            shutil.rmtree(place, ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            packed.rename(place)
+    evaluated = [output / "eval" / domain for domain in job.domains if (output / "eval" / domain).exists()]
+    if evaluated:
+        merge(evaluated, output / EVAL_MERGE)
+    _manifest(job).write(output)
+    for folder in ("tokens", "mds"):
+        shutil.rmtree(work / folder)
+
+
+def _manifest(job: Job) -> Manifest:
+    summaries = [
+        json.loads((job.token_folder(i) / "summary.json").read_text()) for i in range(len(job.tasks))
+    ]
+    sources: dict[str, list[dict[str, Any]]] = {domain: [] for domain in job.domains}
+    for summary in summaries:
+        sources[summary["domain"]] += summary["files"]
+    tokenizer = load_tokenizer(job.tokenizer)
+    return Manifest(
+        seq_length=job.seq_length,
+        dtype=tokenizer.dtype,
+        tokenizer={
+            "name": job.tokenizer,
+            "vocab_size": tokenizer.vocab_size,
+            "vocabulary_sha256": tokenizer.vocabulary_sha256,
+        },
+        settings=job.settings
+        | {"warnings": json.loads((Path(job.work) / "plan.json").read_text())["warnings"]},
+        sources=sources,
+        domains={domain: _domain_entry(job, domain, summaries) for domain in job.domains},
+        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+    )
+
+
+def _domain_entry(job: Job, domain: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a domain held and what it gave."""
+    mine = [summary for summary in summaries if summary["domain"] == domain]
+    files = [file for summary in mine for file in summary["files"]]
+    entry: dict[str, Any] = {
+        key: sum(file[key] for file in files) for key in ("documents", "empty", "broken")
+    }
+    entry["tokens"] = sum(summary["tokens"] for summary in mine)
+    entry["splits"] = {}
+    for split in SPLITS:
+        index = Path(job.output) / split / domain / "index.json"
+        if index.exists():
+            sequences = sum(shard["samples"] for shard in json.loads(index.read_text())["shards"])
+            entry["splits"][split] = {"sequences": sequences, "tokens": sequences * job.seq_length}
+    return entry

@@ -1,0 +1,131 @@
+"""Any tokenizer as what preparation needs: text to ids in batches, the ids around a document, its hash."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+Encode = Callable[[list[str]], Iterable[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer, however it was stored."""
+
+    name: str
+    """As the user gave it."""
+    encode: Encode
+    """Texts to token ids, without the ids around a document."""
+    decode: Callable[[Sequence[int]], str]
+    """Token ids to text, special tokens shown."""
+    vocabulary: dict[str, int]
+    """Token to id."""
+    prefix: tuple[int, ...]
+    """Ids before each document."""
+    suffix: tuple[int, ...]
+    """Ids after each document."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        return max(self.vocabulary.values()) + 1
+
+    @property
+    def dtype(self) -> str:
+        """The smallest integer type that holds every id."""
+        return "uint16" if self.vocab_size <= 2**16 else "uint32"
+
+    @property
+    def vocabulary_sha256(self) -> str:
+        """Hash of all (id, token) pairs, the same for the same vocabulary wherever it is stored."""
+        pairs = sorted((number, token) for token, number in self.vocabulary.items())
+        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def load_tokenizer(name: str) -> TextTokenizer:
+    """A tokenizer from a folder with tokenizer.json, a SentencePiece `.model` file, or by its name.
+
+    Every document is put between BOS and EOS, as far as the tokenizer has them. Where both are
+    the same token (GPT-NeoX), it stands after the document only, as such models were trained.
+
+    Raises ValueError if there is no such tokenizer, or it cannot be read.
+    """
+    path = Path(name)
+    try:
+        if path.suffix == ".model":
+            return _from_sentencepiece(name)
+        if (path / "tokenizer.json").is_file() and (path / "tokenizer_config.json").is_file():
+            return _from_folder(name, path)
+        return _from_transformers(name)
+    except Exception as error:  # each library has its own exceptions for what is no tokenizer
+        raise ValueError(
+            f"cannot load tokenizer {name!r} ({type(error).__name__}: {error}): expected a folder with "
+            "tokenizer.json, a SentencePiece .model file, or a name on the Hugging Face hub"
+        ) from error
+
+
+def _around(bos: int | None, eos: int | None) -> dict[str, tuple[int, ...]]:
+    return {
+        "prefix": () if bos is None or bos == eos else (bos,),
+        "suffix": () if eos is None else (eos,),
+    }
+
+
+def _from_folder(name: str, folder: Path) -> TextTokenizer:
+    """Without importing transformers, which takes seconds in every process."""
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = {key: _token_id(backend, config.get(key)) for key in ("bos_token", "eos_token")}
+    return _from_backend(name, backend, ids["bos_token"], ids["eos_token"])
+
+
+def _token_id(backend: Tokenizer, token: Any) -> int | None:
+    """Id of a token of tokenizer_config.json: its text, or a description with the text as `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return backend.token_to_id(text) if text is not None else None
+
+
+def _from_backend(name: str, backend: Tokenizer, bos: int | None, eos: int | None) -> TextTokenizer:
+    backend.no_truncation()
+    backend.no_padding()
+
+    def encode(texts: list[str]) -> Iterable[Sequence[int]]:
+        return (encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False))
+
+    def decode(ids: Sequence[int]) -> str:
+        return backend.decode(list(ids), skip_special_tokens=False)
+
+    return TextTokenizer(name, encode, decode, backend.get_vocab(), **_around(bos, eos))
+
+
+def _from_transformers(name: str) -> TextTokenizer:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.is_fast:
+        return _from_backend(
+            name, tokenizer.backend_tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id
+        )
+    logger.warning("tokenizer %s has no fast version: tokenizing will be slow", name)
+
+    def encode(texts: list[str]) -> Iterable[Sequence[int]]:
+        return tokenizer(texts, add_special_tokens=False).input_ids
+
+    around = _around(tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return TextTokenizer(name, encode, tokenizer.decode, tokenizer.get_vocab(), **around)
+
+
+def _from_sentencepiece(name: str) -> TextTokenizer:
+    from sentencepiece import SentencePieceProcessor
+
+    processor: Any = SentencePieceProcessor(model_file=name)
+    vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    bos, eos = (i if i >= 0 else None for i in (processor.bos_id(), processor.eos_id()))
+    return TextTokenizer(name, processor.encode, processor.decode, vocabulary, **_around(bos, eos))
