@@ -4,18 +4,18 @@
 returns a `Config`. The line under each field documents it; `docs/configuration.md` is made from them.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+from omegaconf.errors import OmegaConfBaseException
 
 from llmshearing.datasets.loader_config import LoaderConfig
+from llmshearing.schema import build
 
 
 @dataclass
@@ -186,6 +186,40 @@ class OptimizerConfig:
 
 
 @dataclass
+class FsdpConfig:
+    """How several processes share a model; one process needs none of it."""
+
+    sharding_strategy: str = "FULL_SHARD"
+    """FULL_SHARD: gather weights for each use; SHARD_GRAD_OP: keep them from forward to backward."""
+    mixed_precision: str = "DEFAULT"
+    """DEFAULT: compute in `precision`, reduce gradients in fp32; PURE: both in `precision`; FULL: both in fp32."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block and compute the rest again in the backward pass; also on one process."""
+    activation_cpu_offload: bool = False
+    """Keep activations in the host's memory; also on one process."""
+    state_dict_type: str = "full"
+    """full: a checkpoint is one file; sharded: a folder to which every process writes its part."""
+    verbose: bool = False
+    """Log how the model was sharded."""
+
+    accepted_without_effect: ClassVar[tuple[str, ...]] = (
+        "activation_checkpointing_reentrant",
+        "backward_prefetch",
+        "cpu_offload",
+        "flatten_parameters",
+        "forward_prefetch",
+        "keep_low_precision_grads",
+        "limit_all_gathers",
+        "load_monolith_rank0_only",
+        "min_params",
+        "sharded_ckpt_prefix_dir",
+        "sync_module_states",
+        "use_orig_params",
+    )
+    """Keys of FSDP's first version, which has been replaced."""
+
+
+@dataclass
 class Config:
     """A run: pruning when `model.l0_module` is set, else training."""
 
@@ -233,8 +267,8 @@ class Config:
     """Sequences in a forward pass of one device; auto: find the largest that fits (CUDA)."""
     precision: str = "amp_bf16"
     """fp32 | amp_bf16 | amp_fp16."""
-    fsdp_config: dict[str, Any] | None = None
-    """Sharding over several processes; unused on one."""
+    fsdp_config: FsdpConfig | None = field(default_factory=FsdpConfig)
+    """Sharding over several processes."""
     progress_bar: bool = True
     """Show Composer's progress bar on a terminal."""
     log_to_console: bool = False
@@ -278,7 +312,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: for an unknown key (naming the nearest), a wrong type or contradicting values.
+        ValueError: for unknown keys (naming the nearest), a wrong type or contradicting values.
+    """
+    config = read_config(path, overrides)
+    problems = config_problems(config)
+    if problems:
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+    return config
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """`load_config` without looking for contradictions between keys: every key is known and of its type.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: for unknown keys (naming the nearest) or a wrong type.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"Configuration file {path} does not exist.")
@@ -292,9 +340,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"{path} holds a list; expected keys and values.")
     config = build(Config, loaded, source=str(path))
-    problems = config_problems(config)
-    if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+    build(DataLoadingConfig, config.callbacks.get("data_loading") or {}, f"{path}: callbacks.data_loading")
     return config
 
 
@@ -332,7 +378,7 @@ def _domain_problems(domains: DataLoadingConfig) -> list[str]:
 
 def _duration_problems(config: Config) -> list[str]:
     problems = []
-    for key in ("max_duration", "eval_interval", "save_interval"):
+    for key in ("max_duration", "eval_interval", "save_interval", "console_log_interval"):
         value = getattr(config, key)
         units = ("ba", "tok", "sp") if key == "max_duration" else ("ba",)
         if not re.fullmatch(rf"\d+({'|'.join(units)})", value):
@@ -344,47 +390,9 @@ def _duration_problems(config: Config) -> list[str]:
     return problems
 
 
-def build(schema: type, values: Any, source: str = "configuration") -> Any:
-    """Fill dataclass `schema` from a mapping, strictly.
-
-    Raises:
-        ValueError: for an unknown key, a wrong type or a missing value, naming the key.
-    """
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), _without_idle_keys(schema, values))
-        return OmegaConf.to_object(merged)
-    except ConfigKeyError as error:
-        raise ValueError(_unknown_key(schema, str(error.full_key), source)) from error
-    except MissingMandatoryValue as error:
-        raise ValueError(f"{source}: {error.full_key} is missing; add it.") from error
-    except ValidationError as error:
-        problem = str(error).splitlines()[0]
-        raise ValueError(f"{source}: {error.full_key}: {problem}.") from error
-
-
 def as_model_config(cfg: Any) -> ModelConfig:
     """`cfg` as a `ModelConfig`: itself, or built from a mapping or DictConfig."""
     return cfg if isinstance(cfg, ModelConfig) else build(ModelConfig, cfg, source="model")
-
-
-def _without_idle_keys(schema: type, values: Any) -> dict[str, Any]:
-    """`values` less the keys that original files have and nothing here reads."""
-    plain = OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
-    if not isinstance(plain, dict):
-        return plain
-    idle = getattr(schema, "accepted_without_effect", ())
-    hints = get_type_hints(schema)
-    kept = {}
-    for key, value in plain.items():
-        if key in idle:
-            continue
-        inner = next((t for t in _types_in(hints.get(key)) if is_dataclass(t)), None)
-        kept[key] = _without_idle_keys(inner, value) if inner else value  # type: ignore[arg-type]
-    return kept
-
-
-def _types_in(annotation: Any) -> tuple[Any, ...]:
-    return (annotation, *get_args(annotation))
 
 
 def _checked(overrides: Sequence[str]) -> list[str]:
@@ -392,18 +400,3 @@ def _checked(overrides: Sequence[str]) -> list[str]:
         if "=" not in override:
             raise ValueError(f"Override {override!r} is not of the form key=value.")
     return list(overrides)
-
-
-def _unknown_key(schema: type, full_key: str, source: str) -> str:
-    """The message for a key that the schema does not have: where it is and what was probably meant."""
-    *parents, key = full_key.split(".")
-    for parent in parents:
-        schema = _dataclass_in(get_type_hints(schema)[parent])
-    known = [f.name for f in fields(schema)]
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {'.'.join([*parents, nearest[0]])}?" if nearest else f"known: {', '.join(known)}."
-    return f"{source}: unknown key {full_key}; {hint}"
-
-
-def _dataclass_in(annotation: Any) -> type:
-    return next(t for t in _types_in(annotation) if is_dataclass(t))  # type: ignore[return-value]
