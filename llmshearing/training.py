@@ -29,12 +29,14 @@ from llmshearing.callbacks.dynamic_loading_callback import DynamicLoadingCallbac
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.pruning_callback import PruningCallback
 from llmshearing.callbacks.run_record import RunRecord
-from llmshearing.config import Config, DataLoadingConfig
+from llmshearing.config import Config, DataLoadingConfig, FsdpConfig
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.families import complete
 from llmshearing.models.model_registry import model_class
+from llmshearing.sharding import parallelize
 from llmshearing.utils.checkpoint import Checkpoint, load_weights, read_checkpoint
+from llmshearing.utils.hf_files import read_travelling
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,10 @@ def build_model(config: Config, source: Checkpoint | None) -> ComposerMosaicLlam
     if source is not None:
         section = complete(section, source.architecture(), str(section.path))
     section.set_names = config.data_loading.set_names
+    # With weights to come, several processes make no parameters before each knows its part.
+    section.init_device = "meta" if source is not None and dist.get_world_size() > 1 else "cpu"
     model = model_class(section.name)(section)
+    parallelize(model, config.fsdp_config or FsdpConfig(), config.precision)
     if source is not None:
         load_weights(model, source)
     model.return_logits = False
@@ -264,6 +269,8 @@ def _make(registry: dict[str, Any], section: str, name: str, kwargs: dict[str, A
 
 def _record(config: Config, source: Checkpoint | None) -> dict[str, Any]:
     files = source.hf_files if source is not None else {}
+    if config.tokenizer_name and Path(config.tokenizer_name).is_dir():
+        files = {**read_travelling(Path(config.tokenizer_name)), **files}
     return {"config": OmegaConf.to_yaml(OmegaConf.structured(config)), "hf_files": files}
 
 
