@@ -1,0 +1,216 @@
+"""How large, how long, how much: arithmetic on shapes.
+
+P parameters, L layers, D hidden, H query heads, E head dim, V vocabulary, S sequence, N devices.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
+
+from llmshearing.config import Config
+from llmshearing.models.architecture import Architecture
+from llmshearing.models.loss import chunk_size
+from llmshearing.planning.activations import SavedBytes, saved_bytes
+from llmshearing.planning.findings import Findings
+from llmshearing.utils.weights import weight_shapes
+
+# Share of a GPU's peak that training reaches: the released code's published tokens/s on A100s (7B pruning
+# 1,844, 1.3B 8,684, 2.7B 4,957 a device) come to a quarter, those of MosaicML's llm-foundry for dense models
+# of these sizes (7B 3,684) to a half.
+UTILIZATION = {"as published for the original": 0.25, "as llm-foundry publishes": 0.5}
+ADAM_BYTES = 8  # two moments in fp32 for each parameter
+_FULL, _HALF = 4, 2  # bytes of a number in fp32, and in bf16 or fp16
+
+
+def parameters(arch: Architecture) -> int:
+    """Parameters of a decoder, embeddings included."""
+    return sum(math.prod(shape) for shape in weight_shapes(arch).values())
+
+
+def embedding_parameters(arch: Architecture) -> int:
+    """Parameters of the embedding and, unless tied, the output projection."""
+    return arch.vocab_size * arch.d_model * (1 if arch.tie_embeddings else 2)
+
+
+def flops_per_token(arch: Architecture, seq_len: int) -> int:
+    """Floating-point operations of a training step for each token, recomputation left out.
+
+    6 for each weight of a matrix product (2 forward, 4 backward), and for causal attention over S tokens
+    6 L S H E.
+    """
+    head = arch.vocab_size * arch.d_model
+    attention = arch.n_layers * seq_len * arch.n_heads * arch.head_dim
+    return 6 * (arch.matrix_parameters + head + attention)
+
+
+# ------------------------------------------------------------------------ time
+
+
+def planned_steps(config: Config) -> int:
+    """Steps of the whole run."""
+    return steps_in(config.max_duration, config)
+
+
+def steps_in(duration: str, config: Config) -> int:
+    """Steps in a duration such as 3200ba, 50000000tok or 1000sp (sequences)."""
+    match = re.fullmatch(r"(\d+)(ba|tok|sp)", duration)
+    if match is None:
+        return 0
+    sequences = config.global_train_batch_size
+    per_step = {"ba": 1, "tok": sequences * config.max_seq_len, "sp": sequences}[match[2]]
+    return math.ceil(int(match[1]) / per_step)
+
+
+def evaluations(config: Config) -> int:
+    """Evaluations of the whole run."""
+    interval = steps_in(config.eval_interval, config)
+    if config.eval_loader is None:
+        return 0
+    return (planned_steps(config) // interval if interval else 0) + int(config.eval_first)
+
+
+def training_tokens(config: Config) -> int:
+    """Tokens that the run trains on."""
+    return planned_steps(config) * config.global_train_batch_size * config.max_seq_len
+
+
+def evaluation_tokens(config: Config, found: Findings) -> int:
+    """Tokens that all evaluations of the run read."""
+    return evaluations(config) * sum(found.evaluation.values()) * config.max_seq_len
+
+
+def hours(config: Config, found: Findings, tokens_per_second: float) -> float:
+    """Hours of the run at a training rate over all devices; an evaluation's token costs a third."""
+    work = training_tokens(config) + evaluation_tokens(config, found) / 3
+    return work / tokens_per_second / 3600
+
+
+def tokens_per_second(arch: Architecture, seq_len: int, gpu: str, utilization: float) -> float:
+    """Training tokens that one device gets through in a second, at a share of its bf16 peak.
+
+    Raises:
+        ValueError: for a GPU whose peak is not known.
+    """
+    if gpu not in GPU_AVAILABLE_FLOPS or "amp_bf16" not in GPU_AVAILABLE_FLOPS[gpu]:
+        known = [name for name, peak in GPU_AVAILABLE_FLOPS.items() if "amp_bf16" in peak]
+        raise ValueError(f"GPU {gpu!r} is not known; expected one of {', '.join(known)}.")
+    return utilization * GPU_AVAILABLE_FLOPS[gpu]["amp_bf16"] / flops_per_token(arch, seq_len)
+
+
+@dataclass(frozen=True)
+class DomainBudget:
+    """How long the data of one domain lasts at the starting weights."""
+
+    name: str
+    weight: float
+    sequences: int
+    """Sequences there are."""
+    evaluation: int
+    """Sequences of it that an evaluation reads."""
+    steps_a_pass: float
+    """Steps until every sequence was used once."""
+    passes: float
+    """How often the whole run goes through it."""
+
+
+def domain_budgets(config: Config, found: Findings) -> list[DomainBudget]:
+    """The budget of each domain whose data was found."""
+    names = config.data_loading.set_names or [""]
+    weights = config.data_loading.proportion or [1.0]
+    budgets = []
+    for name, weight in zip(names, weights, strict=False):
+        if name not in found.training:
+            continue
+        each_step = weight * config.global_train_batch_size
+        lasts = found.training[name] / each_step if each_step else math.inf
+        passes = planned_steps(config) / lasts
+        evaluated = found.evaluation.get(name, 0)
+        budgets.append(DomainBudget(name, weight, found.training[name], evaluated, lasts, passes))
+    return budgets
+
+
+# ---------------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one of several devices."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    gathered: float
+    """Blocks, embedding and head gathered from all devices to be computed with."""
+    activations: float
+    recomputed: float
+    """Activations with activation checkpointing: a block's input each, and one block's inside."""
+    logits: float
+    """One chunk of logits and the gradient of the output projection."""
+
+    def total(self, checkpointing: bool) -> float:
+        """Bytes in all."""
+        activations = self.recomputed if checkpointing else self.activations
+        fixed = self.weights + self.gradients + self.optimizer + self.gathered + self.logits
+        return fixed + activations
+
+
+def memory(config: Config, found: Findings, devices: int) -> Memory:
+    """Estimate of a device's memory when parameters, gradients and moments are sharded over `devices`.
+
+    What the allocator and the driver take comes on top, about 2 GiB.
+    """
+    arch = found.source
+    assert arch is not None
+    count, sharded = parameters(arch), devices > 1
+    width = _FULL if config.precision == "fp32" else _HALF
+    block = (arch.matrix_parameters // arch.n_layers) * width
+    in_use = 3 * block + embedding_parameters(arch) * width if sharded else 0
+    tokens = microbatch(config, devices) * config.max_seq_len
+    saved = _block_bytes(config, arch, sharded)
+    stream = tokens * arch.d_model * (width if sharded else _FULL)
+    return Memory(
+        weights=_FULL * count / devices,
+        gradients=_FULL * count / devices,
+        optimizer=ADAM_BYTES * count / devices,
+        gathered=in_use,
+        activations=arch.n_layers * saved.of(tokens),
+        recomputed=arch.n_layers * stream + saved.of(tokens),
+        logits=_logit_bytes(config, arch, width),
+    )
+
+
+def microbatch(config: Config, devices: int) -> int:
+    """Sequences of a forward pass on one device; 1 where the run is to find out what fits."""
+    wanted = config.device_train_microbatch_size
+    return min(wanted if isinstance(wanted, int) else 1, max(1, config.global_train_batch_size // devices))
+
+
+def _block_bytes(config: Config, arch: Architecture, sharded: bool) -> SavedBytes:
+    compute = torch.float32 if config.precision == "fp32" else torch.bfloat16
+    weights = compute if sharded else torch.float32
+    return saved_bytes(arch, weights, compute, masked=config.model.l0_module is not None)
+
+
+def _logit_bytes(config: Config, arch: Architecture, width: int) -> float:
+    tokens = config.model.loss_chunk_tokens or chunk_size(arch.vocab_size)
+    chunk = tokens * arch.vocab_size * (_FULL + 2 * width)
+    return chunk + arch.vocab_size * arch.d_model * (_FULL + width)
+
+
+# ------------------------------------------------------------------------ disk
+
+
+def checkpoint_bytes(config: Config, arch: Architecture) -> int:
+    """Bytes of one checkpoint: weights in fp32 and, unless only they are saved, Adam's moments."""
+    return parameters(arch) * (_FULL if config.save_weights_only else _FULL + ADAM_BYTES)
+
+
+def checkpoints_kept(config: Config) -> int:
+    """Checkpoints that lie in the run's folder at its end."""
+    steps, interval = planned_steps(config), steps_in(config.save_interval, config)
+    written = math.ceil(steps / interval) if interval else 0
+    keep = config.save_num_checkpoints_to_keep
+    return written if keep < 0 else min(keep, written)

@@ -1,0 +1,182 @@
+"""Everything that stands between a configuration and its first step, all at once.
+
+The parts of a run check themselves when they are built; here each is tried on its own, without weights,
+and what it refuses is collected.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llmshearing.config import Config, config_problems
+from llmshearing.datasets.load_text_dataloader import build_text_dataloader
+from llmshearing.models.architecture import Architecture
+from llmshearing.models.families import architecture_of, complete, target_of
+from llmshearing.models.masks import needed_kinds
+from llmshearing.models.model_registry import model_class
+from llmshearing.models.shape_checks import pruning_problems
+from llmshearing.utils.checkpoint import Checkpoint, read_checkpoint
+
+
+@dataclass
+class Findings:
+    """What a configuration amounts to; what could not be found out is None or empty, with a problem."""
+
+    problems: list[str] = field(default_factory=list)
+    """What stops the run, each with what to change."""
+    source: Architecture | None = None
+    """The model at the first step."""
+    target: Architecture | None = None
+    """The shape it is pruned to."""
+    kinds: list[str] = field(default_factory=list)
+    """Masks that the run learns."""
+    training: dict[str, int] = field(default_factory=dict)
+    """Training sequences of each domain; of the split under "" where there are no domains."""
+    evaluation: dict[str, int] = field(default_factory=dict)
+    """Sequences of each domain that one evaluation reads."""
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Note what the block refuses instead of raising it; each problem once."""
+        try:
+            yield
+        except (ValueError, OSError, ImportError) as error:
+            self.add(str(error).splitlines())
+
+    def add(self, problems: list[str]) -> None:
+        """Note problems that are new."""
+        self.problems += [problem for problem in problems if problem not in self.problems]
+
+
+def examine(config: Config, devices: int = 1, checkpoint: Checkpoint | None = None) -> Findings:
+    """Find out what `config` would do on so many devices, and all that is wrong with it.
+
+    Args:
+        checkpoint: what `config.model.path` holds, where it has been read already.
+    """
+    found = Findings(problems=config_problems(config))
+    _examine_model(config, checkpoint, found)
+    _examine_target(config, found)
+    _examine_batch(config, devices, found)
+    if _data_exists(config, found):
+        _examine_training_data(config, found)
+        _examine_evaluation_data(config, devices, found)
+    return found
+
+
+def check(config: Config, devices: int, checkpoint: Checkpoint | None) -> Findings:
+    """`examine`, for a run that is about to start.
+
+    Raises:
+        ValueError: with every problem, one a line.
+    """
+    found = examine(config, devices, checkpoint)
+    if found.problems:
+        raise ValueError("\n".join(found.problems))
+    return found
+
+
+# ----------------------------------------------------------------------- parts
+
+
+def _examine_model(config: Config, checkpoint: Checkpoint | None, found: Findings) -> None:
+    section = config.model
+    with found.collecting():
+        if checkpoint is None and section.path:
+            checkpoint = read_checkpoint(section.path)
+    with found.collecting():
+        if checkpoint is not None:
+            section = complete(section, checkpoint.architecture(), str(checkpoint.path))
+    if section.path and checkpoint is None and section.d_model is None:
+        return  # nothing but the missing checkpoint could tell the sizes
+    with found.collecting():
+        found.source = architecture_of(section)
+        model_class(section.name)(replace(section, l0_module=None, init_device="meta"))
+
+
+def _examine_target(config: Config, found: Findings) -> None:
+    l0 = config.model.l0_module
+    if l0 is None or found.source is None:
+        return
+    with found.collecting():
+        target = target_of(found.source, l0.target_model)
+        found.kinds = list(l0.pruning_modules or (needed_kinds(found.source, target) if target else []))
+        found.add(pruning_problems(found.source, target, found.kinds))
+        found.target = target
+
+
+def _examine_batch(config: Config, devices: int, found: Findings) -> None:
+    batch, micro = config.global_train_batch_size, config.device_train_microbatch_size
+    if batch % devices:
+        found.add(
+            [
+                f"global_train_batch_size is {batch} for {devices} devices; expected a multiple of "
+                f"{devices}: set it to {devices * max(1, batch // devices)}, or use another number."
+            ]
+        )
+    elif isinstance(micro, int) and micro < batch // devices and (batch // devices) % micro:
+        found.add(
+            [
+                f"device_train_microbatch_size is {micro}, which does not divide the {batch // devices} "
+                "sequences of a device; the last microbatch of each step would be smaller: set a divisor."
+            ]
+        )
+
+
+def _data_exists(config: Config, found: Findings) -> bool:
+    """Whether there is a folder to look into, so that its absence is one problem and not one a domain."""
+    dataset = config.train_loader.dataset
+    if dataset.remote or Path(dataset.local).is_dir():
+        return True
+    found.add(
+        [
+            f"There is no data folder {dataset.local}; set data_local to the folder that "
+            "`python -m llmshearing.data.prepare` wrote."
+        ]
+    )
+    return False
+
+
+def _examine_training_data(config: Config, found: Findings) -> None:
+    names = config.data_loading.set_names
+    for name in names or [""]:
+        with found.collecting():
+            loader = _open(
+                config, found, config.train_loader, dynamic=True, set_names=[name] if name else None
+            )
+            found.training[name] = len(loader.dataset.folders[0])
+
+
+def _examine_evaluation_data(config: Config, devices: int, found: Findings) -> None:
+    if config.eval_loader is None:
+        return
+    names = config.data_loading.set_names
+    with found.collecting():
+        dataset = _open(config, found, config.eval_loader, set_names=names).dataset
+        batches = config.eval_subset_num_batches
+        first = batches * config.device_eval_batch_size * devices if batches > 0 else len(dataset)
+        if names is None:
+            found.evaluation = {"": min(first, len(dataset))}
+            return
+        found.evaluation = dataset.samples_per_domain(first)
+        found.add(_missing_domains(config, found.evaluation))
+
+
+def _missing_domains(config: Config, counts: dict[str, int]) -> list[str]:
+    domains = config.data_loading
+    missing = [name for name, count in counts.items() if not count]
+    if not missing or not domains.dynamic or domains.update_type == "constant":
+        return []
+    return [
+        f"The evaluation data has no sequences of {', '.join(missing)}, which the update of domain weights "
+        "needs: prepare eval_merge with every domain, raise eval_subset_num_batches, or set "
+        "callbacks.data_loading.update_type=constant."
+    ]
+
+
+def _open(config: Config, found: Findings, loader: Any, **settings: Any) -> Any:
+    """The loader of one domain or of the evaluation, with all checks that a run makes of its data."""
+    vocabulary = found.source.vocab_size if found.source else None
+    return build_text_dataloader(loader, 1, proportion=[1.0], vocab_size=vocabulary, **settings)

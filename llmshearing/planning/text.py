@@ -1,0 +1,170 @@
+"""A plan in words and tables, for people."""
+
+import math
+from collections.abc import Sequence
+
+from llmshearing.config import Config
+from llmshearing.models.architecture import Architecture
+from llmshearing.models.masks import MASK_KINDS, kept_size, prunable_parameters, row_size
+from llmshearing.planning import estimates
+from llmshearing.planning.findings import Findings
+
+_GIB = 2**30
+_SIZES = {
+    "d_model": "hidden",
+    "n_layers": "layers",
+    "n_heads": "heads",
+    "n_kv_heads": "KV heads",
+    "head_dim": "head size",
+    "intermediate_size": "intermediate",
+}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(["", line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
+    ]
+
+
+def describe_model(config: Config, found: Findings) -> list[str]:
+    """Source and target, their parameters, and what each mask has to remove."""
+    if found.source is None:
+        return []
+    shapes = {"source": found.source} | ({"target": found.target} if found.target else {})
+    header = ["", "parameters", "without embeddings", *_SIZES.values()]
+    lines = ["Model", *table(header, [_shape_row(name, arch) for name, arch in shapes.items()])]
+    if found.target is not None:
+        return [*lines, "", "Masks", *_mask_table(found.source, found.target, found.kinds)]
+    if config.model.l0_module is not None:
+        share = config.model.l0_module.target_sparsity
+        body = prunable_parameters(found.kinds, found.source)
+        lines.append(
+            f"  To remove: {share:.1%} of the {body:,} parameters in reach of {', '.join(found.kinds)}."
+        )
+    return lines
+
+
+def _shape_row(name: str, arch: Architecture) -> list[str]:
+    count = estimates.parameters(arch)
+    body = count - estimates.embedding_parameters(arch)
+    return [name, f"{count:,}", f"{body:,}", *(str(getattr(arch, size)) for size in _SIZES)]
+
+
+def _mask_table(source: Architecture, target: Architecture, kinds: Sequence[str]) -> list[str]:
+    rows = []
+    for kind in kinds:
+        if kind not in MASK_KINDS:
+            continue
+        gates = math.prod(MASK_KINDS[kind].shape(source))
+        size, kept = row_size(kind, source), kept_size(kind, source, target)
+        rows.append([kind, f"{gates:,}", str(size), str(kept), f"{1 - kept / size:.1%}"])
+    return table(["mask", "gates", "of a row", "stay", "removed"], rows)
+
+
+def describe_run(config: Config, found: Findings) -> list[str]:
+    """Steps, tokens, evaluations and files."""
+    steps, tokens = estimates.planned_steps(config), estimates.training_tokens(config)
+    lines = [
+        "Run",
+        f"  {steps:,} steps of {config.global_train_batch_size} x {config.max_seq_len:,} tokens: "
+        f"{tokens:,} tokens",
+    ]
+    if estimates.evaluations(config):
+        read = sum(found.evaluation.values())
+        size = f"{read:,} sequences, {read * config.max_seq_len:,} tokens each" if read else "data not found"
+        lines.append(f"  {estimates.evaluations(config):,} evaluations of {size}")
+    if config.save_folder and found.source is not None:
+        size, kept = estimates.checkpoint_bytes(config, found.source), estimates.checkpoints_kept(config)
+        lines.append(
+            f"  {kept} checkpoint{'s' if kept != 1 else ''} of {size / 1e9:.3g} GB in {config.save_folder}: "
+            f"{kept * size / 1e9:.3g} GB of disk"
+        )
+    return lines
+
+
+def describe_data(config: Config, found: Findings) -> list[str]:
+    """How long each domain's data lasts at the starting weights."""
+    budgets = estimates.domain_budgets(config, found)
+    if not budgets:
+        return []
+    header = ["domain", "weight", "sequences", "tokens", "a pass lasts", "passes", "evaluation"]
+    rows = [
+        [
+            b.name or "all",
+            f"{b.weight:.4f}",
+            f"{b.sequences:,}",
+            f"{b.sequences * config.max_seq_len:,}",
+            "unused" if math.isinf(b.steps_a_pass) else f"{b.steps_a_pass:,.0f} steps",
+            f"{b.passes:.2f}",
+            f"{b.evaluation:,}",
+        ]
+        for b in budgets
+    ]
+    lines = ["Data, at the starting weights", *table(header, rows)]
+    short = [b.name for b in budgets if b.passes > 1 and b.name]
+    if short:
+        lines.append(f"  Read more than once, and more often if their weights rise: {', '.join(short)}.")
+    return lines
+
+
+def describe_memory(config: Config, found: Findings, devices: Sequence[int]) -> list[str]:
+    """Estimated memory of each device for several numbers of devices."""
+    if found.source is None:
+        return []
+    header = ["devices", "weights", "gradients", "optimizer", "gathered", "logits"]
+    header += ["activations", "recomputed", "total", "total recomputed"]
+    rows = []
+    for count in devices:
+        m = estimates.memory(config, found, count)
+        parts = (m.weights, m.gradients, m.optimizer, m.gathered, m.logits, m.activations, m.recomputed)
+        cells = [*parts, m.total(False), m.total(True)]
+        rows.append([str(count), *(f"{cell / _GIB:.1f}" for cell in cells)])
+    sizes = sorted({estimates.microbatch(config, count) for count in devices})
+    batch = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    return [
+        f"Memory of each device in GiB, estimated ({config.precision}, microbatches of {batch} x "
+        f"{config.max_seq_len:,} tokens)",
+        *table(header, rows),
+        "  recomputed: with activation checkpointing (fsdp_config.activation_checkpointing). Driver and",
+        "  allocator take about 2 GiB more.",
+    ]
+
+
+def describe_time(
+    config: Config, found: Findings, devices: Sequence[int], gpu: str, tokens_per_second: float | None
+) -> list[str]:
+    """Estimated hours for several numbers of devices, by a measured rate or by what others published."""
+    if found.source is None:
+        return []
+    if tokens_per_second is None:
+        rates = {
+            name: estimates.tokens_per_second(found.source, config.max_seq_len, gpu, share)
+            for name, share in estimates.UTILIZATION.items()
+        }
+        title = f"Hours, estimated for {gpu} at the utilization of published runs"
+    else:
+        rates = {"given": tokens_per_second}
+        title = "Hours, at the given rate"
+    rows = [
+        [str(count), *(f"{estimates.hours(config, found, rate * count):,.1f}" for rate in rates.values())]
+        for count in devices
+    ]
+    each = [f"{name}, {rate:,.0f} tokens/s each" for name, rate in rates.items()]
+    return [f"{title}, evaluations included", *table(["devices", *each], rows)]
+
+
+def describe_problems(found: Findings) -> list[str]:
+    """The problems, or that there are none."""
+    if not found.problems:
+        return ["No problems found."]
+    count = len(found.problems)
+    title = f"{count} problem{'s' if count > 1 else ''}; the run would stop before its first step:"
+    return [title, *(f"  {i}. {problem}" for i, problem in enumerate(found.problems, 1))]
+
+
+def join(sections: Sequence[Sequence[str]]) -> str:
+    """Sections with an empty line between those that have something to say."""
+    return "\n\n".join("\n".join(section) for section in sections if section)

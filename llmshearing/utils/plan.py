@@ -1,0 +1,94 @@
+"""What a run would do and need, and everything that is wrong with it, before a machine is booked.
+
+Prints source and target shape and parameters, what each mask has to remove, steps, tokens and files, how long
+each domain's data lasts, memory of each device, hours, and every problem it finds. Needs no GPU, reads no
+weights, and prints what it can where data or checkpoint are missing.
+
+    python -m llmshearing.utils.plan CONFIG.yaml [key=value ...] [--devices 8] [--gpu a100]
+
+Example:
+
+    python -m llmshearing.utils.plan configs/llama2/7b.yaml data_local=data/mds --devices 8 --gpu h100-sxm
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
+
+from llmshearing.config import Config, read_config
+from llmshearing.planning import text
+from llmshearing.planning.findings import Findings, examine
+from llmshearing.utils.cli import run, say
+
+
+def render(
+    config: Config,
+    found: Findings,
+    devices: Sequence[int],
+    gpu: str = "a100",
+    tokens_per_second: float | None = None,
+) -> str:
+    """The plan as text.
+
+    Args:
+        devices: numbers of devices to show memory and hours for.
+        gpu: what Composer's table of peak rates calls the devices.
+        tokens_per_second: training rate of one device, instead of an estimate for `gpu`.
+    """
+    return text.join(
+        [
+            text.describe_model(config, found),
+            text.describe_run(config, found),
+            text.describe_data(config, found),
+            text.describe_memory(config, found, devices),
+            text.describe_time(config, found, devices, gpu, tokens_per_second),
+            text.describe_problems(found),
+        ]
+    )
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, ... below `limit`, and `limit`."""
+    return [2**i for i in range(limit.bit_length()) if 2**i < limit] + [limit]
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llmshearing.utils.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="configuration of the run")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="its keys, overridden")
+    parser.add_argument("--devices", type=int, default=8, help="largest number of devices (default: 8)")
+    known = [name for name, peak in GPU_AVAILABLE_FLOPS.items() if "amp_bf16" in peak]
+    parser.add_argument(
+        "--gpu", choices=known, default="a100", metavar="NAME", help=f"{', '.join(known)} (default: a100)"
+    )
+    parser.add_argument(
+        "--tokens_per_second",
+        type=float,
+        metavar="RATE",
+        help="training tokens a second of one device, where you know it (default: estimated for --gpu)",
+    )
+    return parser.parse_intermixed_args(words)
+
+
+def main() -> None:
+    """Print the plan; exit with status 1 when there are problems."""
+    arguments = parse(sys.argv[1:])
+    if arguments.devices < 1:
+        raise ValueError(f"--devices is {arguments.devices}; expected at least 1.")
+    config = read_config(arguments.config, arguments.overrides)
+    found = examine(config, arguments.devices)
+    devices = powers_of_two(arguments.devices)
+    say(render(config, found, devices, arguments.gpu, arguments.tokens_per_second))
+    if found.problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main)

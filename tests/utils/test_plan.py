@@ -1,0 +1,200 @@
+"""The plan: its figures against published ones and against real runs, and that it finds every problem."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import DOMAINS, SEQ_LEN, run_config, run_values, write_data
+
+from llmshearing.config import load_config, read_config
+from llmshearing.models.architecture import Architecture
+from llmshearing.models.decoder import Block
+from llmshearing.models.layers import LayerMasks
+from llmshearing.models.rope import rope_tables
+from llmshearing.planning import estimates
+from llmshearing.planning.activations import saved_bytes
+from llmshearing.planning.findings import check, examine
+from llmshearing.utils import plan
+
+ROOT = Path(__file__).parents[2]
+SEVEN = ROOT / "configs" / "llama2" / "7b.yaml"
+LLAMA_7B = Architecture(4096, 32, 32, 128, 32, 11008, 32000, 4096)
+TINY = Architecture(64, 4, 2, 16, 2, 96, 128, 32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "heads", "layers", "intermediate", "count"),
+    [
+        (4096, 32, 32, 11008, 6_738_415_616),
+        (2560, 20, 32, 6912, 2_701_560_320),
+        (2048, 16, 24, 5504, 1_345_423_360),
+        (1024, 8, 24, 2816, 373_867_520),
+    ],
+)
+def test_parameters_are_the_published_ones(
+    hidden: int, heads: int, layers: int, intermediate: int, count: int
+) -> None:
+    arch = Architecture(hidden, heads, heads, 128, layers, intermediate, 32000, 4096)
+    assert estimates.parameters(arch) == count
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.randn(1, 32, TINY.d_model, requires_grad=True)
+    blocks = [Block(TINY, "eager") for _ in range(TINY.n_layers)]
+    head = torch.nn.Linear(TINY.d_model, TINY.vocab_size, bias=False)
+    with FlopCounterMode(display=False) as counter:
+        hidden = x
+        for block in blocks:
+            hidden = block(hidden, rope_tables(TINY, 32, x.device), LayerMasks())
+        head(hidden).sum().backward()
+    # The eager attention computes the scores above the diagonal too, which causal attention leaves out.
+    above = 6 * TINY.n_layers * 32 * TINY.n_heads * TINY.head_dim
+    assert counter.get_total_flops() == 32 * (estimates.flops_per_token(TINY, 32) + above)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_saved_bytes_are_what_a_real_block_keeps(masked: bool) -> None:
+    tokens, kept = 48, {}
+    block = Block(TINY, "sdpa")
+    own = {p.untyped_storage().data_ptr() for p in block.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    x = torch.randn(1, tokens, TINY.d_model, requires_grad=True)
+    shapes = [(TINY.d_model,), (TINY.n_heads,), (TINY.intermediate_size,), (), ()]
+    masks = LayerMasks(*(torch.rand(s, requires_grad=True) for s in shapes)) if masked else LayerMasks()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        block(x, rope_tables(TINY, tokens, x.device), masks)
+    real = sum(storage.nbytes() for storage in kept.values())
+    estimate = saved_bytes(TINY, torch.float32, torch.float32, masked).of(tokens)
+    assert estimate == pytest.approx(real, rel=0.02)
+
+
+def test_sharded_memory_falls_with_devices_and_states_add_up() -> None:
+    config, found = read_config(SEVEN), examine(read_config(SEVEN))
+    one, eight = (estimates.memory(config, found, n) for n in (1, 8))
+    count = 6_738_415_616
+    assert one.weights + one.gradients + one.optimizer == 16 * count
+    assert eight.weights + eight.gradients + eight.optimizer == 2 * count
+    assert eight.recomputed < eight.activations / 10
+    assert eight.total(True) < 30 * 2**30 < one.total(True)
+
+
+def test_rate_and_hours_are_near_the_published_ones(data: Path) -> None:
+    quarter = estimates.tokens_per_second(LLAMA_7B, 4096, "a100", 0.25)
+    half = estimates.tokens_per_second(LLAMA_7B, 4096, "a100", 0.5)
+    assert quarter == pytest.approx(1844, rel=0.1)
+    assert half == pytest.approx(3684, rel=0.1)
+    config = run_config(data)
+    found = examine(config)
+    trained, evaluated = 12 * 8 * SEQ_LEN, 3 * 24 * SEQ_LEN
+    assert estimates.hours(config, found, 100.0) == pytest.approx((trained + evaluated / 3) / 100 / 3600)
+
+
+def test_domain_budgets_count_passes_at_the_starting_weights(data: Path) -> None:
+    config = run_config(data)
+    budgets = {b.name: b for b in estimates.domain_budgets(config, examine(config))}
+    assert list(budgets) == DOMAINS
+    code = budgets["code"]  # 56 sequences, half of each batch of 8, 12 steps
+    assert (code.sequences, code.evaluation) == (56, 8)
+    assert (code.steps_a_pass, code.passes) == (pytest.approx(14), pytest.approx(48 / 56))
+
+
+@pytest.mark.parametrize(("duration", "steps"), [("7ba", 7), ("65sp", 9), ("1025tok", 9), ("128tok", 1)])
+def test_durations_in_steps(duration: str, steps: int) -> None:
+    config = run_config(Path("nowhere"))
+    assert estimates.steps_in(duration, config) == steps
+
+
+def test_finds_every_problem_at_once(tmp_path: Path, data: Path) -> None:
+    config = run_config(
+        data,
+        global_train_batch_size=9,
+        model__path=str(tmp_path / "missing.pt"),
+        model__l0_module__target_model__d_model=64,
+        model__l0_module__pruning_modules=["head"],
+        model__attn_pdrop=0.1,
+        callbacks__data_loading__proportion=[0.5, 0.25, 0.5],
+        callbacks__data_loading__set_names=["code", "books", "poems"],
+        scheduler__name="cosine_with_warmup",
+    )
+    problems = "\n".join(examine(config, devices=2).problems)
+    for part in (
+        "proportion sums to 1.25",
+        "missing.pt",
+        "attn_pdrop is 0.1",
+        "target_model.d_model is 64, more than the source's 32",
+        "global_train_batch_size is 9 for 2 devices",
+        "for_prune/poems",
+        "no sequences of poems",
+    ):
+        assert part in problems
+    with pytest.raises(ValueError, match=r"(?s)proportion sums.*poems"):
+        check(config, 2, None)
+
+
+def test_a_good_configuration_has_no_problem(data: Path) -> None:
+    found = examine(run_config(data), devices=2)
+    assert found.problems == []
+    assert found.kinds == ["head", "intermediate", "layer", "hidden"]
+
+
+def test_a_missing_data_folder_is_one_problem() -> None:
+    assert [p for p in examine(load_config(SEVEN)).problems if "data folder data/mds" in p]
+    assert len(examine(load_config(SEVEN)).problems) == 1
+
+
+def test_command_prints_plan_and_problems(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["plan", str(SEVEN), "data_local=nowhere", "--devices", "8", "seed=3"])
+    with pytest.raises(SystemExit) as stop:
+        plan.main()
+    printed = capsys.readouterr().out
+    assert stop.value.code == 1
+    for part in (
+        "1,345,423,360",
+        "419,430,400 tokens",
+        "64 evaluations",
+        "80.9 GB",
+        "There is no data folder",
+    ):
+        assert part in printed
+
+
+def test_command_prints_the_plan_of_a_small_run(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_values(data)))
+    words = ["plan", str(tmp_path / "run.yaml"), "--devices", "3", "--tokens_per_second", "2000"]
+    monkeypatch.setattr(sys, "argv", [*words, "global_train_batch_size=24"])
+    plan.main()
+    printed = capsys.readouterr().out
+    assert "No problems found." in printed
+    assert "Read more than once, and more often if their weights rise: code" in printed
+    assert math.isclose(float(printed.split("given, 2,000 tokens/s each")[1].split()[1]), 0.0)
+
+
+def test_unknown_gpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="'abacus' is not known; expected one of"):
+        estimates.tokens_per_second(LLAMA_7B, 4096, "abacus", 0.5)
+
+
+def test_powers_of_two() -> None:
+    assert plan.powers_of_two(1) == [1]
+    assert plan.powers_of_two(8) == [1, 2, 4, 8]
+    assert plan.powers_of_two(12) == [1, 2, 4, 8, 12]
