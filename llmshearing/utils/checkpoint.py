@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from llmshearing.config import ModelConfig, as_model_config
 from llmshearing.models.architecture import Architecture
@@ -21,8 +22,10 @@ from llmshearing.models.families import (
     size_keys,
 )
 from llmshearing.utils.files import replacing
+from llmshearing.utils.hf_files import CONFIG, from_hf, is_hf, read_hf
 from llmshearing.utils.key_map import PREFIX
 from llmshearing.utils.safe_load import load_omegaconf, load_tensors
+from llmshearing.utils.sharded import INDEX as SHARD_INDEX
 from llmshearing.utils.sharded import is_sharded, load_sharded
 from llmshearing.utils.weights import L0_PREFIX, check_weights, sizes_of
 
@@ -54,7 +57,7 @@ class Checkpoint:
     @property
     def hf_config(self) -> dict[str, Any] | None:
         """The HF config that travels with the weights."""
-        text = self.hf_files.get("config.json")
+        text = self.hf_files.get(CONFIG)
         return None if text is None else json.loads(text)
 
     @property
@@ -68,13 +71,20 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a Composer checkpoint (whole or sharded) or a bare state dict; weights alone are read.
+    """Read a Composer checkpoint (whole or sharded), a bare state dict or an HF model: weights alone.
 
     Raises:
         FileNotFoundError: when there is nothing at `path`.
         ValueError: when it is no checkpoint, truncated, holds more than data, or has no model weights.
     """
     path = Path(path)
+    if is_hf(path):
+        model = read_hf(path)
+        return Checkpoint(path, from_hf(model)[0], {"hf_files": model.files, "config": None})
+    if path.is_dir() and not is_sharded(path):
+        raise FileNotFoundError(
+            f"{path} is the folder of no model: it has neither {CONFIG} nor {SHARD_INDEX}."
+        )
     loaded = load_sharded(path) if is_sharded(path) else load_tensors(path)
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}; expected a checkpoint or a state dict.")
@@ -85,8 +95,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         found = ", ".join(map(str, list(weights)[:4])) or "nothing"
         raise ValueError(
             f"{path} has no weights of a model under state.model or at its top, where {PREFIX}wte.weight is "
-            f"expected; found {found}. An HF folder is converted with "
-            "`python -m llmshearing.utils.composer_to_hf save_hf_to_composer HF OUT`."
+            f"expected; found {found}."
         )
     record = loaded.get(RECORD_KEY) or state.get("callbacks", {}).get("RunRecord")
     return Checkpoint(path, dict(weights), record)
@@ -118,9 +127,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
             f"prune_and_save_model {checkpoint.path}` and start from the file that it writes."
         )
     check_weights(checkpoint.weights, decoder.arch, checkpoint.path)  # type: ignore[union-attr,arg-type]
-    strict = bool(checkpoint.masks)
-    try:
-        missing, _ = model.load_state_dict(checkpoint.weights, strict=strict)
+    options = StateDictOptions(full_state_dict=True, strict=bool(checkpoint.masks))
+    try:  # unlike model.load_state_dict, this also fills a sharded model, each process its part
+        missing, _ = set_model_state_dict(model, dict(checkpoint.weights), options=options)
     except RuntimeError as error:
         raise ValueError(f"The masks of {checkpoint.path} do not fit model.l0_module: {error}") from error
     assert all(name.startswith(L0_PREFIX) for name in missing)

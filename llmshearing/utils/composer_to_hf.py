@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from llmshearing.models.architecture import Architecture
-from llmshearing.models.families import architecture_from_hf
 from llmshearing.utils import cli
 from llmshearing.utils.checkpoint import Checkpoint, describe, read_checkpoint, write_checkpoint
-from llmshearing.utils.hf_files import CONFIG, HFModel, read_hf, write_hf
-from llmshearing.utils.key_map import is_weight, to_composer, to_hf
-from llmshearing.utils.weights import check_weights, shape_in_words
+from llmshearing.utils.hf_files import CONFIG, from_hf, read_hf, write_hf
+from llmshearing.utils.key_map import to_hf
+from llmshearing.utils.weights import shape_in_words
 
 
 def save_hf_to_composer(hf_path: str | Path, out: str | Path) -> None:
@@ -59,24 +58,6 @@ def save_composer_to_hf(
     cli.say(f"{out}: {arch.family}, {shape_in_words(arch)}, {_count(checkpoint.weights):,} parameters")
     if not any(name.startswith("tokenizer") for name in checkpoint.hf_files):
         cli.say(f"{checkpoint_path} carries no tokenizer; copy that of the source model to {out}.")
-
-
-def from_hf(model: HFModel) -> tuple[dict[str, Tensor], Architecture]:
-    """Weights by our names, the very tensors of `model`, and the architecture.
-
-    Raises:
-        ValueError: for a model that is not supported, or whose weights are not those of its config.
-    """
-    arch = architecture_from_hf(model.config)
-    weights = {
-        to_composer(name, arch.family): weight for name, weight in model.weights.items() if is_weight(name)
-    }
-    if arch.tie_embeddings:  # files may hold the embedding twice
-        weights.pop(
-            to_composer("embed_out.weight" if arch.fused_qkv else "lm_head.weight", arch.family), None
-        )
-    check_weights(weights, arch, model.path)
-    return weights, arch
 
 
 def export(

@@ -13,8 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llmshearing.models.architecture import Architecture
+from llmshearing.models.families import architecture_from_hf
 from llmshearing.utils.files import replacing_folder
+from llmshearing.utils.key_map import is_weight, to_composer
 from llmshearing.utils.safe_load import load_tensors
+from llmshearing.utils.weights import check_weights
 
 SHARD_SIZE = "5GB"
 CONFIG = "config.json"
@@ -45,6 +49,11 @@ class HFModel:
     files: dict[str, str | bytes]
 
 
+def is_hf(path: Path) -> bool:
+    """Whether `path` is an HF folder, or a safetensors or GGUF file."""
+    return (path / CONFIG).is_file() or (path.is_file() and path.suffix in (".safetensors", ".gguf"))
+
+
 def read_hf(path: str | Path) -> HFModel:
     """Read an HF model: a folder, a safetensors or GGUF file, or the name of a model on the hub.
 
@@ -63,6 +72,24 @@ def read_hf(path: str | Path) -> HFModel:
         raise FileNotFoundError(f"{folder} has no {CONFIG}; an HF model has one beside its weights.")
     weights = _read_folder(place) if place.is_dir() else _read_file(place)
     return HFModel(str(path), parse_config(files[CONFIG], folder / CONFIG), weights, files)
+
+
+def from_hf(model: HFModel) -> tuple[dict[str, Tensor], Architecture]:
+    """Weights by our names, the very tensors of `model`, and the architecture.
+
+    Raises:
+        ValueError: for a model that is not supported, or whose weights are not those of its config.
+    """
+    arch = architecture_from_hf(model.config)
+    weights = {
+        to_composer(name, arch.family): weight for name, weight in model.weights.items() if is_weight(name)
+    }
+    if arch.tie_embeddings:  # files may hold the embedding twice
+        weights.pop(
+            to_composer("embed_out.weight" if arch.fused_qkv else "lm_head.weight", arch.family), None
+        )
+    check_weights(weights, arch, model.path)
+    return weights, arch
 
 
 def read_travelling(folder: Path) -> dict[str, str | bytes]:

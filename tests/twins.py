@@ -1,0 +1,86 @@
+"""Tiny HF models with random weights, one for every family and option."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+LIMIT = 64  # positions
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 56,
+    "max_position_embeddings": LIMIT,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+_YARN = {"rope_type": "yarn", "factor": 4.0}
+
+CONFIGS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "llama grouped": LlamaConfig(**GROUPED),
+    "llama one kv head": LlamaConfig(**{**SIZES, "num_key_value_heads": 1}),
+    "llama tied": LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "llama biases": LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True),
+    "llama head_dim": LlamaConfig(**GROUPED, head_dim=12),
+    "llama rope base": LlamaConfig(**GROUPED, rope_theta=500000.0),
+    "llama rope linear": LlamaConfig(**GROUPED, rope_scaling={"type": "linear", "factor": 2.0}),
+    "llama rope dynamic": LlamaConfig(**GROUPED, rope_scaling={"rope_type": "dynamic", "factor": 2.0}),
+    "llama rope llama3": LlamaConfig(
+        **GROUPED,
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "llama rope yarn": LlamaConfig(**GROUPED, rope_scaling=_YARN),
+    "llama rope yarn scaled": LlamaConfig(
+        **GROUPED,
+        rope_scaling={**_YARN, "original_max_position_embeddings": 16, "attention_factor": 1.3},
+    ),
+    "llama gelu": LlamaConfig(**GROUPED, hidden_act="gelu"),
+    "mistral": MistralConfig(**GROUPED, sliding_window=None),
+    "mistral window": MistralConfig(**GROUPED, sliding_window=8),
+    "qwen2": Qwen2Config(**GROUPED),
+    "qwen2 tied": Qwen2Config(**GROUPED, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**GROUPED, head_dim=16),
+    "qwen3 tied, biases": Qwen3Config(**GROUPED, head_dim=8, tie_word_embeddings=True, attention_bias=True),
+    "gpt_neox": GPTNeoXConfig(**SIZES),
+    "gpt_neox serial": GPTNeoXConfig(**SIZES, use_parallel_residual=False),
+    "gpt_neox full rotary": GPTNeoXConfig(**SIZES, rotary_pct=1.0, rotary_emb_base=25000),
+    "gpt_neox tied": GPTNeoXConfig(**SIZES, tie_word_embeddings=True, hidden_act="gelu_new"),
+}
+
+
+def make(config: PretrainedConfig) -> PreTrainedModel:
+    """A model of `config` in fp32 whose every parameter, norms and biases included, is random."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_norm = "norm" in name and name.endswith("weight")
+            parameter.normal_(1.0 if is_norm else 0.0, 0.15)
+    return model
+
+
+def save(model: PreTrainedModel, folder: Path, **options) -> Path:
+    """Save `model` as an HF folder."""
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+def tokens(length: int, vocab_size: int = SIZES["vocab_size"], rows: int = 2) -> torch.Tensor:
+    """Random token ids, [rows, length]."""
+    return torch.randint(0, vocab_size, (rows, length))
