@@ -10,6 +10,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from llmshearing.data.manifest import Manifest
+
 logger = logging.getLogger(__name__)
 
 Encode = Callable[[list[str]], Iterable[Sequence[int]]]
@@ -69,6 +71,17 @@ def load_tokenizer(name: str) -> TextTokenizer:
             f"cannot load tokenizer {name!r} ({type(error).__name__}: {error}): expected a folder with "
             "tokenizer.json, a SentencePiece .model file, or a name on the Hugging Face hub"
         ) from error
+
+
+def check_tokenizer(manifest: Manifest, tokenizer: TextTokenizer) -> None:
+    """Raise ValueError unless the data was made with this tokenizer's vocabulary."""
+    made_with = manifest.tokenizer
+    if made_with["vocabulary_sha256"] != tokenizer.vocabulary_sha256:
+        raise ValueError(
+            f"tokenizer {tokenizer.name} ({tokenizer.vocab_size} ids) has another vocabulary than the one "
+            f"the data was made with, {made_with['name']} ({made_with['vocab_size']} ids): use that one, or "
+            "prepare the data again"
+        )
 
 
 def _around(bos: int | None, eos: int | None) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from streaming.base.util import bytes_to_int
 from torch.utils.data import DataLoader
 
 from llmshearing.data.manifest import Manifest, read_manifest
+from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
 from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.mixture import Mixture
 from llmshearing.datasets.sequence_folder import TOKEN_DTYPES, Remote, SequenceFolder
@@ -130,6 +131,8 @@ def _check_manifest(manifest: Manifest, cfg: DatasetConfig, vocab_size: int | No
             f"{cfg.local} was prepared with seq_length {manifest.seq_length}, max_seq_len is "
             f"{cfg.max_seq_len}: set max_seq_len: {manifest.seq_length} or prepare the data again"
         )
+    if cfg.tokenizer_name is not None and Path(cfg.tokenizer_name).exists():
+        check_tokenizer(manifest, load_tokenizer(cfg.tokenizer_name))
     made_with = manifest.tokenizer["vocab_size"]
     if vocab_size is not None and made_with > vocab_size:
         raise ValueError(
