@@ -4,6 +4,7 @@ Composer's Trainer is used as it is; everything of ours enters as a model, a dat
 """
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader
 from llmshearing.callbacks.domain_losses import DomainLosses
 from llmshearing.callbacks.dynamic_loading_callback import DynamicLoadingCallback
 from llmshearing.callbacks.metrics_file import MetricsFile
+from llmshearing.callbacks.progress_lines import ProgressLines
 from llmshearing.callbacks.pruning_callback import PruningCallback
 from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.config import Config, DataLoadingConfig, FsdpConfig
@@ -34,6 +36,8 @@ from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.families import complete
 from llmshearing.models.model_registry import model_class
+from llmshearing.planning.findings import check
+from llmshearing.planning.text import describe
 from llmshearing.sharding import parallelize
 from llmshearing.utils.checkpoint import Checkpoint, load_weights, read_checkpoint
 from llmshearing.utils.hf_files import read_travelling
@@ -62,6 +66,8 @@ def train(config: Config) -> None:
     trainer = build_trainer(config)
     if dist.get_global_rank() == 0 and config.save_folder:
         _write_config(config)
+    if config.eval_first and trainer.state.timestamp.batch.value == 0:
+        trainer.eval()
     trainer.fit()
     trainer.close()
 
@@ -71,6 +77,7 @@ def build_trainer(config: Config) -> Trainer:
     reproducibility.seed_all(config.seed)
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=config.dist_timeout)
     source = read_checkpoint(config.model.path) if config.model.path else None
+    _preflight(config, source)
     model = build_model(config, source)
     train_loader, evaluator = build_loaders(config, model)
     return Trainer(
@@ -86,9 +93,7 @@ def build_trainer(config: Config) -> Trainer:
         callbacks=build_callbacks(config, model, source),
         loggers=build_loggers(config),
         run_name=config.run_name,
-        progress_bar=config.progress_bar,
-        log_to_console=config.log_to_console,
-        console_log_interval=config.console_log_interval,
+        progress_bar=_shows_bar(config),
         precision=config.precision,
         device_train_microbatch_size=config.device_train_microbatch_size,
         save_folder=config.save_folder,
@@ -109,7 +114,7 @@ def build_trainer(config: Config) -> Trainer:
 
 
 def build_model(config: Config, source: Checkpoint | None) -> ComposerMosaicLlama:
-    """The model, with the weights of `source` where there is one.
+    """The model, with the weights of `source` where there is one; its sizes are noted in `config`.
 
     Raises:
         ValueError: when the configuration contradicts the checkpoint, or the target cannot be reached.
@@ -218,8 +223,10 @@ def build_algorithms(config: Config) -> list[Algorithm]:
 
 
 def build_loggers(config: Config) -> list[LoggerDestination]:
-    """Composer loggers by name, and the metrics file of the run's folder."""
+    """Composer loggers by name, lines of progress where no bar shows it, and the metrics file."""
     loggers = [_make(_COMPOSER_LOGGERS, "loggers", name, kwargs) for name, kwargs in config.loggers.items()]
+    if not _shows_bar(config) and (config.progress_bar or config.log_to_console):
+        loggers.append(ProgressLines(config.console_log_interval))
     if config.save_folder:
         loggers.append(MetricsFile(Path(config.save_folder) / "metrics.jsonl"))
     return loggers
@@ -256,6 +263,18 @@ def _dynamic_loading(domains: DataLoadingConfig) -> DynamicLoadingCallback:
 
 
 # --------------------------------------------------------------------- helpers
+
+
+def _preflight(config: Config, source: Checkpoint | None) -> None:
+    """Log what the run would do, and refuse it with every problem at once if it cannot."""
+    devices = dist.get_world_size()
+    found = check(config, devices, source)
+    if dist.get_global_rank() == 0:
+        logger.info("Before the first step:\n%s", describe(config, found, [devices]))
+
+
+def _shows_bar(config: Config) -> bool:
+    return config.progress_bar and sys.stderr.isatty()
 
 
 def _make(registry: dict[str, Any], section: str, name: str, kwargs: dict[str, Any] | None) -> Any:

@@ -165,6 +165,12 @@ def describe_problems(found: Findings) -> list[str]:
     return [title, *(f"  {i}. {problem}" for i, problem in enumerate(found.problems, 1))]
 
 
-def join(sections: Sequence[Sequence[str]]) -> str:
-    """Sections with an empty line between those that have something to say."""
+def describe(config: Config, found: Findings, devices: Sequence[int]) -> str:
+    """What a run does and needs: its model, its data and its memory on so many devices."""
+    sections = [
+        describe_model(config, found),
+        describe_run(config, found),
+        describe_data(config, found),
+        describe_memory(config, found, devices),
+    ]
     return "\n\n".join("\n".join(section) for section in sections if section)

@@ -37,16 +37,12 @@ def render(
         gpu: what Composer's table of peak rates calls the devices.
         tokens_per_second: training rate of one device, instead of an estimate for `gpu`.
     """
-    return text.join(
-        [
-            text.describe_model(config, found),
-            text.describe_run(config, found),
-            text.describe_data(config, found),
-            text.describe_memory(config, found, devices),
-            text.describe_time(config, found, devices, gpu, tokens_per_second),
-            text.describe_problems(found),
-        ]
-    )
+    sections = [
+        text.describe(config, found, devices).splitlines(),
+        text.describe_time(config, found, devices, gpu, tokens_per_second),
+        text.describe_problems(found),
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section)
 
 
 def powers_of_two(limit: int) -> list[int]:
