@@ -270,11 +270,11 @@ class Config:
     fsdp_config: FsdpConfig | None = field(default_factory=FsdpConfig)
     """Sharding over several processes."""
     progress_bar: bool = True
-    """Show Composer's progress bar on a terminal."""
+    """Show Composer's progress bar on a terminal, and lines of progress elsewhere."""
     log_to_console: bool = False
-    """Print metrics to the console."""
+    """Write lines of progress to standard error also when `progress_bar` is false."""
     console_log_interval: str = "1ba"
-    """Batches between console lines."""
+    """Batches between lines of progress, such as 10ba."""
     python_log_level: str | None = None
     """Level of the package's log: debug, info, warning."""
     save_interval: str = "1000ba"
