@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.models.l0_module import L0Module
+from llmshearing.models.l0_module import L0Module, local
 
 
 class PruningCallback(Callback):
@@ -49,9 +49,9 @@ class PruningCallback(Callback):
         module.constrain()
         values: dict[str, Tensor] = {
             **state.outputs["l0_output"][1],
-            **{name: full(value) for name, value in module.lambdas.items()},
+            **{name: local(value).detach() for name, value in module.lambdas.items()},
         }
-        numbers = torch.stack([value.float() for value in values.values()]).tolist()
+        numbers = torch.stack(list(values.values())).tolist()
         logger.log_metrics({f"metrics/train/{k}": v for k, v in zip(values, numbers, strict=True)})
 
     def eval_end(self, state: State, logger: Logger) -> None:
@@ -72,9 +72,3 @@ def l0_module(state: State) -> L0Module:
     assert isinstance(model, ComposerMosaicLlama)
     assert model.model.l0_module is not None
     return model.model.l0_module
-
-
-def full(value: Tensor) -> Tensor:
-    """A parameter's whole value, gathered when it is sharded."""
-    value = value.detach()
-    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[attr-defined]

@@ -69,7 +69,7 @@ class Decoder(nn.Module):
         if not arch.tie_embeddings:
             parts["output"] = nn.Linear(arch.d_model, arch.vocab_size, bias=False, device=device)
         self.transformer = nn.ModuleDict(parts)
-        self.l0_module = L0Module(cfg, device) if cfg.l0_module is not None else None
+        self.l0_module = L0Module(cfg) if cfg.l0_module is not None else None
         self._rope: tuple[Tensor, Tensor] | None = None
         if device != "meta":
             self.transformer.apply(self.param_init_fn)

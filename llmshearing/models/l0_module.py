@@ -8,6 +8,7 @@ import torch
 from composer.core import Time
 from composer.utils import dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 
 from llmshearing.config import as_model_config
 from llmshearing.models import hard_concrete, lagrangian
@@ -147,7 +148,7 @@ class L0Module(nn.Module):
         return gates
 
     def _log_alphas(self) -> dict[str, Tensor]:
-        return {name: mask.z_loga.float() for name, mask in self.masks.items()}
+        return {name: local(mask.z_loga) for name, mask in self.masks.items()}
 
     def _as_z(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
@@ -186,7 +187,7 @@ class L0Module(nn.Module):
         return prunable_parameters(self.masks, self.arch)
 
     def _penalty(self, suffix: str, sparsity: Tensor, target: float) -> Tensor:
-        first, second = (lagrangian.ascend(self.lambdas[f"lambda_{i}{suffix}"]).float() for i in (1, 2))
+        first, second = (lagrangian.ascend(local(self.lambdas[f"lambda_{i}{suffix}"])) for i in (1, 2))
         return lagrangian.penalty(sparsity, target, first, second)
 
     def _scheduled(self, step: int, target: float) -> float:
@@ -196,6 +197,26 @@ class L0Module(nn.Module):
         if self.target is None:
             return configured
         return 1 - prunable_parameters(names, self.target) / prunable_parameters(names, self.arch)
+
+
+class _Averaged(torch.autograd.Function):
+    """A replicated parameter on this rank; its gradient is averaged over the ranks."""
+
+    @staticmethod
+    def forward(ctx, parameter: DTensor) -> Tensor:
+        ctx.mesh = parameter.device_mesh
+        return parameter.to_local().view_as(parameter.to_local())
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return DTensor.from_local(total / ctx.mesh.size(), ctx.mesh, [Replicate()], run_check=False)
+
+
+def local(parameter: Tensor) -> Tensor:
+    """A parameter of the L0 module as a plain tensor, also where a run of several processes replicates it."""
+    return _Averaged.apply(parameter) if isinstance(parameter, DTensor) else parameter  # type: ignore[return-value]
 
 
 def _batches(duration: str | int) -> int:

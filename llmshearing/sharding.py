@@ -1,0 +1,114 @@
+"""Spreading a model over processes: Composer's FSDP2, block by block, chosen by `fsdp_config`.
+
+One process trains the plain model. On several, every block is a unit whose weights, gradients and optimizer
+state are split over all processes; the L0 module, a few thousand numbers that must stay in fp32, is
+replicated instead, its gradients averaged (`l0_module.local`).
+"""
+
+from typing import Any
+
+import torch
+from composer.core import Precision
+from composer.distributed.activation_checkpointing import apply_ac
+from composer.distributed.prepare_distributed import parallelize_model
+from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp.wrap import CustomPolicy
+from torch.distributed.tensor import Replicate, distribute_tensor
+
+from llmshearing.config import FsdpConfig
+from llmshearing.models.composer_llama import ComposerMosaicLlama
+
+_RESHARD_AFTER_FORWARD = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
+_KNOWN = {
+    "sharding_strategy": tuple(_RESHARD_AFTER_FORWARD),
+    "mixed_precision": ("DEFAULT", "PURE", "FULL"),
+    "state_dict_type": ("FULL", "SHARDED"),
+}
+
+
+def parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
+    """Shard `model` in place over all processes; on one, only checkpoint its activations if asked to.
+
+    Parameters on the meta device are given memory, not values, on the device of this process.
+
+    Raises:
+        ValueError: for a setting that FSDP2 does not have.
+    """
+    _check(fsdp)
+    decoder = model.model
+    if dist.get_world_size() == 1:
+        if fsdp.activation_checkpointing or fsdp.activation_cpu_offload:
+            apply_ac(
+                model,
+                fsdp.activation_checkpointing,
+                fsdp.activation_cpu_offload,
+                decoder.activation_checkpointing_fn,
+            )
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
+    kept_whole = _replicate(decoder.l0_module, mesh) if decoder.l0_module is not None else set()
+
+    def unit(module: nn.Module) -> bool | dict[str, Any]:
+        return {"ignored_params": kept_whole} if module is decoder else decoder.fsdp_wrap_fn(module)
+
+    checkpointing = fsdp.activation_checkpointing or fsdp.activation_cpu_offload
+    parallelize_model(
+        model,
+        _composer_config(fsdp, mesh),
+        precision=Precision(precision),
+        fsdp_wrap_policy=CustomPolicy(unit),
+        activation_checkpointing_check_fn=decoder.activation_checkpointing_fn if checkpointing else None,
+        param_init_fn=lambda module: _materialize(module, device),
+    )
+    if device == "cpu":
+        _average_gradients(model)
+
+
+def _check(fsdp: FsdpConfig) -> None:
+    for key, values in _KNOWN.items():
+        if getattr(fsdp, key).upper() not in values:
+            raise ValueError(
+                f"fsdp_config.{key} is {getattr(fsdp, key)!r}; expected one of {', '.join(values)}."
+            )
+
+
+def _composer_config(fsdp: FsdpConfig, mesh: DeviceMesh) -> FSDP2Config:
+    return FSDP2Config(
+        device_mesh=mesh,
+        reshard_after_forward=_RESHARD_AFTER_FORWARD[fsdp.sharding_strategy.upper()],
+        mixed_precision=fsdp.mixed_precision.upper(),
+        activation_checkpointing=fsdp.activation_checkpointing,
+        activation_cpu_offload=fsdp.activation_cpu_offload,
+        verbose=fsdp.verbose,
+    )
+
+
+def _replicate(module: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
+    """Make every parameter of `module` a replicated DTensor with rank 0's values; return them.
+
+    As DTensors they go through gradient clipping, optimizer and checkpoints together with the sharded ones.
+    """
+    for inner in module.modules():
+        for name, parameter in list(inner.named_parameters(recurse=False)):
+            whole = distribute_tensor(parameter.detach(), mesh, [Replicate()])
+            inner.register_parameter(name, nn.Parameter(whole))
+    return set(module.parameters())
+
+
+def _average_gradients(model: nn.Module) -> None:
+    """Divide summed gradients by the number of processes: gloo takes FSDP2's averages for sums (torch 2.7)."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_all_reduce_hook(lambda gradient: gradient.div_(dist.get_world_size()))
+
+
+def _materialize(module: nn.Module, device: str) -> None:
+    if any(parameter.is_meta for parameter in module.parameters()):
+        for inner in module.modules():
+            if any(parameter.is_meta for parameter in inner.parameters(recurse=False)):
+                inner.to_empty(device=device, recurse=False)
