@@ -1,0 +1,174 @@
+"""Reference losses of dynamic batch loading: measured on a model, or extrapolated by a scaling law.
+
+    python -m llmshearing.utils.reference_loss measure MODEL --data DATA
+    python -m llmshearing.utils.reference_loss fit TABLE.yaml --parameters 1345423360
+
+`measure` takes the losses of a model, such as the source, on the evaluation data that pruning will
+use. `fit` takes a table of losses of models of one family by size, and tells what a model of the
+target's size would reach. Both print the list that `callbacks.data_loading.target_loss` wants.
+"""
+
+import argparse
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from scipy.optimize import OptimizeWarning, curve_fit
+
+from llmshearing.data.manifest import read_manifest
+from llmshearing.datasets.load_text_dataloader import build_text_dataloader
+from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
+from llmshearing.utils import cli
+from llmshearing.utils.checkpoint import read_checkpoint
+from llmshearing.utils.equality import load_ours
+
+# Where the released notebook starts: the constants of the Chinchilla paper.
+_START = (406.4, 0.336, 0.69)
+_MAX_EVALUATIONS = 20_000
+_UNKNOWNS = 3
+
+
+def scaling_law(parameters: NDArray[np.float64] | float, a: float, b: float, c: float) -> Any:
+    """Loss of a model of N parameters, embeddings included: a N^-b + c (Sheared-LLaMA, appendix B)."""
+    return a * parameters**-b + c
+
+
+def fit_scaling_law(parameters: Sequence[float], losses: Sequence[float]) -> tuple[float, float, float]:
+    """a, b, c of `scaling_law` through the losses [n] of models of these sizes [n], by least squares.
+
+    Three sizes are met exactly, so the fit says nothing of its own error.
+
+    Raises ValueError for fewer than three sizes, and where no curve is found.
+    """
+    if len(set(parameters)) < _UNKNOWNS or len(parameters) != len(losses):
+        raise ValueError(
+            f"{len(losses)} losses for {len(set(parameters))} different sizes: expected one loss for each "
+            f"of at least {_UNKNOWNS}"
+        )
+    x, y = np.asarray(parameters, np.float64), np.asarray(losses, np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OptimizeWarning)  # no error bars from as many points as unknowns
+        try:
+            (a, b, c), _ = curve_fit(scaling_law, x, y, p0=_START, maxfev=_MAX_EVALUATIONS)
+        except RuntimeError as error:
+            raise ValueError(f"no curve a N^-b + c through losses {list(losses)}: {error}") from None
+    return float(a), float(b), float(c)
+
+
+def read_table(path: Path) -> tuple[list[float], dict[str, list[float]]]:
+    """Sizes and the losses at them of each domain, from a YAML file.
+
+    Raises ValueError for a file of another form.
+    """
+    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(table, Mapping) or set(table) != {"parameters", "losses"}:
+        raise ValueError(f"{path}: expected the keys parameters: [...] and losses: {{domain: [...]}}")
+    return table["parameters"], table["losses"]
+
+
+@torch.no_grad()
+def measure(
+    model_path: str,
+    data: Path,
+    set_names: Sequence[str] | None,
+    split: str,
+    seq_length: int | None,
+    batch_size: int,
+) -> dict[str, float]:
+    """Mean loss in nats a token of a model on each domain of evaluation data.
+
+    Args:
+        model_path: HF folder or Composer checkpoint.
+        data: prepared data.
+        set_names: domains; None: those of the data's manifest.
+        split: folder of the evaluation data.
+        seq_length: of data without a manifest.
+        batch_size: sequences at a time.
+
+    Raises ValueError where the data does not tell its domains or its length and nobody else does.
+    """
+    manifest = read_manifest(data)
+    names = list(set_names or (manifest.domains if manifest is not None else ()))
+    length = manifest.seq_length if manifest is not None else seq_length
+    if not names or length is None:
+        raise ValueError(f"{data} has no manifest: give --set_names and --seq_length")
+    checkpoint = read_checkpoint(model_path)
+    if checkpoint.masks:
+        raise ValueError(
+            f"{model_path} is of a pruning run: measure the source model, or prune_and_save it first"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_ours(checkpoint).to(device)
+    model.set_names, model.return_logits = names, False
+    config = LoaderConfig(DatasetConfig(local=str(data), split=split, max_seq_len=length))
+    loader = build_text_dataloader(
+        config, batch_size, set_names=names, vocab_size=model.model.arch.vocab_size
+    )
+    sums = torch.zeros(len(names), 2, dtype=torch.float64, device=device)
+    for batch in loader:
+        batch = {key: value.to(device) for key, value in batch.items()}
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            sums += model.eval_forward(batch)["domain_sums"]
+    if missing := [name for name, tokens in zip(names, sums[:, 1].tolist(), strict=True) if not tokens]:
+        raise ValueError(
+            f"{data / split} has no sequences of {', '.join(missing)}: prepare it with every domain"
+        )
+    return dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+
+
+def say_list(losses: Mapping[str, float]) -> None:
+    """Print losses as the section of the configuration that takes them."""
+    cli.say(f"set_names: [{', '.join(losses)}]")
+    cli.say(f"target_loss: [{', '.join(f'{loss:.4f}' for loss in losses.values())}]")
+
+
+def say_fit(table: Path, sizes: Sequence[int]) -> None:
+    """Print the fitted curves, and the losses they give at these sizes."""
+    parameters, losses = read_table(table)
+    curves = {domain: fit_scaling_law(parameters, values) for domain, values in losses.items()}
+    for domain, (a, b, c) in curves.items():
+        cli.say(f"# {domain}: {a:.4g} N^-{b:.4f} + {c:.4f}")
+    for size in sizes:
+        cli.say(f"# {size:,} parameters")
+        say_list({domain: float(scaling_law(size, *curve)) for domain, curve in curves.items()})
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llmshearing.utils.reference_loss",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure", help="losses of a model on the evaluation data")
+    measuring.add_argument("model", help="HF folder or Composer checkpoint")
+    measuring.add_argument("--data", type=Path, required=True, help="folder of the prepared data")
+    measuring.add_argument("--set_names", nargs="+", help="domains, in the order wanted (the manifest's)")
+    measuring.add_argument("--split", default="eval_merge", help="folder below it (eval_merge)")
+    measuring.add_argument("--seq_length", type=int, help="tokens of a sequence, for data without a manifest")
+    measuring.add_argument("--batch_size", type=int, default=8, help="sequences at a time (8)")
+    fitting = commands.add_parser("fit", help="losses at another size, by a scaling law")
+    fitting.add_argument(
+        "table", type=Path, help="YAML of sizes and losses; configs/llama2/reference_losses.yaml"
+    )
+    fitting.add_argument("--parameters", type=int, nargs="+", required=True, help="sizes to extrapolate to")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """The command."""
+    args = parse_arguments()
+    if args.command == "fit":
+        say_fit(args.table, args.parameters)
+    else:
+        say_list(measure(args.model, args.data, args.set_names, args.split, args.seq_length, args.batch_size))
+
+
+if __name__ == "__main__":
+    cli.run(main)

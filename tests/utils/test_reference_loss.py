@@ -1,0 +1,94 @@
+"""The published references to the last digit, and measured losses equal to transformers' own."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from streaming.base.format.mds import MDSWriter
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from llmshearing.utils import reference_loss
+from llmshearing.utils.reference_loss import fit_scaling_law, measure, read_table, scaling_law
+
+TABLE = Path(__file__).parents[2] / "configs" / "llama2" / "reference_losses.yaml"
+NAMES = ["cc", "github", "book", "stackexchange", "wiki", "arxiv", "c4-rp"]
+PUBLISHED = {
+    1_345_423_360: [1.9643, 0.7459, 2.1393, 1.6117, 1.7590, 1.4449, 2.1251],
+    2_701_560_320: [1.8712, 0.6883, 2.0325, 1.5353, 1.6297, 1.3560, 2.0328],
+    373_867_520: [2.1401, 0.8694, 2.3625, 1.7791, 2.0470, 1.6637, 2.3139],
+}
+SEQ_LEN = 16
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_fit_reproduces_the_published_references(size):
+    parameters, losses = read_table(TABLE)
+    assert list(losses) == NAMES
+    got = [scaling_law(size, *fit_scaling_law(parameters, values)) for values in losses.values()]
+    assert [round(loss, 4) for loss in got] == PUBLISHED[size]
+
+
+def test_the_command_prints_what_the_config_wants(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fit", "fit", str(TABLE), "--parameters", *map(str, PUBLISHED)])
+    reference_loss.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert f"set_names: [{', '.join(NAMES)}]" in lines
+    for losses in PUBLISHED.values():
+        assert f"target_loss: [{', '.join(f'{loss:.4f}' for loss in losses)}]" in lines
+
+
+def test_fit_recovers_a_known_law():
+    sizes = np.array([1e8, 3e8, 1e9, 3e9, 1e10])
+    assert fit_scaling_law(sizes, scaling_law(sizes, 50, 0.2, 1.1)) == pytest.approx((50, 0.2, 1.1), rel=1e-3)
+
+
+def test_what_cannot_be_fitted_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="2 losses for 2 different sizes: expected one loss for each of at least 3"
+    ):
+        fit_scaling_law([1e9, 2e9], [2.0, 1.9])
+    table = tmp_path / "table.yaml"
+    table.write_text("sizes: [1, 2]")
+    with pytest.raises(ValueError, match=r"table.yaml: expected the keys parameters"):
+        read_table(table)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Random sequences of two domains."""
+    rng = np.random.default_rng(0)
+    with MDSWriter(out=str(tmp_path / "eval_merge"), columns={"tokens": "bytes", "set": "str"}) as writer:
+        for i in range(5):
+            tokens = rng.integers(0, 90, SEQ_LEN, dtype=np.uint16)
+            writer.write({"tokens": tokens.tobytes(), "set": ("cc", "book")[i % 2]})
+    return tmp_path
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    config = LlamaConfig(
+        vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def test_measure_equals_transformers(data, model):
+    theirs = AutoModelForCausalLM.from_pretrained(model)
+    rng = np.random.default_rng(0)
+    losses: dict[str, list[float]] = {"cc": [], "book": []}
+    for i in range(5):
+        ids = torch.from_numpy(rng.integers(0, 90, SEQ_LEN, dtype=np.uint16).astype(np.int64))[None]
+        losses[("cc", "book")[i % 2]].append(float(theirs(ids, labels=ids).loss))
+    got = measure(str(model), data, ["book", "cc"], "eval_merge", SEQ_LEN, batch_size=2)
+    assert list(got) == ["book", "cc"]
+    assert got == pytest.approx({name: np.mean(values) for name, values in losses.items()}, abs=1e-5)
+
+
+def test_measure_wants_every_domain_and_a_length(data, model):
+    with pytest.raises(ValueError, match="no manifest: give --set_names and --seq_length"):
+        measure(str(model), data, ["book", "cc"], "eval_merge", None, 2)
+    with pytest.raises(ValueError, match="eval_merge has no sequences of wiki"):
+        measure(str(model), data, ["book", "cc", "wiki"], "eval_merge", SEQ_LEN, 2)
