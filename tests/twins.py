@@ -1,5 +1,6 @@
 """Tiny HF models with random weights, one for every family and option."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -13,6 +14,12 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from llmshearing.config import L0Config, ModelConfig, TargetConfig
+from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.models.families import complete
+from llmshearing.utils.checkpoint import write_checkpoint
+from llmshearing.utils.hf_files import HFModel, from_hf
 
 LIMIT = 64  # positions
 SIZES = {
@@ -84,3 +91,23 @@ def save(model: PreTrainedModel, folder: Path, **options) -> Path:
 def tokens(length: int, vocab_size: int = SIZES["vocab_size"], rows: int = 2) -> torch.Tensor:
     """Random token ids, [rows, length]."""
     return torch.randint(0, vocab_size, (rows, length))
+
+
+def masked_checkpoint(
+    path: Path, name: str = "llama grouped", config: str | None = None, **target: int
+) -> Path:
+    """The checkpoint of a pruning run over the model `name` towards `target`, with random masks.
+
+    Args:
+        config: the run's configuration in the record, as YAML.
+    """
+    hf = HFModel("twin", CONFIGS[name].to_dict(), dict(make(CONFIGS[name]).state_dict()), {})
+    weights, arch = from_hf(hf)
+    cfg = ModelConfig(l0_module=L0Config(target_model=TargetConfig(**target)))
+    model = ComposerMosaicLlama(complete(cfg, arch, name))
+    model.load_state_dict(weights, strict=False)
+    for mask in model.model.l0_module.masks.values():
+        torch.nn.init.uniform_(mask.z_loga, -4.6, 4.6)
+    files = {"config.json": json.dumps(hf.config)}
+    write_checkpoint(path, model.state_dict(), {"hf_files": files, "config": config})
+    return path

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -51,14 +52,8 @@ def load_sharded(path: Path) -> dict[str, Any]:
         flat = {name: _room(index.state_dict_metadata[name]) for name in places}
         planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
         load(flat, storage_reader=reader, planner=planner, no_dist=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"The sharded checkpoint {path} cannot be read: {error}") from None
-    except Exception as error:  # broken bytes lead the library anywhere
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"The sharded checkpoint {path} cannot be read: a shard is missing or truncated "
-            f"({reason[-1][:200]}). Copy the whole folder again, or take an earlier one."
-        ) from error
+    except (CheckpointException, Exception) as error:  # broken bytes lead the library anywhere
+        raise ValueError(f"The sharded checkpoint {path} cannot be read: {_reason(error)}") from None
     nested: dict[str, Any] = {}
     for name, place in places.items():
         level = nested
@@ -66,6 +61,15 @@ def load_sharded(path: Path) -> dict[str, Any]:
             level = level.setdefault(key, {})
         level[place[-1]] = flat[name]
     return nested
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    if isinstance(error, pickle.UnpicklingError):
+        return f"it holds more than tensors and plain values; nothing of it was run. {str(error)[:200]}"
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return f"a shard is missing or truncated ({text}). Copy the whole folder again, or take an earlier one."
 
 
 def _is_wanted(place: tuple[Any, ...]) -> bool:
@@ -84,9 +88,7 @@ class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if (module, name) not in _ALLOWED and not is_dtype:
-            raise pickle.UnpicklingError(
-                f"its {INDEX} holds {module}.{name}, which no index has; nothing of it was run."
-            )
+            raise pickle.UnpicklingError(f"Its {INDEX} holds {module}.{name}, which no index has.")
         return super().find_class(module, name)
 
 
