@@ -70,8 +70,9 @@ def read_hf(path: str | Path) -> HFModel:
     files = read_travelling(folder)
     if CONFIG not in files:
         raise FileNotFoundError(f"{folder} has no {CONFIG}; an HF model has one beside its weights.")
+    config = parse_config(files[CONFIG], folder / CONFIG)
     weights = _read_folder(place) if place.is_dir() else _read_file(place)
-    return HFModel(str(path), parse_config(files[CONFIG], folder / CONFIG), weights, files)
+    return HFModel(str(path), config, weights, files)
 
 
 def from_hf(model: HFModel) -> tuple[dict[str, Tensor], Architecture]:

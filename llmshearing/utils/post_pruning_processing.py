@@ -109,7 +109,7 @@ def _check_target(found: Architecture, target: Architecture | None) -> None:
         raise ValueError(
             "The masks make another shape than the target: "
             + ", ".join(f"{name} {getattr(found, name)} (expected {getattr(target, name)})" for name in off)
-            + ". Masks of single blocks (head_layer, mlp) must close the same layers to take layers out."
+            + "."
         )
 
 
@@ -117,14 +117,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="post_pruning_processing", description=(__doc__ or "").split("\n", 1)[0]
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("prune_and_save_model", help="apply the masks and take out what they close")
-    command.add_argument("checkpoint", help="file, or folder of a sharded checkpoint")
-    command.add_argument(
+    parser.add_argument("command", choices=["prune_and_save_model"])
+    parser.add_argument("checkpoint", help="file, or folder of a sharded checkpoint")
+    parser.add_argument(
         "rest", nargs="*", metavar="OUT or key=value", help="file to write; sizes of the target"
     )
-    command.add_argument("--hf", help="HF folder to write besides")
-    args = parser.parse_args()
+    parser.add_argument("--hf", help="HF folder to write besides")
+    args = parser.parse_intermixed_args()
     outs = [word for word in args.rest if "=" not in word]
     if len(outs) > 1:
         raise ValueError(f"Expected one output file, got {', '.join(outs)}.")

@@ -38,13 +38,14 @@ def load_masks(checkpoint: Checkpoint, arch: Architecture, target: Mapping[str, 
     Raises:
         ValueError: when the checkpoint has no masks, its target is not known, or masks cannot reach it.
     """
-    names = [name.split(".")[1] for name in checkpoint.masks if name.startswith("masks.")]
+    gates = {n.removeprefix("masks."): a for n, a in checkpoint.masks.items() if n.startswith("masks.")}
+    names = [name.removesuffix(".z_loga") for name in gates]
     if not names:
         raise ValueError(f"{checkpoint.path} has no masks: it is not the checkpoint of a pruning run.")
     l0 = L0Config(target_model=_target(checkpoint, target), pruning_modules=names, eval_target_model=True)
     module = L0Module(complete(ModelConfig(l0_module=l0), arch, str(checkpoint.path)))
     try:
-        module.load_state_dict(checkpoint.masks)
+        module.masks.load_state_dict(gates)
     except RuntimeError as error:
         raise ValueError(f"The masks of {checkpoint.path} are not those of its model: {error}") from error
     return module.eval().requires_grad_(False)
