@@ -1,12 +1,14 @@
 """What every command of the package shares: how it ends, what it prints and how `key=value` is read."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
 
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.I)  # YAML 1.1 reads 5e5 as a text
 USER_ERRORS = (ValueError, OSError, ImportError)
 
 
@@ -34,7 +36,7 @@ def say(text: str = "") -> None:
 
 
 def key_values(words: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as a dict, values read as YAML scalars: 16 is a number, `true` a boolean.
+    """`key=value` words as a dict, values read as YAML scalars: 16 and 5e5 are numbers, `true` a boolean.
 
     Raises:
         ValueError: for a word without `=`, or a key given twice.
@@ -46,5 +48,5 @@ def key_values(words: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"Argument {word!r} is not of the form key=value, such as hidden_size=2048.")
         if key in values:
             raise ValueError(f"Argument {key} is given twice.")
-        values[key] = yaml.safe_load(value)
+        values[key] = float(value) if _EXPONENT.fullmatch(value) else yaml.safe_load(value)
     return values

@@ -1,0 +1,45 @@
+"""How commands read their arguments and end."""
+
+import sys
+
+import pytest
+
+from llmshearing.utils import cli
+
+
+def test_values_are_read_as_yaml_scalars():
+    found = cli.key_values(["hidden_size=16", "tie=true", "rope_theta=5e5", "_name_or_path=a/b=c", "x=null"])
+    assert found == {"hidden_size": 16, "tie": True, "rope_theta": 5e5, "_name_or_path": "a/b=c", "x": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["a"], "'a' is not of the form"), (["a=1", "a=2"], "given twice")]
+)
+def test_malformed_arguments_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        cli.key_values(words)
+
+
+def fail():
+    raise ValueError("d_model is 3; expected 4.")
+
+
+def test_a_users_mistake_ends_with_its_message_and_status_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(fail)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: d_model is 3; expected 4.\n"
+
+
+def test_debug_shows_the_traceback_and_is_not_seen_by_the_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command", "--debug", "x"])
+    with pytest.raises(ValueError, match="d_model is 3"):
+        cli.run(fail)
+    assert sys.argv == ["command", "x"]
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(AssertionError):
+        cli.run(lambda: (_ for _ in ()).throw(AssertionError()).__next__())
