@@ -66,9 +66,11 @@ def hf_step(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
     return step
 
 
-def our_step(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+def our_step(
+    model: Any, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer | None = None
+) -> Callable[[], None]:
     """A step of ours, losses of all domains included."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         outputs = model(batch)

@@ -79,6 +79,16 @@ class Architecture:
         """Parameters of all attention and MLP matrices: what masks can remove."""
         return self.n_layers * (self.attention_matrix_parameters + self.mlp_matrix_parameters)
 
+    def training_flops(self, sequences: int, length: int) -> int:
+        """Floating point operations of a forward and backward pass over `sequences` of `length` tokens.
+
+        Matrix products alone: 6 a parameter and token, and 12 S^2 H E a layer and sequence for attention,
+        the causal half not deducted (the convention of PaLM, arXiv 2204.02311 appendix B).
+        """
+        parameters = self.matrix_parameters + self.vocab_size * self.d_model
+        attention = 12 * self.n_layers * self.n_heads * self.head_dim * length**2
+        return sequences * (6 * parameters * length + attention)
+
     def resized(self, **sizes: Any) -> "Architecture":
         """The same family with other sizes."""
         return replace(self, **sizes)

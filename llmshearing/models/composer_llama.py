@@ -63,6 +63,10 @@ class ComposerMosaicLlama(ComposerModel):
         outputs["domain_sums"] = domain_sums(outputs["token_loss"], batch["labels"], domains, count)
         return outputs
 
+    def flops_per_batch(self, batch: Mapping[str, Any]) -> int:
+        """Operations of a training step over `batch`, from which SpeedMonitor logs throughput and MFU."""
+        return self.model.arch.training_flops(*batch["input_ids"].shape)
+
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Metrics of an evaluation; those of training are logged by the `DomainLosses` callback."""
         return {} if is_train else evaluation_metrics(self.set_names)

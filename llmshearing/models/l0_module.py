@@ -72,7 +72,10 @@ class L0Module(nn.Module):
         pairs = ["", *(f"_{name}" for name in names)] if self.target else [""]
         self.lambdas = nn.ParameterDict(
             {
-                f"lambda_{i}{suffix}": nn.Parameter(torch.zeros((), device=device))
+                # With a target the overall pair is only there for the state dict's sake.
+                f"lambda_{i}{suffix}": nn.Parameter(
+                    torch.zeros((), device=device), requires_grad=bool(suffix) == bool(self.target)
+                )
                 for suffix in pairs
                 for i in (1, 2)
             }

@@ -90,6 +90,6 @@ def _softmax_loss(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 def _accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, the sum in fp32 whatever the factors' type."""
     if left.dtype == total.dtype:
-        total.addmm_(left, right)
+        torch.addmm(total, left, right, out=total)
     else:
         total.add_(left @ right)

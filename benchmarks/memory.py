@@ -1,0 +1,69 @@
+"""Peak memory of a training step: ours, pruning, beside transformers', each in a process of its own.
+
+    python -m benchmarks.memory
+
+Counted is what a process holds at its peak beyond what it held after imports: weights, gradients, AdamW's
+state, activations, logits.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.common import BODY_25M, hf_model, shearing_model, token_batch, write_result
+from benchmarks.steps import hf_step, our_step
+
+SEQUENCES, LENGTH = 4, 512
+VOCABULARIES = (32_000, 128_256)
+
+
+def peak_bytes(kind: str, vocabulary: int, sizes: dict[str, int], length: int) -> int:
+    """Run two steps of `kind` (hf, dense or pruning) in this process; bytes beyond the imports."""
+    batch = token_batch(vocabulary, SEQUENCES, length, 7)
+    before = resident()
+    if kind == "hf":
+        step = hf_step(hf_model(sizes, vocabulary, length), batch)
+    else:
+        step = our_step(shearing_model(sizes, vocabulary, length, 7, prune=kind == "pruning"), batch)
+    step()
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def resident() -> int:
+    """Bytes this process holds now."""
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def measured(kind: str, vocabulary: int, sizes: dict[str, int], length: int = LENGTH) -> int:
+    """`peak_bytes` in a fresh process."""
+    call = json.dumps([kind, vocabulary, sizes, length])
+    run = [sys.executable, "-m", "benchmarks.memory", call]
+    return int(subprocess.run(run, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def measure() -> dict[str, Any]:
+    """Ratios of a pruning step's peak to that of an HF step, and the bytes behind them."""
+    values: dict[str, Any] = {}
+    for vocabulary in VOCABULARIES:
+        peaks = {kind: measured(kind, vocabulary, BODY_25M) for kind in ("hf", "dense", "pruning")}
+        values[f"pruning step / HF step, vocabulary {vocabulary:,}"] = peaks["pruning"] / peaks["hf"]
+        values[f"peak bytes, vocabulary {vocabulary:,}"] = peaks
+    return values
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        sys.stdout.write(f"{peak_bytes(*json.loads(sys.argv[1]))}\n")
+        return
+    values = measure()
+    write_result("memory", {**BODY_25M, "sequences": SEQUENCES, "length": LENGTH}, values)
+    for name, value in values.items():
+        sys.stdout.write(f"{name:50}{value}\n")
+
+
+if __name__ == "__main__":
+    main()
