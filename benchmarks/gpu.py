@@ -1,0 +1,173 @@
+"""Tokens/s and MFU on one GPU: dense and pruning steps beside transformers', in bf16 at 4,096 tokens.
+
+    python -m benchmarks.gpu                 the shapes of the paper
+    python -m benchmarks.gpu --tiny          the same path with tiny shapes, for a machine without a GPU
+
+MFU counts matrix products (`Architecture.training_flops`) against the device's peak in bf16.
+"""
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from itertools import product
+from typing import Any
+
+import torch
+from composer.distributed.activation_checkpointing import apply_ac
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.common import write_result
+from benchmarks.steps import finish
+from llmshearing.models.composer_llama import ComposerMosaicLlama
+
+SHAPES = {
+    "370M": {"d_model": 1024, "n_heads": 8, "n_layers": 24, "intermediate_size": 2816},
+    "1.3B": {"d_model": 2048, "n_heads": 16, "n_layers": 24, "intermediate_size": 5504},
+    "2.7B": {"d_model": 2560, "n_heads": 20, "n_layers": 32, "intermediate_size": 6912},
+    "7B": {"d_model": 4096, "n_heads": 32, "n_layers": 32, "intermediate_size": 11008},
+}
+TINY = {
+    "370M": {"d_model": 32, "n_heads": 2, "n_layers": 2, "intermediate_size": 64},
+    "1.3B": {"d_model": 64, "n_heads": 4, "n_layers": 2, "intermediate_size": 96},
+    "2.7B": {"d_model": 96, "n_heads": 6, "n_layers": 3, "intermediate_size": 128},
+    "7B": {"d_model": 128, "n_heads": 8, "n_layers": 3, "intermediate_size": 192},
+}
+PRUNING = {"2.7B": "1.3B", "7B": "1.3B"}
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # bf16, dense, as the vendor gives them
+VOCABULARY = 32_000
+
+
+def cases(shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What is measured: every dense shape and pruning, ours and HF's, by attention and compilation."""
+    attentions = ["sdpa", "flash"] if find_spec("flash_attn") else ["sdpa"]
+    for attention, compiled in product(attentions, (False, True)):
+        options = {"attention": attention, "compile": compiled}
+        for shape in ("370M", "1.3B", "2.7B"):
+            yield {"model": "HF", "source": shape, "target": None, **options}
+            yield {"model": "ours", "source": shape, "target": None, **options}
+        for source, target in PRUNING.items():
+            yield {"model": "ours", "source": source, "target": target, **options}
+
+
+def make_step(
+    case: dict[str, Any], shapes: dict[str, Any], batch: dict[str, torch.Tensor]
+) -> Callable[[], Any]:
+    """The training step of a case on the batch's device: bf16 autocast, activation checkpointing, AdamW."""
+    device = batch["input_ids"].device
+    length = batch["input_ids"].shape[1]
+    model, loss = (hf if case["model"] == "HF" else ours)(case, shapes, length, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    if case["compile"]:
+        model.compile()
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            value = loss(model, batch)
+        value.backward()
+        finish(optimizer)
+
+    return step
+
+
+def ours(case: dict[str, Any], shapes: dict[str, Any], length: int, device: torch.device):
+    """Our model and its loss, dense or pruning."""
+    l0 = None
+    if case["target"]:
+        l0 = {"lagrangian_warmup_steps": "640ba", "target_model": shapes[case["target"]]}
+    cfg = {"vocab_size": VOCABULARY, "max_seq_len": length, "attn_impl": case["attention"], "l0_module": l0}
+    model = ComposerMosaicLlama({**shapes[case["source"]], **cfg}).to(device)
+    model.return_logits = False
+    apply_ac(model, True, False, model.model.activation_checkpointing_fn)
+    return model, lambda m, batch: m.loss(m(batch), batch)["total"]
+
+
+def hf(case: dict[str, Any], shapes: dict[str, Any], length: int, device: torch.device):
+    """transformers' model of the same shape and its loss."""
+    sizes = shapes[case["source"]]
+    config = LlamaConfig(
+        hidden_size=sizes["d_model"],
+        num_attention_heads=sizes["n_heads"],
+        num_key_value_heads=sizes["n_heads"],
+        num_hidden_layers=sizes["n_layers"],
+        intermediate_size=sizes["intermediate_size"],
+        vocab_size=VOCABULARY,
+        max_position_embeddings=length,
+        use_cache=False,
+    )
+    config._attn_implementation = {"sdpa": "sdpa", "flash": "flash_attention_2"}[case["attention"]]
+    with device:
+        model = LlamaForCausalLM(config)
+    model.gradient_checkpointing_enable()
+    return model, lambda m, batch: m(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+
+
+def measure(case: dict[str, Any], shapes: dict[str, Any], batch: dict[str, torch.Tensor], steps: int):
+    """Tokens/s, MFU and peak memory of a case; the reason where it could not run."""
+    device = batch["input_ids"].device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        step = make_step(case, shapes, batch)
+        seconds = [timed(step, device) for _ in range(steps + 3)][3:]
+    except torch.OutOfMemoryError:
+        return {"failed": "out of memory"}
+    rate = batch["input_ids"].numel() / statistics.median(seconds)
+    flops = flops_per_token(shapes[case["source"]], batch["input_ids"].shape[1])
+    peak = next((v for k, v in PEAK_TFLOPS.items() if device.type == "cuda" and k in name_of(device)), None)
+    return {
+        "tokens_per_second": rate,
+        "mfu": rate * flops / (peak * 1e12) if peak else None,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
+    }
+
+
+def timed(step: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of a step, the device's work included."""
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def flops_per_token(sizes: dict[str, int], length: int) -> float:
+    """Operations of a step for each token."""
+    cfg = {**sizes, "vocab_size": VOCABULARY, "max_seq_len": length, "init_device": "meta"}
+    return ComposerMosaicLlama(cfg).model.arch.training_flops(1, length) / length
+
+
+def name_of(device: torch.device) -> str:
+    """The device's name."""
+    return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, to prove the path without a GPU")
+    parser.add_argument("--sequences", type=int, default=4, help="sequences of a step (4)")
+    parser.add_argument("--steps", type=int, default=10, help="measured steps of a case (10)")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available() and not arguments.tiny:
+        raise SystemExit("error: no CUDA device; `--tiny` proves the path on the CPU.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    length, shapes = (64, TINY) if arguments.tiny else (4096, SHAPES)
+    ids = torch.randint(0, VOCABULARY, (arguments.sequences, length), device=device)
+    batch = {"input_ids": ids, "labels": ids}
+    results = []
+    for case in cases(shapes):
+        result = {**case, **measure(case, shapes, batch, arguments.steps)}
+        results.append(result)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        sys.stdout.write(f"{result}\n")
+    config = {"length": length, "sequences": arguments.sequences, "shapes": shapes, "precision": "amp_bf16"}
+    write_result("gpu_tiny_cpu" if arguments.tiny else "gpu", config, {"cases": results})
+
+
+if __name__ == "__main__":
+    main()
