@@ -17,12 +17,12 @@ from llmshearing.models.composer_llama import ComposerMosaicLlama
 
 RESULTS = Path(__file__).parent / "results"
 BODY_25M = {"d_model": 512, "n_heads": 8, "n_layers": 8, "intermediate_size": 1376}
-HALF = {"d_model": 384, "n_heads": 6, "n_layers": 6, "intermediate_size": 1024}
 
 
 def shearing_model(sizes: Mapping[str, int], vocabulary: int, length: int, domains: int, prune: bool):
-    """Our model, with all masks that `HALF` needs when `prune`."""
-    l0 = {"lagrangian_warmup_steps": "10ba", "target_model": dict(HALF)} if prune else None
+    """Our model; when `prune`, with masks of every kind, each to close a quarter."""
+    target = {name: max(1, size * 3 // 4) for name, size in sizes.items()}
+    l0 = {"lagrangian_warmup_steps": "10ba", "target_model": target} if prune else None
     names = [f"domain{i}" for i in range(domains)]
     cfg = {**sizes, "vocab_size": vocabulary, "max_seq_len": length, "set_names": names, "l0_module": l0}
     model = ComposerMosaicLlama(cfg)
@@ -90,4 +90,6 @@ def processor() -> str:
     """The processor's name as the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor()
+    )
