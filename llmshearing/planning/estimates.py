@@ -4,7 +4,6 @@ P parameters, L layers, D hidden, H query heads, E head dim, V vocabulary, S seq
 """
 
 import math
-import re
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,15 @@ from llmshearing.models.architecture import Architecture
 from llmshearing.models.loss import chunk_size
 from llmshearing.planning.activations import SavedBytes, saved_bytes
 from llmshearing.planning.findings import Findings
-from llmshearing.utils.weights import weight_shapes
+from llmshearing.planning.sizes import (
+    embedding_parameters,
+    evaluations,
+    flops_per_token,
+    parameters,
+    planned_steps,
+    steps_in,
+    training_tokens,
+)
 
 # Share of a GPU's peak that training reaches: the released code's published tokens/s on A100s (7B pruning
 # 1,844, 1.3B 8,684, 2.7B 4,957 a device) come to a quarter, those of MosaicML's llm-foundry for dense models
@@ -25,56 +32,7 @@ ADAM_BYTES = 8  # two moments in fp32 for each parameter
 _FULL, _HALF = 4, 2  # bytes of a number in fp32, and in bf16 or fp16
 
 
-def parameters(arch: Architecture) -> int:
-    """Parameters of a decoder, embeddings included."""
-    return sum(math.prod(shape) for shape in weight_shapes(arch).values())
-
-
-def embedding_parameters(arch: Architecture) -> int:
-    """Parameters of the embedding and, unless tied, the output projection."""
-    return arch.vocab_size * arch.d_model * (1 if arch.tie_embeddings else 2)
-
-
-def flops_per_token(arch: Architecture, seq_len: int) -> int:
-    """Floating-point operations of a training step for each token, recomputation left out.
-
-    6 for each weight of a matrix product (2 forward, 4 backward), and for causal attention over S tokens
-    6 L S H E.
-    """
-    head = arch.vocab_size * arch.d_model
-    attention = arch.n_layers * seq_len * arch.n_heads * arch.head_dim
-    return 6 * (arch.matrix_parameters + head + attention)
-
-
 # ------------------------------------------------------------------------ time
-
-
-def planned_steps(config: Config) -> int:
-    """Steps of the whole run."""
-    return steps_in(config.max_duration, config)
-
-
-def steps_in(duration: str, config: Config) -> int:
-    """Steps in a duration such as 3200ba, 50000000tok or 1000sp (sequences)."""
-    match = re.fullmatch(r"(\d+)(ba|tok|sp)", duration)
-    if match is None:
-        return 0
-    sequences = config.global_train_batch_size
-    per_step = {"ba": 1, "tok": sequences * config.max_seq_len, "sp": sequences}[match[2]]
-    return math.ceil(int(match[1]) / per_step)
-
-
-def evaluations(config: Config) -> int:
-    """Evaluations of the whole run."""
-    interval = steps_in(config.eval_interval, config)
-    if config.eval_loader is None:
-        return 0
-    return (planned_steps(config) // interval if interval else 0) + int(config.eval_first)
-
-
-def training_tokens(config: Config) -> int:
-    """Tokens that the run trains on."""
-    return planned_steps(config) * config.global_train_batch_size * config.max_seq_len
 
 
 def evaluation_tokens(config: Config, found: Findings) -> int:

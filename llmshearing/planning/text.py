@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from llmshearing.config import Config
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.masks import MASK_KINDS, kept_size, prunable_parameters, row_size
-from llmshearing.planning import estimates
+from llmshearing.planning import estimates, sizes
 from llmshearing.planning.findings import Findings
 
 _GIB = 2**30
@@ -48,8 +48,8 @@ def describe_model(config: Config, found: Findings) -> list[str]:
 
 
 def _shape_row(name: str, arch: Architecture) -> list[str]:
-    count = estimates.parameters(arch)
-    body = count - estimates.embedding_parameters(arch)
+    count = sizes.parameters(arch)
+    body = count - sizes.embedding_parameters(arch)
     return [name, f"{count:,}", f"{body:,}", *(str(getattr(arch, size)) for size in _SIZES)]
 
 
@@ -66,16 +66,16 @@ def _mask_table(source: Architecture, target: Architecture, kinds: Sequence[str]
 
 def describe_run(config: Config, found: Findings) -> list[str]:
     """Steps, tokens, evaluations and files."""
-    steps, tokens = estimates.planned_steps(config), estimates.training_tokens(config)
+    steps, tokens = sizes.planned_steps(config), sizes.training_tokens(config)
     lines = [
         "Run",
         f"  {steps:,} steps of {config.global_train_batch_size} x {config.max_seq_len:,} tokens: "
         f"{tokens:,} tokens",
     ]
-    if estimates.evaluations(config):
+    if sizes.evaluations(config):
         read = sum(found.evaluation.values())
         size = f"{read:,} sequences, {read * config.max_seq_len:,} tokens each" if read else "data not found"
-        lines.append(f"  {estimates.evaluations(config):,} evaluations of {size}")
+        lines.append(f"  {sizes.evaluations(config):,} evaluations of {size}")
     if config.save_folder and found.source is not None:
         size, kept = estimates.checkpoint_bytes(config, found.source), estimates.checkpoints_kept(config)
         lines.append(
@@ -122,8 +122,8 @@ def describe_memory(config: Config, found: Findings, devices: Sequence[int]) -> 
         parts = (m.weights, m.gradients, m.optimizer, m.gathered, m.logits, m.activations, m.recomputed)
         cells = [*parts, m.total(False), m.total(True)]
         rows.append([str(count), *(f"{cell / _GIB:.1f}" for cell in cells)])
-    sizes = sorted({estimates.microbatch(config, count) for count in devices})
-    batch = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    microbatches = sorted({estimates.microbatch(config, count) for count in devices})
+    batch = " to ".join(str(each) for each in sorted({microbatches[0], microbatches[-1]}))
     return [
         f"Memory of each device in GiB, estimated ({config.precision}, microbatches of {batch} x "
         f"{config.max_seq_len:,} tokens)",

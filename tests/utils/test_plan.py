@@ -3,20 +3,22 @@
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from runs import DOMAINS, SEQ_LEN, run_config, run_values, write_data
 
 from llmshearing.config import load_config, read_config
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.decoder import Block
 from llmshearing.models.layers import LayerMasks
 from llmshearing.models.rope import rope_tables
-from llmshearing.planning import estimates
+from llmshearing.planning import estimates, sizes
 from llmshearing.planning.activations import saved_bytes
 from llmshearing.planning.findings import check, examine
 from llmshearing.utils import plan
+from llmshearing.utils.weights import weight_shapes
+from runs import DOMAINS, SEQ_LEN, run_config, run_values, write_data
 
 ROOT = Path(__file__).parents[2]
 SEVEN = ROOT / "configs" / "llama2" / "7b.yaml"
@@ -42,7 +44,22 @@ def test_parameters_are_the_published_ones(
     hidden: int, heads: int, layers: int, intermediate: int, count: int
 ) -> None:
     arch = Architecture(hidden, heads, heads, 128, layers, intermediate, 32000, 4096)
-    assert estimates.parameters(arch) == count
+    assert sizes.parameters(arch) == count
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"family": "qwen2", "qkv_bias": True, "tie_embeddings": True},
+        {"family": "qwen3", "qk_norm": True},
+        {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
+        {"family": "gpt_neox", "n_kv_heads": 4, "qkv_bias": True, "out_bias": True, "mlp_bias": True},
+    ],
+)
+def test_parameters_are_those_of_the_model(options: dict[str, Any]) -> None:
+    arch = TINY.resized(**options)
+    assert sizes.parameters(arch) == sum(math.prod(shape) for shape in weight_shapes(arch).values())
 
 
 def test_flops_are_those_that_torch_counts() -> None:
@@ -58,7 +75,7 @@ def test_flops_are_those_that_torch_counts() -> None:
         head(hidden).sum().backward()
     # The eager attention computes the scores above the diagonal too, which causal attention leaves out.
     above = 6 * TINY.n_layers * 32 * TINY.n_heads * TINY.head_dim
-    assert counter.get_total_flops() == 32 * (estimates.flops_per_token(TINY, 32) + above)
+    assert counter.get_total_flops() == 32 * (sizes.flops_per_token(TINY, 32) + above)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -115,7 +132,7 @@ def test_domain_budgets_count_passes_at_the_starting_weights(data: Path) -> None
 @pytest.mark.parametrize(("duration", "steps"), [("7ba", 7), ("65sp", 9), ("1025tok", 9), ("128tok", 1)])
 def test_durations_in_steps(duration: str, steps: int) -> None:
     config = run_config(Path("nowhere"))
-    assert estimates.steps_in(duration, config) == steps
+    assert sizes.steps_in(duration, config) == steps
 
 
 def test_finds_every_problem_at_once(tmp_path: Path, data: Path) -> None:

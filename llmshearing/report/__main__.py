@@ -1,0 +1,49 @@
+"""Write a report of one run, or of several that belong together, as one HTML file.
+
+    python -m llmshearing.report RUN_FOLDER [RUN_FOLDER ...] [--out FILE]
+
+A run's folder is its save_folder: config.yaml, metrics.jsonl and masks. The run may still be going on.
+
+Example:
+
+    python -m llmshearing.report runs/prune runs/continue runs/scratch --out report.html
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmshearing.report.page import write_report
+from llmshearing.utils.cli import run, say
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llmshearing.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", metavar="RUN_FOLDER", nargs="+", type=Path, help="save_folder of a run")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="file to write (default: report.html in the folder, or beside the first of several)",
+    )
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Write the report and say where it is."""
+    arguments = parse(sys.argv[1:])
+    first = arguments.folders[0]
+    beside = first if len(arguments.folders) == 1 else first.parent
+    path = arguments.out or beside / "report.html"
+    write_report(arguments.folders, path)
+    say(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,138 @@
+"""A run's folder as numbers."""
+
+import json
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from llmshearing.config import Config, read_config
+from llmshearing.models.architecture import Architecture
+from llmshearing.models.families import architecture_of, target_of
+
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+_MASKS = re.compile(r"zs_s(\d+)\.safetensors")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric over a run."""
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds."""
+
+    folder: Path
+    config: Config
+    metrics: dict[str, Series]
+    mask_files: dict[int, Path]
+    """Mask files by step, in the order of steps."""
+
+    @property
+    def name(self) -> str:
+        """The run's name, or its folder's."""
+        return self.config.run_name or self.folder.resolve().name
+
+    @property
+    def source(self) -> Architecture:
+        """The model at the first step."""
+        return architecture_of(self.config.model)
+
+    @property
+    def target(self) -> Architecture | None:
+        """The shape it is pruned to, None when it is not pruned or has no target shape."""
+        l0 = self.config.model.l0_module
+        return target_of(self.source, l0.target_model) if l0 else None
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the run learns masks."""
+        return self.config.model.l0_module is not None
+
+    @property
+    def domains(self) -> list[str]:
+        """Domains of the data, in their order."""
+        return list(self.config.data_loading.set_names or [])
+
+    @property
+    def steps(self) -> int:
+        """Steps that were trained."""
+        trained = self.metrics.get("loss/train/total")
+        return int(trained.steps[-1]) + 1 if trained is not None else 0
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step over all devices."""
+        return self.config.global_train_batch_size * self.config.max_seq_len
+
+    def domain_metric(self, domain: str, kind: str) -> Series | None:
+        """A domain's metric: `loss`, `weight` or `pass`."""
+        if kind == "loss":
+            return self.metrics.get(f"metrics/eval/{domain}_LanguageCrossEntropy")
+        return self.metrics.get(f"metrics/train/{domain}_{kind}")
+
+    def masks(self, step: int) -> dict[str, NDArray[np.float32]]:
+        """The deterministic gates after `step` steps by kind, [the shapes of `models/masks.py`]."""
+        return load_file(self.mask_files[step])
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder, of a run that has ended or goes on.
+
+    Raises:
+        FileNotFoundError: when there is no such folder or it is not a run's.
+        ValueError: when its configuration or metrics cannot be understood.
+    """
+    for path in (folder / CONFIG, folder / METRICS):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no {path}; expected the save_folder of a run, which holds {CONFIG} and {METRICS}."
+            )
+    run = Run(folder, read_config(folder / CONFIG), read_metrics(folder / METRICS), _mask_files(folder))
+    assert run.source  # a configuration without sizes is refused here, with its file's name
+    return run
+
+
+def read_metrics(path: Path) -> dict[str, Series]:
+    """Every metric by name, finite values only; a last line that is being written is left out.
+
+    Raises:
+        ValueError: for any other line that is not JSON.
+    """
+    steps: dict[str, list[int]] = defaultdict(list)
+    values: dict[str, list[float]] = defaultdict(list)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line) if line else {}
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); remove the line.") from None
+        step = record.pop("step", 0)
+        for key, value in record.items():
+            steps[key].append(step)
+            values[key].append(value)
+    found = {key: _series(steps[key], values[key]) for key in steps}
+    return {key: series for key, series in found.items() if len(series.steps)}
+
+
+def _series(steps: list[int], values: list[float]) -> Series:
+    """Finite values in the order of steps; of several at one step, the last that was written."""
+    last = {step: value for step, value in zip(steps, values, strict=True) if math.isfinite(value)}
+    ordered = sorted(last)
+    return Series(np.asarray(ordered, np.int64), np.asarray([last[step] for step in ordered], np.float64))
+
+
+def _mask_files(folder: Path) -> dict[int, Path]:
+    found = {int(match[1]): path for path in folder.iterdir() if (match := _MASKS.fullmatch(path.name))}
+    return dict(sorted(found.items()))

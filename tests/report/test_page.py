@@ -1,0 +1,131 @@
+"""The page as a whole: its story, its words, its size, and that it trusts no text of a run."""
+
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from runs_on_disk import write_run
+
+from llmshearing.report import __main__ as command
+from llmshearing.report import write_report
+from llmshearing.report.figures import convergence, tokens_before
+from llmshearing.report.page import comparison, render, sentences
+from llmshearing.report.reading import read_run
+from llmshearing.training import train
+from runs import run_config, write_data
+
+LARGE = {"d_model": 4096, "n_heads": 32, "n_layers": 32, "intermediate_size": 11008, "vocab_size": 32000}
+SMALL = {"d_model": 2048, "n_heads": 16, "n_layers": 24, "intermediate_size": 5504}
+DOMAINS = ("cc", "github", "book", "stackexchange", "wiki", "arxiv", "c4-rp")
+
+
+class Tags(HTMLParser):
+    """Tags that a page opens and does not close, and addresses that it would load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.scripts = 0
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.scripts += tag == "script"
+        if tag not in ("meta", "img", "br", "path", "polyline", "circle"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def three_runs(folder: Path) -> list:
+    """Pruning, continuing from it, and a control of the target's shape."""
+    small = {"d_model": 32, "n_heads": 4, "n_layers": 3, "intermediate_size": 48}
+    pruned = str(folder / "prune" / "pruned-latest-rank0.pt")
+    return [
+        write_run(folder / "prune"),
+        write_run(folder / "continue", prune=False, path=pruned, shape=small),
+        write_run(folder / "control", prune=False, shape=small, steps=80),
+    ]
+
+
+def test_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
+    page = render([read_run(folder) for folder in three_runs(tmp_path)])
+    tags = Tags(page)
+    assert tags.open == []
+    assert tags.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    for part in ("prefers-color-scheme: dark", "@media print", 'name="viewport"'):
+        assert part in page
+
+
+def test_runs_tell_one_story(tmp_path: Path) -> None:
+    runs = [read_run(folder) for folder in three_runs(tmp_path)]
+    assert tokens_before(runs) == [0, 40 * 8 * 16, 0]
+    said = comparison(runs)
+    assert said is not None
+    assert said.startswith("continue ends 0.000 nats a token")
+    assert comparison(runs[:2]) is None
+
+
+def test_sentences_say_what_was_missed(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "prune"))
+    assert "Every mask has reached its target." in sentences(run)
+    assert "Data read more than once: code 2.0 times, books 2.0 times." in sentences(run)
+    metrics = tmp_path / "prune" / "metrics.jsonl"
+    head = "\n".join(metrics.read_text().splitlines()[:15])
+    metrics.write_text(head + "\n")  # the run in its middle: the masks are still on their way
+    run = read_run(tmp_path / "prune")
+    expected = {kind: value for kind, value, _ in convergence(run)}["head"]
+    assert f"Mask head removes {expected:.1%} in expectation; its target is 50.0%." in sentences(run)
+
+
+def test_text_of_a_run_cannot_become_markup(tmp_path: Path) -> None:
+    evil = "</h1><script>alert(1)</script>"
+    folder = write_run(tmp_path / "run", name=evil, domains=(evil, "<img src=x>"))
+    tags = Tags(render([read_run(folder)]))
+    assert tags.scripts == 1  # the page's own
+    assert all(address.startswith("data:") for address in tags.addresses)
+
+
+def test_a_run_without_metrics_yet_has_a_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text("")
+    for masks in folder.glob("zs_*"):
+        masks.unlink()
+    assert "0 of 40 steps." in render([read_run(folder)])
+
+
+def test_a_long_run_of_a_deep_model_is_small(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=3200, interval=400, shape=LARGE, target=SMALL, domains=DOMAINS)
+    write_report([folder], tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size < 2_000_000
+
+
+def test_command_writes_beside_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(folder) for folder in three_runs(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["report", *folders])
+    command.main()
+    assert (tmp_path / "report.html").is_file()
+    monkeypatch.setattr(sys, "argv", ["report", folders[0]])
+    command.main()
+    assert (tmp_path / "prune" / "report.html").is_file()
+    assert "prune/report.html" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "nowhere")])
+    with pytest.raises(FileNotFoundError, match="expected the save_folder of a run"):
+        command.main()
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_a_real_run_leaves_its_report(tmp_path: Path, prune: bool) -> None:
+    train(run_config(write_data(tmp_path / "data"), tmp_path / "run", prune=prune))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "12 of 12 steps." in page
+    assert ("Which layers stay" in page) == prune
+    for domain in ("code", "books", "wiki"):
+        assert f"<th>{domain}</th>" in page
