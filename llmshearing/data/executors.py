@@ -1,5 +1,6 @@
 """Run the stages of preparation through datatrove's executors: on this machine, with Ray, with Slurm."""
 
+import errno
 import logging
 import os
 import threading
@@ -63,7 +64,7 @@ def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, s
     if kind == "slurm":
         return _submit(job, plan, slurm_partition, slurm_time)
     build = _local if kind == "local" else _ray
-    with _progress_bar(job):
+    with _progress_bar(job), _disk_full_explained(job):
         for function, tasks, at_once in plan:
             executor = build(Step(function, job), tasks, min(at_once, tasks), _logs(job, function))
             executor.run()
@@ -72,6 +73,20 @@ def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, s
                 raise RuntimeError(
                     f"{len(missing)} of {tasks} tasks failed to {function.__name__}: see {logs}"
                 )
+
+
+@contextmanager
+def _disk_full_explained(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            error.errno,
+            f"No space left on device for {job.output}: make room and run the same command again, what is "
+            "complete is kept",
+        ) from error
 
 
 def _logs(job: Job, function: Callable[[Job, int], None]) -> str:

@@ -76,14 +76,16 @@ def plan_budgets(
             )
             prune = int(fair)
             further = None if further is None else left - prune
-        budgets[domain] = {"eval": evaluation, "for_prune": prune, "for_ft": further}
+        asked = {"eval": eval_tokens, "for_prune": prune_tokens, "for_ft": ft_tokens}
+        given = {"eval": evaluation, "for_prune": prune, "for_ft": further}
+        budgets[domain] = {split: given[split] for split in SPLITS if asked[split] != 0}
     return budgets, warnings
 
 
 def cut_bins(
     histogram: NDArray[np.int64], budgets: Mapping[str, int | None], seq_length: int
 ) -> dict[str, SplitPlan]:
-    """Ranges of bins that hold each split's tokens, one after the other; a budget of 0 gets no split.
+    """Ranges of bins that hold each split's tokens, one after the other.
 
     Args:
         histogram: tokens in each bin, [BINS].
@@ -94,8 +96,6 @@ def cut_bins(
     plans: dict[str, SplitPlan] = {}
     first, before = 0, 0
     for split, budget in budgets.items():
-        if budget == 0:
-            continue
         end = BINS if budget is None else min(int(np.searchsorted(filled, before + budget)) + 1, BINS)
         limit = None if budget is None else budget // seq_length
         plans[split] = SplitPlan(first, end, limit)

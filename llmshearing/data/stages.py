@@ -1,6 +1,6 @@
 """The four stages of preparation, each a function of a job and a task number.
 
-    tokenize  each group of input files  -> work/tokens/N/{tokens.bin, lengths.npy, bins.npy, summary.json}
+    tokenize  each group of input files  -> work/tokens/N/{tokens,lengths,bins}.bin, summary.json
     plan      all                        -> work/plan.json: which documents go to which split
     pack      each (split, domain)       -> work/mds/SPLIT/DOMAIN, sequences as MDS
     finish    all                        -> the output folder, eval_merge, manifest.json
@@ -145,15 +145,20 @@ class _TokenWriter:
             flat += ids
             flat += suffix
             self.lengths.append(len(prefix) + len(ids) + len(suffix))
-        np.array(flat, self._tokenizer.dtype).tofile(self._stream)
+        self._stream.write(np.array(flat, self._tokenizer.dtype).tobytes())
         self._progress.tokens += len(flat)
         self._texts, self._text_bytes = [], 0
 
     def finish(self) -> None:
         """Write what goes beside the tokens."""
         self._stream.close()
-        np.save(self._folder / "lengths.npy", np.array(self.lengths, np.int64))
-        np.save(self._folder / "bins.npy", np.array(self._bins, np.uint16))
+        (self._folder / "lengths.bin").write_bytes(np.array(self.lengths, np.int64).tobytes())
+        (self._folder / "bins.bin").write_bytes(np.array(self._bins, np.uint16).tobytes())
+
+
+def _read_documents(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+    """Lengths in tokens and bins of the documents of a task."""
+    return np.fromfile(folder / "lengths.bin", np.int64), np.fromfile(folder / "bins.bin", np.uint16)
 
 
 class Progress:
@@ -215,8 +220,7 @@ def _histogram(job: Job, domain: str) -> NDArray[np.int64]:
     histogram = np.zeros(BINS, np.int64)
     for number, task in enumerate(job.tasks):
         if task.domain == domain:
-            folder = job.token_folder(number)
-            lengths, bins = np.load(folder / "lengths.npy"), np.load(folder / "bins.npy")
+            lengths, bins = _read_documents(job.token_folder(number))
             histogram += np.bincount(bins, lengths, BINS).astype(np.int64)
     return histogram
 
@@ -278,7 +282,7 @@ def _sequences(job: Job, domain: str, cut: SplitPlan, dtype: str) -> Iterator[ND
 
 def _chosen_tokens(folder: Path, cut: SplitPlan, dtype: str) -> Iterator[NDArray[Any]]:
     """The tokens of a task's documents whose bin lies in the cut, in pieces."""
-    lengths, bins = np.load(folder / "lengths.npy"), np.load(folder / "bins.npy")
+    lengths, bins = _read_documents(folder)
     if not lengths.sum():
         return
     tokens = np.memmap(folder / "tokens.bin", dtype, "r")

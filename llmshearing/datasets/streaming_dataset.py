@@ -181,7 +181,8 @@ class TextDynamicStreamingDataset(IterableDataset[Sample]):
         pass_ = (counts - 1) // self._mixture.sizes
         begun = (pass_ > (self._cursor.counts - 1) // self._mixture.sizes) & (pass_ > 0)
         for domain in begun.nonzero()[0] if self._announces else ():
-            logger.warning(
+            logger.log(
+                logging.WARNING if pass_[domain] == 1 else logging.INFO,
                 "domain %s was used up after %d sequences: pass %d begins",
                 self.set_names[domain],
                 self._mixture.sizes[domain],

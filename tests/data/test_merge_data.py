@@ -1,0 +1,35 @@
+"""Merging keeps every sequence and spreads the folders evenly."""
+
+import sys
+
+import pytest
+
+from llmshearing.data import merge_data
+from llmshearing.datasets.sequence_folder import SequenceFolder
+from tests.datasets.folders import SEQ_LEN, write_folder
+
+
+def test_the_command_spreads_folders_evenly(monkeypatch, tmp_path, capsys):
+    for name, count in (("cc", 6), ("book", 3), ("wiki", 1)):
+        write_folder(tmp_path / "eval" / name, count, name)
+    words = ["--input_dir", f"{tmp_path}/eval", "--output_dir", str(tmp_path), "--output_split", "eval_merge"]
+    monkeypatch.setattr(sys, "argv", ["merge_data", *words, "--split_names", "cc", "book", "wiki"])
+    merge_data.main()
+    assert "10 sequences of 3 folders" in capsys.readouterr().out
+    merged = SequenceFolder(tmp_path / "eval_merge", SEQ_LEN)
+    order = [merged.domain(i) for i in range(10)]
+    assert order == ["cc", "book", "cc", "cc", "book", "wiki", "cc", "cc", "book", "cc"]
+    assert [int(merged[i].tokens[0]) for i in range(10) if order[i] == "cc"] == list(range(6))
+
+
+def test_folders_of_other_tokens_are_refused_and_nothing_is_left(tmp_path):
+    write_folder(tmp_path / "cc", 3)
+    write_folder(tmp_path / "book", 3, dtype="int64")
+    with pytest.raises(ValueError, match=r"/book holds .* 64\), .*/cc holds .* 16\)"):
+        merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/index.json not found"):
+        merge_data.merge([tmp_path / "nowhere"], tmp_path / "merged")

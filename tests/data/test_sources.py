@@ -1,0 +1,129 @@
+"""Every format gives the same documents; what is broken is counted, reported and limited."""
+
+import gzip
+import json
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from datatrove.io import get_datafolder
+
+from llmshearing.data import sources
+from llmshearing.data.sources import DocumentReader, list_tasks
+from tests.data.conftest import documents, write_jsonl
+
+TEXTS = ["plain", "Ünïcode \U0001f600 \x00 and\nlines", "   spaces  ", "last"]
+LINES = b"".join(orjson.dumps({"id": 1, "body": text}) + b"\n" for text in TEXTS)
+
+
+def reader(tmp_path, name, max_broken=0):
+    return DocumentReader(get_datafolder(str(tmp_path)), name, "body", max_broken)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_every_format_gives_the_same_documents(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"id": range(len(TEXTS)), "body": TEXTS}), path)
+    elif name.endswith("gz"):
+        path.write_bytes(gzip.compress(LINES))
+    elif name.endswith("zst"):
+        path.write_bytes(zstandard.compress(LINES))
+    else:
+        path.write_bytes(LINES)
+    documents = reader(tmp_path, name)
+    assert list(documents) == TEXTS
+    assert (documents.documents, documents.empty, documents.broken) == (4, 0, 0)
+
+
+BROKEN = [
+    b"{not json}",
+    b'{"body": "invalid \xff utf-8"}',
+    b'{"text": "another field"}',
+    b'{"body": 17}',
+    b'["no", "record"]',
+    b'{"body": "cut of',
+]
+
+
+def test_broken_records_are_counted_and_passed_over(tmp_path):
+    good = orjson.dumps({"body": "good"})
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, *BROKEN, b"", b'{"body": ""}', good]))
+    documents = reader(tmp_path, "a.jsonl", max_broken=len(BROKEN))
+    assert list(documents) == ["good", "good"]
+    assert (documents.documents, documents.empty, documents.broken) == (2, 1, len(BROKEN))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (BROKEN[0], r"a.jsonl, line 2: .*: more than 0 broken records"),
+        (BROKEN[1], r"line 2: .*UTF-8"),
+        (BROKEN[2], r"line 2: no field 'body', it has text"),
+        (BROKEN[3], r"line 2: body is int, no text"),
+    ],
+)
+def test_too_many_broken_records_stop_with_the_first_line_beyond(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_bytes(b'{"body": "good"}\n' + line)
+    with pytest.raises(ValueError, match=message):
+        list(reader(tmp_path, "a.jsonl"))
+
+
+def test_parquet_with_bytes_that_are_no_utf8(tmp_path):
+    values = pa.array([b"good", b"\xff\xfe", b"also good"]).cast(pa.binary())
+    text = pa.StringArray.from_buffers(3, *values.buffers()[1:])
+    pq.write_table(pa.table({"body": text}), tmp_path / "a.parquet")
+    documents = reader(tmp_path, "a.parquet", max_broken=1)
+    assert list(documents) == ["good", "also good"]
+    assert documents.broken == 1
+
+
+def test_parquet_without_the_column(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet has no column 'body', it has text: set --text_field"):
+        list(reader(tmp_path, "a.parquet"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_file_cut_off_is_an_error(tmp_path, name):
+    many = b"".join(orjson.dumps({"body": text}) + b"\n" for text in documents(2000))
+    if name.endswith("gz"):
+        data = gzip.compress(many)
+    elif name.endswith("zst"):
+        data = zstandard.compress(many)
+    else:
+        pq.write_table(pa.table({"body": documents(2000)}), tmp_path / name)
+        data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=rf"{name} is damaged or cut off"):
+        list(reader(tmp_path, name))
+
+
+def test_tasks_group_files_by_name_and_size(tmp_path, monkeypatch):
+    for name in ("b/2.jsonl", "b/1.jsonl", "b/notes.txt", "b/deep/3.jsonl", "a/x.jsonl"):
+        write_jsonl(tmp_path / name, ["some text"])
+    size = (tmp_path / "a" / "x.jsonl").stat().st_size
+    monkeypatch.setattr(sources, "TASK_BYTES", 2 * size)
+    tasks = [(task.domain, [file.name for file in task.files]) for task in list_tasks(str(tmp_path), None)]
+    assert tasks == [("a", ["a/x.jsonl"]), ("b", ["b/1.jsonl", "b/2.jsonl"]), ("b", ["b/deep/3.jsonl"])]
+    assert [task.domain for task in list_tasks(str(tmp_path), ["b"])] == ["b", "b"]
+
+
+def test_wrong_inputs_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere not found: --input is a folder with one folder"):
+        list_tasks(str(tmp_path / "nowhere"), None)
+    with pytest.raises(ValueError, match="has no folders: expected one for each domain"):
+        list_tasks(str(tmp_path), None)
+    (tmp_path / "wiki").mkdir()
+    with pytest.raises(ValueError, match=r"domain wiki has no text below .*/wiki: expected files .jsonl"):
+        list_tasks(str(tmp_path), None)
+    with pytest.raises(ValueError, match="has no folder cc: it has wiki"):
+        list_tasks(str(tmp_path), ["cc"])
+
+
+def test_json_text_is_read_as_it_is(tmp_path):
+    """A record written by Python's json, with escapes, equals the text."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"body": TEXTS[1]}))
+    assert list(reader(tmp_path, "a.jsonl")) == [TEXTS[1]]

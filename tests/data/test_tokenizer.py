@@ -1,0 +1,91 @@
+"""Tokenizers from every source give transformers' ids, and the right ids around a document."""
+
+import json
+
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer
+
+from llmshearing.data.manifest import Manifest
+from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
+from tests.data.conftest import documents
+
+
+def test_a_folder_gives_the_ids_of_transformers(tokenizer_folder):
+    ours, theirs = load_tokenizer(str(tokenizer_folder)), AutoTokenizer.from_pretrained(tokenizer_folder)
+    texts = documents(20)
+    expected = theirs(texts, add_special_tokens=False).input_ids
+    assert [list(ids) for ids in ours.encode(texts)] == expected
+    assert (ours.prefix, ours.suffix) == ((theirs.bos_token_id,), (theirs.eos_token_id,)) == ((0,), (1,))
+    assert ours.vocab_size == len(theirs) == 502
+    assert ours.dtype == "uint16"
+    assert ours.decode(expected[0]).split() == texts[0].split()
+
+
+def test_a_name_loads_through_transformers(tokenizer_folder, tmp_path):
+    """Without tokenizer_config.json transformers decides; the vocabulary and its hash are the same."""
+    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
+    saved = load_tokenizer(str(tmp_path))
+    assert saved.vocabulary_sha256 == load_tokenizer(str(tokenizer_folder)).vocabulary_sha256
+    assert (saved.prefix, saved.suffix) == ((0,), (1,))
+
+
+def test_one_token_for_both_ends_stands_after_the_document(tmp_path):
+    vocabulary = {"<|endoftext|>": 0, "a": 1}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    config = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.prefix, tokenizer.suffix) == ((), (0,))
+
+
+def test_truncation_stored_in_the_tokenizer_is_not_applied(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=5)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    encode = load_tokenizer(str(tmp_path)).encode
+    assert [len(ids) for ids in encode(["a a a a a a a", "a"])] == [7, 1]
+
+
+def test_sentencepiece_model(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(documents(200)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(tmp_path / "m"), vocab_size=120, minloglevel=2
+    )
+    tokenizer = load_tokenizer(str(tmp_path / "m.model"))
+    (ids,) = tokenizer.encode(["w1 w2"])
+    assert tokenizer.decode(list(ids)) == "w1 w2"
+    assert (tokenizer.prefix, tokenizer.suffix) == ((1,), (2,))
+    assert tokenizer.vocab_size == 120
+
+
+def test_large_vocabularies_take_four_bytes(tmp_path):
+    vocabulary = {f"t{i}": i for i in range(2**16)}
+    for extra, dtype in ((0, "uint16"), (1, "uint32")):
+        vocabulary |= {f"x{i}": 2**16 + i for i in range(extra)}
+        Tokenizer(models.WordLevel(vocabulary, unk_token="t0")).save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "tokenizer_config.json").write_text("{}")
+        assert load_tokenizer(str(tmp_path)).dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["nowhere", "missing.model"])
+def test_what_is_no_tokenizer_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"cannot load tokenizer .*{name}.*: expected a folder with"):
+        load_tokenizer(str(tmp_path / name))
+
+
+def test_another_vocabulary_than_the_datas_is_refused(tokenizer_folder):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    made_with = {"name": "llama", "vocab_size": 32000, "vocabulary_sha256": "0" * 64}
+    manifest = Manifest(8, "uint16", made_with, {}, {}, {}, {})
+    with pytest.raises(ValueError, match=r"\(502 ids\) has another vocabulary .* llama \(32000 ids\)"):
+        check_tokenizer(manifest, tokenizer)
+    check_tokenizer(
+        Manifest(8, "uint16", made_with | {"vocabulary_sha256": tokenizer.vocabulary_sha256}, {}, {}, {}, {}),
+        tokenizer,
+    )
