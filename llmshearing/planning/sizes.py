@@ -27,17 +27,6 @@ def embedding_parameters(arch: Architecture) -> int:
     return arch.vocab_size * arch.d_model * (1 if arch.tie_embeddings else 2)
 
 
-def flops_per_token(arch: Architecture, seq_len: int) -> int:
-    """Floating-point operations of a training step for each token, recomputation left out.
-
-    6 for each weight of a matrix product (2 forward, 4 backward), and for causal attention over S tokens
-    6 L S H E.
-    """
-    head = arch.vocab_size * arch.d_model
-    attention = arch.n_layers * seq_len * arch.n_heads * arch.head_dim
-    return 6 * (arch.matrix_parameters + head + attention)
-
-
 def planned_steps(config: Config) -> int:
     """Steps of the whole run."""
     return steps_in(config.max_duration, config)
