@@ -13,7 +13,7 @@ from composer.distributed.activation_checkpointing import apply_ac
 from composer.distributed.prepare_distributed import parallelize_model
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp.wrap import CustomPolicy
@@ -96,15 +96,19 @@ def _replicate(module: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
     for inner in module.modules():
         for name, parameter in list(inner.named_parameters(recurse=False)):
             whole = distribute_tensor(parameter.detach(), mesh, [Replicate()])
-            inner.register_parameter(name, nn.Parameter(whole))
+            inner.register_parameter(name, nn.Parameter(whole, parameter.requires_grad))
     return set(module.parameters())
 
 
 def _average_gradients(model: nn.Module) -> None:
-    """Divide summed gradients by the number of processes: gloo takes FSDP2's averages for sums (torch 2.7)."""
+    """Divide gradients by the number of processes: gloo sums where FSDP2 asks for the mean (torch 2.7)."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_all_reduce_hook(lambda gradient: gradient.div_(dist.get_world_size()))
+            module.set_all_reduce_hook(_divide)
+
+
+def _divide(gradient: Tensor) -> None:
+    gradient.div_(dist.get_world_size())
 
 
 def _materialize(module: nn.Module, device: str) -> None:

@@ -25,11 +25,14 @@ from composer.utils import dist, reproducibility
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
+from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.callbacks.domain_losses import DomainLosses
 from llmshearing.callbacks.dynamic_loading_callback import DynamicLoadingCallback
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.progress_lines import ProgressLines
 from llmshearing.callbacks.pruning_callback import PruningCallback
+from llmshearing.callbacks.report_callback import ReportCallback
+from llmshearing.callbacks.resume import Resume, find_checkpoint
 from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.config import Config, DataLoadingConfig, FsdpConfig
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
@@ -76,6 +79,7 @@ def build_trainer(config: Config) -> Trainer:
     """A Composer Trainer ready to `fit`."""
     reproducibility.seed_all(config.seed)
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=config.dist_timeout)
+    begin = _find_checkpoint(config)
     source = read_checkpoint(config.model.path) if config.model.path else None
     _preflight(config, source)
     model = build_model(config, source)
@@ -90,20 +94,12 @@ def build_trainer(config: Config) -> Trainer:
         optimizers=build_optimizer(config, model),
         schedulers=build_scheduler(config),
         algorithms=build_algorithms(config),
-        callbacks=build_callbacks(config, model, source),
+        callbacks=build_callbacks(config, model, source, begin),
         loggers=build_loggers(config),
         run_name=config.run_name,
         progress_bar=_shows_bar(config),
         precision=config.precision,
         device_train_microbatch_size=config.device_train_microbatch_size,
-        save_folder=config.save_folder,
-        save_interval=config.save_interval,
-        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
-        save_overwrite=config.save_overwrite,
-        save_weights_only=config.save_weights_only,
-        load_path=config.load_path,
-        load_weights_only=config.load_weights_only,
-        autoresume=config.autoresume,
         seed=config.seed,
         dist_timeout=config.dist_timeout,
         python_log_level=config.python_log_level,
@@ -126,7 +122,7 @@ def build_model(config: Config, source: Checkpoint | None) -> ComposerMosaicLlam
     # With weights to come, several processes make no parameters before each knows its part.
     section.init_device = "meta" if source is not None and dist.get_world_size() > 1 else "cpu"
     model = model_class(section.name)(section)
-    parallelize(model, config.fsdp_config or FsdpConfig(), config.precision)
+    parallelize(model, _fsdp(config), config.precision)
     if source is not None:
         load_weights(model, source)
     model.return_logits = False
@@ -232,16 +228,30 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
     return loggers
 
 
-def build_callbacks(config: Config, model: ComposerMosaicLlama, source: Checkpoint | None) -> list[Callback]:
-    """Ours, in the order in which they act, then Composer's by name."""
-    callbacks: list[Callback] = [RunRecord(_record(config, source))]
+def build_callbacks(
+    config: Config, model: ComposerMosaicLlama, source: Checkpoint | None, begin: Path | None
+) -> list[Callback]:
+    """Ours, in the order in which they act, then Composer's by name.
+
+    Args:
+        source: where the model's weights came from.
+        begin: checkpoint to go on from.
+    """
+    record = _record(config, source)
+    callbacks: list[Callback] = [RunRecord(record)]
+    if begin is not None:
+        callbacks.append(Resume(begin, record["config"], config.load_weights_only))
     if model.model.l0_module is not None:
         callbacks.append(PruningCallback(config.save_folder))
+    if config.save_folder:
+        callbacks.append(ReportCallback(config.save_folder))
     domains = config.data_loading
     if domains.set_names:
         callbacks.append(DomainLosses(domains.set_names))
     if domains.dynamic:
         callbacks.append(_dynamic_loading(domains))
+    if config.save_folder:
+        callbacks.append(_checkpointing(config))
     return callbacks + [
         _make(_COMPOSER_CALLBACKS, "callbacks", name, kwargs)
         for name, kwargs in config.callbacks.items()
@@ -249,7 +259,21 @@ def build_callbacks(config: Config, model: ComposerMosaicLlama, source: Checkpoi
     ]
 
 
+def _checkpointing(config: Config) -> Checkpointing:
+    assert config.save_folder is not None
+    sharded = dist.get_world_size() > 1 and _fsdp(config).state_dict_type.lower() == "sharded"
+    return Checkpointing(
+        Path(config.save_folder),
+        config.save_interval,
+        config.save_num_checkpoints_to_keep,
+        config.save_weights_only,
+        sharded,
+    )
+
+
 def _dynamic_loading(domains: DataLoadingConfig) -> DynamicLoadingCallback:
+    assert domains.set_names is not None
+    assert domains.proportion is not None
     return DynamicLoadingCallback(
         domains.target_loss,
         domains.proportion,
@@ -263,6 +287,15 @@ def _dynamic_loading(domains: DataLoadingConfig) -> DynamicLoadingCallback:
 
 
 # --------------------------------------------------------------------- helpers
+
+
+def _fsdp(config: Config) -> FsdpConfig:
+    return config.fsdp_config or FsdpConfig()
+
+
+def _find_checkpoint(config: Config) -> Path | None:
+    folder = Path(config.save_folder) if config.save_folder else None
+    return find_checkpoint(folder, config.load_path, config.autoresume, config.save_overwrite)
 
 
 def _preflight(config: Config, source: Checkpoint | None) -> None:

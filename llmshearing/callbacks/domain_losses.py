@@ -1,5 +1,7 @@
 """Training losses by domain."""
 
+from typing import Any, cast
+
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -29,10 +31,9 @@ class DomainLosses(Callback):
         self._sums = None
 
     def after_forward(self, state: State, logger: Logger) -> None:
-        batch = state.batch
-        sums = domain_sums(
-            state.outputs["token_loss"].detach(), batch["labels"], batch["set"], len(self.set_names)
-        )
+        batch, outputs = state.batch, cast(Any, state.outputs)
+        token_loss = outputs["token_loss"].detach()
+        sums = domain_sums(token_loss, batch["labels"], batch["set"], len(self.set_names))
         self._sums = sums if self._sums is None else self._sums + sums
 
     def after_train_batch(self, state: State, logger: Logger) -> None:

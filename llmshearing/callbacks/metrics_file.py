@@ -8,6 +8,8 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
+from llmshearing.utils.files import replacing
+
 
 class MetricsFile(LoggerDestination):
     """Writes `metrics.jsonl` into the run's folder: `{"step": 7, "loss/train/total": 3.1, ...}`.
@@ -39,9 +41,15 @@ class MetricsFile(LoggerDestination):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         begin = state.timestamp.batch.value
-        self.path.write_text("".join(f"{line}\n" for line in lines if _is_before(line, begin)))
+        with replacing(self.path) as draft:
+            draft.write_text("".join(f"{line}\n" for line in lines if _is_before(line, begin)))
 
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+    # A line is on disk before a checkpoint of its step: a run that goes on from there will not repeat it.
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._write()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
         self._write()
 
     def fit_end(self, state: State, logger: Logger) -> None:

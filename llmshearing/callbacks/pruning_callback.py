@@ -1,6 +1,7 @@
 """Keeps the L0 module in step with the run, logs its sparsities and saves its masks."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from composer.core import Callback, State
@@ -44,11 +45,13 @@ class PruningCallback(Callback):
     def eval_batch_start(self, state: State, logger: Logger) -> None:
         l0_module(state).set_step(state.timestamp.batch.value)
 
+    def batch_end(self, state: State, logger: Logger) -> None:
+        l0_module(state).constrain()  # after the optimizer's step, before an evaluation or a checkpoint
+
     def after_train_batch(self, state: State, logger: Logger) -> None:
         module = l0_module(state)
-        module.constrain()
         values: dict[str, Tensor] = {
-            **state.outputs["l0_output"][1],
+            **cast(Any, state.outputs)["l0_output"][1],
             **{name: local(value).detach() for name, value in module.lambdas.items()},
         }
         numbers = torch.stack(list(values.values())).tolist()

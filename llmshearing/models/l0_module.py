@@ -1,7 +1,7 @@
 """The L0 module: it holds the masks' log_alpha and the multipliers, and hands masks to the model."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ class L0Module(nn.Module):
         )
         if torch.device(device).type != "meta":
             for mask in self.masks.values():
-                mask.reset_parameters()
+                cast(Mask, mask).reset_parameters()
         self.noise = l0.noise
         self.seed = 0
         self.step = 0
@@ -99,7 +99,7 @@ class L0Module(nn.Module):
     def constrain(self) -> None:
         """Clamp every log_alpha to +-log 100, in place (released code)."""
         for mask in self.masks.values():
-            mask.z_loga.clamp_(-hard_concrete.LOG_ALPHA_LIMIT, hard_concrete.LOG_ALPHA_LIMIT)
+            cast(Mask, mask).z_loga.clamp_(-hard_concrete.LOG_ALPHA_LIMIT, hard_concrete.LOG_ALPHA_LIMIT)
 
     # ------------------------------------------------------------------- masks
 
@@ -151,7 +151,7 @@ class L0Module(nn.Module):
         return gates
 
     def _log_alphas(self) -> dict[str, Tensor]:
-        return {name: local(mask.z_loga) for name, mask in self.masks.items()}
+        return {name: local(cast(Mask, mask).z_loga) for name, mask in self.masks.items()}
 
     def _as_z(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {

@@ -1,8 +1,8 @@
 """Reading what others wrote with `torch.save`, without running any of it.
 
-`torch.load(weights_only=True)` reads tensors and plain containers. Composer's training checkpoints also hold
-the few classes of `_COMPOSER`, and an original run's `config.pt` those of `_OMEGACONF`: allowed by name,
-everything else is refused unread.
+`torch.load(weights_only=True)` reads tensors and plain containers. Composer's training checkpoints also
+hold the few classes of `COMPOSER_CLASSES`, and an original run's `config.pt` those of `_OMEGACONF`: allowed
+by name, everything else is refused unread.
 """
 
 import collections
@@ -21,7 +21,7 @@ from omegaconf.base import ContainerMetadata, Metadata
 from torch.torch_version import TorchVersion
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # its module's name depends on numpy's version
-_COMPOSER: list[Any] = [
+COMPOSER_CLASSES: list[Any] = [
     datetime.timedelta,
     TorchVersion,
     np.ndarray,
@@ -58,7 +58,7 @@ def load_tensors(path: Path) -> Any:
         FileNotFoundError: when there is no such file.
         ValueError: when it is truncated, not of torch.save, or holds more than data.
     """
-    return _load(path, _COMPOSER)
+    return _load(path, COMPOSER_CLASSES)
 
 
 def load_omegaconf(path: Path) -> DictConfig:

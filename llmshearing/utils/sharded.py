@@ -6,6 +6,7 @@ within an allow-list.
 
 import io
 import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from llmshearing.utils.safe_load import COMPOSER_CLASSES
+
 INDEX = ".metadata"
-_WANTED = (("state", "model"), ("state", "callbacks", "RunRecord"))
+Place = tuple[Any, ...]
+MODEL_AND_RECORD: tuple[Place, ...] = (("state", "model"), ("state", "callbacks", "RunRecord"))
 _ALLOWED = {
     (module.__name__, name)
     for module, names in (
@@ -39,8 +43,15 @@ def is_sharded(path: Path) -> bool:
     return (path / INDEX).is_file()
 
 
-def load_sharded(path: Path) -> dict[str, Any]:
-    """The model's weights and the run's record, nested as in a checkpoint of one file.
+def load_sharded(
+    path: Path, wanted: Sequence[Place] = MODEL_AND_RECORD, like: Mapping[Any, Any] | None = None
+) -> dict[str, Any]:
+    """What a sharded checkpoint holds at some places, nested as in a checkpoint of one file.
+
+    Args:
+        wanted: keys from the top, such as ("state", "model"); all below them is read.
+        like: nested in the same way, tensors to read into; a tensor that is sharded over processes gets
+            this process's part. The others are read whole.
 
     Raises:
         ValueError: when the index or a shard is missing or broken, or holds more than data.
@@ -48,19 +59,28 @@ def load_sharded(path: Path) -> dict[str, Any]:
     reader = _Reader(path)
     try:
         index = reader.read_metadata()
-        places = {name: place for name, place in (index.planner_data or {}).items() if _is_wanted(place)}
-        flat = {name: _room(index.state_dict_metadata[name]) for name in places}
+        places = {name: p for name, p in (index.planner_data or {}).items() if _is_below(p, wanted)}
+        flat = {name: _room(index.state_dict_metadata[name], p, like or {}) for name, p in places.items()}
         planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
         load(flat, storage_reader=reader, planner=planner, no_dist=True)
     except (CheckpointException, Exception) as error:  # broken bytes lead the library anywhere
         raise ValueError(f"The sharded checkpoint {path} cannot be read: {_reason(error)}") from None
-    nested: dict[str, Any] = {}
+    nested: dict[Any, Any] = {}
     for name, place in places.items():
         level = nested
         for key in place[:-1]:
             level = level.setdefault(key, {})
         level[place[-1]] = flat[name]
-    return nested
+    return _with_lists(nested)
+
+
+def _with_lists(value: Any) -> Any:
+    """Nested dicts with those whose keys are 0, 1, ... turned back into the lists they were."""
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _with_lists(item) for key, item in value.items()}
+    is_list = bool(inner) and all(isinstance(key, int) for key in inner)
+    return [inner[key] for key in sorted(inner)] if is_list else inner
 
 
 def _reason(error: BaseException) -> str:
@@ -72,14 +92,21 @@ def _reason(error: BaseException) -> str:
     return f"a shard is missing or truncated ({text}). Copy the whole folder again, or take an earlier one."
 
 
-def _is_wanted(place: tuple[Any, ...]) -> bool:
-    return any(place[: len(start)] == start for start in _WANTED)
+def _is_below(place: Place, wanted: Sequence[Place]) -> bool:
+    return any(place[: len(start)] == start for start in wanted)
 
 
-def _room(entry: Any) -> Any:
-    if isinstance(entry, metadata.TensorStorageMetadata):
+def _room(entry: Any, place: Place, like: Mapping[Any, Any]) -> Any:
+    if not isinstance(entry, metadata.TensorStorageMetadata):
+        return None
+    level: Any = like
+    for key in place:
+        level = level.get(key) if isinstance(level, Mapping) else None
+    if level is None:
         return torch.empty(entry.size, dtype=entry.properties.dtype)
-    return None
+    if level.shape != entry.size:
+        raise ValueError(f"{'.'.join(map(str, place))} has shape {list(entry.size)}, not {list(level.shape)}")
+    return level
 
 
 class _IndexUnpickler(pickle.Unpickler):
@@ -103,4 +130,5 @@ class _Reader(filesystem.FileSystemReader):
 
 class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        self.state_dict[read_item.dest_index.fqn] = torch.load(value, weights_only=True)
+        with torch.serialization.safe_globals(COMPOSER_CLASSES):
+            self.state_dict[read_item.dest_index.fqn] = torch.load(value, weights_only=True)

@@ -1,0 +1,141 @@
+"""Writes the run's checkpoints: whole or not at all, and never one too few."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Callback, Event, State
+from composer.loggers import Logger
+from composer.utils import create_interval_scheduler, dist, reproducibility
+from composer.utils.parallelism import FSDP2Config
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from llmshearing.utils import run_folder
+from llmshearing.utils.sharded import INDEX
+
+log = logging.getLogger(__name__)
+
+_LITTLE = 2**30  # bytes left on a file system that count as full
+
+
+class Checkpointing(Callback):
+    """Saves the training state every `interval` and at the end of the run (`run_folder.py`).
+
+    A failed save (a full disk) ends the run on every rank with the reason; what was saved before stays.
+
+    Args:
+        folder: the run's folder.
+        interval: batches between checkpoints, such as 200ba.
+        keep: how many to keep, at least 1; -1: all.
+        weights_only: save the model alone.
+        sharded: every process writes its part of a folder; else rank 0 writes one file.
+    """
+
+    def __init__(self, folder: Path, interval: str, keep: int, weights_only: bool, sharded: bool) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.weights_only = weights_only
+        self.sharded = sharded
+        self._is_time = create_interval_scheduler(interval)
+        self._saved_at: int | None = None
+
+    def before_load(self, state: State, logger: Logger) -> None:
+        if self.sharded:  # how the state hands out its tensors from now on
+            state.fsdp_config = FSDP2Config(state_dict_type="sharded")
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        if self._is_time(state, Event.BATCH_CHECKPOINT):
+            self.save(state)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self.save(state)  # the end of the data can end a run between two intervals
+
+    def save(self, state: State) -> None:
+        """Save now, unless this step was saved already. Every rank calls this.
+
+        Raises:
+            OSError: when the checkpoint could not be written, on every rank.
+        """
+        step = state.timestamp.batch.value
+        if step == self._saved_at:
+            return
+        self._saved_at = step
+        contents = self._contents(state)
+        name = run_folder.checkpoint_name(state.timestamp.epoch.value, step, self.sharded)
+        written = run_folder.place_of_writing(self.folder) / name
+        write = _write_sharded if self.sharded else _write_whole
+        try:
+            self._together(lambda: _on_rank_0(lambda: run_folder.start_writing(self.folder)))
+            files = self._together(lambda: write(contents, written))
+            self._together(lambda: _on_rank_0(lambda: self._commit(written, step, files)))
+        except OSError as error:
+            _on_rank_0(lambda: run_folder.clear_incomplete(self.folder))
+            raise OSError(f"The checkpoint of step {step} could not be saved: {error}") from error
+
+    def _contents(self, state: State) -> dict[str, Any]:
+        if self.weights_only:
+            record = {c: s for c, s in state.state_dict()["callbacks"].items() if c == "RunRecord"}
+            return {"state": {"model": state.get_model_state_dict(), "callbacks": record}}
+        return {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}
+
+    def _commit(self, written: Path, step: int, files: dict[str, Any]) -> None:
+        final = run_folder.commit(written, step, files)
+        if self.keep > 0:
+            run_folder.keep_last(self.folder, self.keep)
+        log.info("saved %s", final)
+
+    def _together(self, action: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+        """What `action` gives on all ranks together.
+
+        Raises:
+            OSError: on every rank when it failed on one, so that none waits for it.
+        """
+        failure, result = None, None
+        try:
+            result = action()
+        except (OSError, RuntimeError, CheckpointException) as error:  # torch.save turns OSErrors around
+            failure = _reason(error, self.folder)
+        outcomes = dist.all_gather_object((failure, result))
+        failures = sorted({failure for failure, _ in outcomes if failure})
+        if failures:
+            raise OSError("; ".join(failures))
+        return {name: value for _, result in outcomes for name, value in (result or {}).items()}
+
+
+def _on_rank_0(action: Callable[[], Any]) -> None:
+    if dist.get_global_rank() == 0:
+        action()
+
+
+def _write_whole(contents: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Rank 0 writes all of `contents` to one file; what was written, by name."""
+    if dist.get_global_rank() != 0:
+        return {}
+    torch.save(contents, path)
+    run_folder.sync(path)
+    return {path.name: run_folder.describe_file(path)}
+
+
+def _write_sharded(contents: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Every rank writes its part of `contents` to `folder`; what this rank wrote, by name."""
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+    save(contents, storage_writer=FileSystemWriter(folder), planner=planner)
+    rank = dist.get_global_rank()
+    mine = [*folder.glob(f"__{rank}_*"), *([folder / INDEX] if rank == 0 else [])]
+    return {path.name: run_folder.describe_file(path) for path in mine}
+
+
+def _reason(error: BaseException, folder: Path) -> str:
+    """An error of writing in the user's terms."""
+    words = str(error).strip().splitlines()
+    free = shutil.disk_usage(folder).free if folder.is_dir() else None
+    text = f"rank {dist.get_global_rank()}: {words[-1] if words else type(error).__name__}"
+    if free is not None and free < _LITTLE:
+        return f"{text} ({folder} has {free:,} bytes left: make room, or lower save_num_checkpoints_to_keep)"
+    return text

@@ -1,0 +1,185 @@
+"""Goes on from a checkpoint, on the same or another number of processes, without running anything in it.
+
+Composer's own loading unpickles whatever a file holds and evaluates text in it; here everything is read as
+data and handed to Composer's state by its public methods.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist, reproducibility
+from omegaconf import OmegaConf
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from llmshearing.utils import run_folder
+from llmshearing.utils.safe_load import load_tensors
+from llmshearing.utils.sharded import is_sharded, load_sharded
+
+log = logging.getLogger(__name__)
+
+# What Composer's state restores by itself. Left out: the name of this run and its algorithms are its own
+# (Composer would evaluate the text it finds there), metrics begin anew with each evaluation.
+_PLAIN = ("callbacks", "dataset_state", "rank_zero_seed", "scaler", "schedulers", "timestamp")
+_SAME = ("model", "optimizer.name")
+_FREE = ("model.path", "model.init_device", "model.attn_impl", "model.loss_chunk_tokens")
+
+
+class Resume(Callback):
+    """Restores model, optimizer, schedules, data and callbacks before the first step.
+
+    Args:
+        path: the checkpoint, a file or a folder of shards.
+        config: the resolved configuration of this run as YAML.
+        weights_only: restore the model alone: a new run from these weights.
+    """
+
+    def __init__(self, path: Path, config: str, weights_only: bool = False) -> None:
+        self.path = path
+        self.config = config
+        self.weights_only = weights_only
+        self._rng: list[dict[str, Any]] | None = None
+
+    def before_load(self, state: State, logger: Logger) -> None:
+        sharded = is_sharded(self.path)
+        contents = _read_sharded(self.path, state) if sharded else load_tensors(self.path)
+        self._check(contents, state)
+        options = StateDictOptions(full_state_dict=not sharded, strict=True)
+        saved = contents["state"]
+        try:
+            set_model_state_dict(state.model, saved["model"], options=options)
+        except RuntimeError as error:
+            raise ValueError(f"{self.path} is of another model: {error}") from error
+        if self.weights_only:
+            return
+        optimizer = state.optimizers[0]
+        set_optimizer_state_dict(
+            state.model, optimizer, saved["optimizers"][_name(optimizer)], options=options
+        )
+        state.load_state_dict({key: saved[key] for key in _PLAIN if key in saved}, logger)
+        self._rng = contents["rng"]
+        log.info("going on from %s, step %d", self.path, state.timestamp.batch.value)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if self._rng is not None:  # the trainer seeds anew after loading
+            reproducibility.load_rng_state(self._rng)
+            self._rng = None
+
+    def _check(self, contents: Any, state: State) -> None:
+        """Raise ValueError unless this is the checkpoint of a run such as this one."""
+        saved = contents.get("state", {}) if isinstance(contents, Mapping) else {}
+        if not saved.get("model"):
+            raise ValueError(f"{self.path} is no checkpoint of a run: it has no weights under state.model.")
+        if self.weights_only:
+            return
+        wanted = _name(state.optimizers[0])
+        if wanted not in saved.get("optimizers", {}):
+            found = ", ".join(saved.get("optimizers", {})) or "nothing"
+            raise ValueError(
+                f"{self.path} cannot be gone on from: its optimizer state is of {found}, this run's is of "
+                f"{wanted}. Begin a new run from its weights: load_weights_only=true."
+            )
+        record = saved.get("callbacks", {}).get("RunRecord", {}).get("config")
+        changed = [] if record is None else changes(record, self.config)
+        if changed:
+            raise ValueError(
+                f"{self.path} is of a run with another configuration: " + "; ".join(changed) + ". Restore "
+                "these keys, or begin a new run from its weights: load_weights_only=true."
+            )
+
+
+def find_checkpoint(
+    folder: Path | None, load_path: str | None = None, autoresume: bool = False, overwrite: bool = False
+) -> Path | None:
+    """The checkpoint that a run begins from, the same on every rank; None: from nothing.
+
+    Args:
+        folder: the run's own; `autoresume` goes on from the checkpoint written last there, if any.
+        load_path: a checkpoint from elsewhere, for a run that has none of its own yet.
+        overwrite: begin anew although `folder` holds checkpoints.
+
+    Raises:
+        FileNotFoundError: when there is nothing at `load_path`.
+        FileExistsError: when the folder holds checkpoints that the run would mix with its own.
+        ValueError: when the checkpoint is damaged, naming the complete one before it.
+    """
+    own = run_folder.checkpoints(folder) if folder is not None else []
+    choice = own[0] if own and autoresume else Path(load_path).resolve() if load_path else None
+    agreed: list[Any] = [own, choice]
+    dist.broadcast_object_list(agreed)
+    own, choice = agreed
+    if own and not (autoresume or overwrite or choice in own):
+        raise FileExistsError(
+            f"{folder} holds checkpoints of an earlier run, the last of step {run_folder.step_of(own[0])}: "
+            "set autoresume=true to go on from it, save_overwrite=true to begin anew, or another save_folder."
+        )
+    if choice is not None:
+        if not choice.exists():
+            raise FileNotFoundError(f"load_path is {load_path}, but there is nothing.")
+        _check_undamaged(choice)
+    return choice
+
+
+def _check_undamaged(checkpoint: Path) -> None:
+    """Compare a checkpoint with its manifest, each rank a share of its files; others' may have none."""
+    manifest = run_folder.read_manifest(checkpoint)
+    if manifest is None:
+        return
+    mine = sorted(manifest["files"])[dist.get_global_rank() :: dist.get_world_size()]
+    shares = dist.all_gather_object(run_folder.damage(checkpoint, mine))
+    problems = [problem for share in shares for problem in share]
+    if problems:
+        others = run_folder.checkpoints(checkpoint.parent)
+        earlier = others[others.index(checkpoint) + 1 :]
+        offer = (
+            f"The one before it is {earlier[0]}: delete {checkpoint} and its .json to go on from there with "
+            f"autoresume=true, or begin in another save_folder with load_path={earlier[0]}."
+            if earlier
+            else "There is none before it in this folder."
+        )
+        raise ValueError(f"The checkpoint {checkpoint} is damaged. {' '.join(problems)} {offer}")
+
+
+def changes(recorded: str, current: str) -> list[str]:
+    """How two configurations (YAML) differ in keys that must not change while a run goes on."""
+    before, now = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (recorded, current))
+    keys = [key for key in (before | now) if key.startswith(_SAME) and key not in _FREE]
+    return [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in keys
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        name: leaf
+        for key, value in values.items()
+        for name, leaf in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def _name(optimizer: Any) -> str:
+    return type(optimizer).__qualname__
+
+
+def _read_sharded(path: Path, state: State) -> dict[str, Any]:
+    """The checkpoint, every process reading its own part of weights and moments."""
+    options = StateDictOptions(full_state_dict=False)
+    optimizer = state.optimizers[0]
+    like = {
+        "model": get_model_state_dict(state.model, options=options),
+        "optimizers": {_name(optimizer): get_optimizer_state_dict(state.model, optimizer, options=options)},
+    }
+    return load_sharded(path, [("state",), ("rng",)], {"state": like})
