@@ -277,6 +277,8 @@ class Config:
     """Batches between lines of progress, such as 10ba."""
     python_log_level: str | None = None
     """Level of the package's log: debug, info, warning."""
+    max_skipped_steps: int = 0
+    """Steps of a run whose loss or gradient may be not finite: they are left out; one more ends the run."""
     save_interval: str = "1000ba"
     """Batches between checkpoints."""
     save_folder: str | None = None
@@ -331,14 +333,15 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not Path(path).is_file():
         raise FileNotFoundError(f"Configuration file {path} does not exist.")
     try:
-        loaded = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(_checked(overrides)))
+        loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig):
+            raise ValueError(f"{path} holds a list; expected keys and values.")
+        loaded.merge_with(OmegaConf.from_dotlist(_checked(overrides)))
         OmegaConf.resolve(loaded)
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not plain YAML: {error}") from error
-    if not isinstance(loaded, DictConfig):
-        raise ValueError(f"{path} holds a list; expected keys and values.")
     config = build(Config, loaded, source=str(path))
     build(DataLoadingConfig, config.callbacks.get("data_loading") or {}, f"{path}: callbacks.data_loading")
     return config

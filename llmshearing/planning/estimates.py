@@ -23,9 +23,9 @@ from llmshearing.planning.sizes import (
     training_tokens,
 )
 
-# Share of a GPU's peak that training reaches. On A100s at 4,096 tokens a sequence the original publishes 1,844
-# tokens/s a device for pruning 7B (and 8,684 and 4,957 for 1.3B and 2.7B, which are 28% and 31%), MosaicML's
-# llm-foundry 3,684 for training a dense 7B.
+# Share of a GPU's peak that training reaches. On A100s at 4,096 tokens a sequence the original publishes
+# 1,844 tokens/s a device for pruning 7B (8,684 and 4,957 for training 1.3B and 2.7B are 28% and 31%),
+# MosaicML's llm-foundry 3,684 for training a dense 7B.
 UTILIZATION = {"as published for the original": 0.27, "as llm-foundry publishes": 0.54}
 ADAM_BYTES = 8  # two moments in fp32 for each parameter
 _FULL, _HALF = 4, 2  # bytes of a number in fp32, and in bf16 or fp16

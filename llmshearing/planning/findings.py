@@ -13,11 +13,12 @@ from typing import Any
 from llmshearing.config import Config, config_problems
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.models.architecture import Architecture
-from llmshearing.models.families import architecture_of, complete, target_of
+from llmshearing.models.families import architecture_of, target_of
 from llmshearing.models.masks import needed_kinds
 from llmshearing.models.model_registry import model_class
 from llmshearing.models.shape_checks import pruning_problems
-from llmshearing.utils.checkpoint import Checkpoint, read_checkpoint
+from llmshearing.utils.checkpoint import Checkpoint, completed, read_checkpoint
+from llmshearing.utils.weights import check_weights
 
 
 @dataclass
@@ -88,7 +89,8 @@ def _examine_model(config: Config, checkpoint: Checkpoint | None, found: Finding
             checkpoint = read_checkpoint(section.path)
     with found.collecting():
         if checkpoint is not None:
-            section = complete(section, checkpoint.architecture(), str(checkpoint.path))
+            section = completed(section, checkpoint)
+            check_weights(checkpoint.weights, architecture_of(section), checkpoint.path)
     if section.path and checkpoint is None and section.d_model is None:
         return  # nothing but the missing checkpoint could tell the sizes
     with found.collecting():

@@ -17,6 +17,7 @@ from llmshearing.models.families import (
     architecture_from_hf,
     architecture_of,
     architecture_to_hf,
+    complete,
     family_of_class,
     nearest,
     size_keys,
@@ -136,6 +137,23 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 # ------------------------------------------------------------- what model it is
+
+
+def completed(section: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """`section` with every size it leaves out read from a checkpoint.
+
+    A checkpoint that tells nothing of itself, such as a bare state dict of the original, is taken to be of
+    the model that `section` describes.
+
+    Raises:
+        ValueError: when `section` contradicts the checkpoint.
+    """
+    tells = checkpoint.hf_config is not None or run_config(checkpoint) is not None
+    if tells or not section.n_heads:
+        return complete(section, checkpoint.architecture(), str(checkpoint.path))
+    head_dim = section.head_dim or (section.d_model or 0) // section.n_heads
+    sizes = sizes_of(checkpoint.weights, head_dim, checkpoint.path)
+    return complete(section, architecture_of(replace(section, **sizes)), str(checkpoint.path))
 
 
 def describe(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Architecture, dict[str, Any]]:

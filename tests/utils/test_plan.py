@@ -10,6 +10,7 @@ import torch
 
 from llmshearing.config import load_config, read_config
 from llmshearing.models.architecture import Architecture
+from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.decoder import Block
 from llmshearing.models.layers import LayerMasks
 from llmshearing.models.rope import rope_tables
@@ -150,6 +151,18 @@ def test_a_good_configuration_has_no_problem(data: Path) -> None:
     found = examine(run_config(data), devices=2)
     assert found.problems == []
     assert found.kinds == ["head", "intermediate", "layer", "hidden"]
+
+
+def test_a_bare_state_dict_is_described_by_the_configuration(tmp_path: Path, data: Path) -> None:
+    config = run_config(data, model__l0_module=None)
+    torch.save(ComposerMosaicLlama(config.model).state_dict(), tmp_path / "original.pt")
+    config.model.path = str(tmp_path / "original.pt")
+    found = examine(config)
+    assert found.problems == []
+    assert found.source is not None
+    assert (found.source.n_heads, found.source.head_dim) == (4, 8)
+    config.model.n_layers = 5
+    assert "model.n_layers is 5, but the checkpoint" in examine(config).problems[0]
 
 
 def test_a_missing_data_folder_is_one_problem() -> None:
