@@ -2,7 +2,10 @@
 
 import json
 import math
-import shutil
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from llmshearing.callbacks.dynamic_loading_callback import (
     cap_weights,
     doremi_weights,
 )
+from llmshearing.data.merge_data import merge
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
 from tests.datasets.folders import SEQ_LEN, write_folder
@@ -177,26 +181,17 @@ def root(tmp_path_factory):
         write_folder(root / "for_ft" / name, 40, name)
         write_folder(root / f"eval_{name}", 4, name)
     write_folder(root / "eval_merge", 4, "cc")
-    with_both(root)
+    write_folder(root / "eval_three", 3, "book")
+    write_folder(root / "eval_one", 1, "book")
+    merge([root / "eval_cc", root / "eval_one"], root / "eval_late")
+    merge([root / "eval_cc", root / "eval_book"], root / "eval_both")
+    merge([root / "eval_cc", root / "eval_three"], root / "eval_odd")
     return root
 
 
-def with_both(root):
-    """An evaluation folder of both domains: two shards under one index."""
-    merged = root / "eval_both"
-    merged.mkdir()
-    shards = []
-    for name in NAMES:
-        index = json.loads((root / f"eval_{name}" / "index.json").read_text())
-        for shard in index["shards"]:
-            source = shard["raw_data"]["basename"]
-            shard["raw_data"]["basename"] = f"{name}.{source}"
-            shutil.copy(root / f"eval_{name}" / source, merged / f"{name}.{source}")
-            shards.append(shard)
-    (merged / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
-
-
-def build(root, loading, *, evaluation="eval_both", exhausted="repeat", duration="12ba", **settings):
+def build(
+    root, loading, *, evaluation="eval_both", exhausted="repeat", duration="12ba", world_size=1, **settings
+):
     def section(split, **more):
         return LoaderConfig(DatasetConfig(local=str(root), split=split, max_seq_len=SEQ_LEN, **more))
 
@@ -204,7 +199,7 @@ def build(root, loading, *, evaluation="eval_both", exhausted="repeat", duration
     recorder, memory, model = Recorder(), InMemoryLogger(), TinyModel()
     trainer = Trainer(
         model=model,
-        train_dataloader=build_text_dataloader(train, 4, True, NAMES, START, vocab_size=64),
+        train_dataloader=build_text_dataloader(train, 4 // world_size, True, NAMES, START, vocab_size=64),
         eval_dataloader=build_text_dataloader(section(evaluation), 2, set_names=NAMES),
         optimizers=torch.optim.Adam(model.parameters(), lr=0.1),
         max_duration=duration,
@@ -299,6 +294,28 @@ def test_interrupted_equals_uninterrupted(root, tmp_path, cut):
         assert logged(resumed, key)[1:] == [(b, w) for b, w in logged(memory, key) if b > cut]
 
 
+@pytest.mark.slow
+@pytest.mark.world_size
+def test_two_processes_train_and_evaluate_as_one_does(root, tmp_path):
+    """The same samples, weights and losses; seven sequences of evaluation, none counted twice."""
+    for world_size in ("1", "2"):
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", world_size]
+        module = ["tests.callbacks.dynamic_run", str(root), str(tmp_path)]
+        command = [sys.executable, "-m", *launcher, "-m", *module]
+        subprocess.run(
+            command, check=True, cwd=Path(__file__).parents[2], env={**os.environ, "NODE_RANK": "0"}
+        )
+    single, *pair = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert [a + b for a, b in zip(pair[0]["samples"], pair[1]["samples"], strict=True)] == single["samples"]
+    assert pair[0]["history"] == pair[1]["history"]
+    assert pair[0]["losses"] == pytest.approx(single["losses"], rel=1e-5)
+    for (since, weights), (expected_since, expected) in zip(
+        pair[0]["history"], single["history"], strict=True
+    ):
+        assert since == expected_since
+        assert weights == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_stream_that_ends_ends_the_run(root, tmp_path):
     trainer, recorder, _ = build(root, callback(), exhausted="renormalize", duration="100ba")
     trainer.fit()
@@ -310,7 +327,7 @@ def test_a_domain_without_evaluation_samples_is_refused_at_start(root):
     trainer, _, _ = build(root, callback(), evaluation="eval_merge")
     with pytest.raises(ValueError, match="evaluation data has no sequences of book, needed to update"):
         trainer.fit()
-    trainer, _, _ = build(root, callback(), eval_subset_num_batches=2)
+    trainer, _, _ = build(root, callback(), evaluation="eval_late", eval_subset_num_batches=1)
     with pytest.raises(ValueError, match="raise eval_subset_num_batches"):
         trainer.fit()
 
