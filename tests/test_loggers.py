@@ -1,0 +1,57 @@
+"""Composer's loggers by YAML: they get the metrics under the names that are promised."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from llmshearing import training
+from runs import DOMAINS, run_config, write_data
+
+PROMISED = {
+    "loss/train/ce_loss",
+    "loss/train/lag_loss",
+    "loss/train/total",
+    "metrics/eval/LanguageCrossEntropy",
+    *(
+        f"metrics/train/{side}_{mask}_sparsity"
+        for side in ("expected", "target")
+        for mask in ("head", "hidden")
+    ),
+    *(f"metrics/train/{domain}_weight" for domain in DOMAINS),
+    *(f"metrics/eval/{domain}_LanguageCrossEntropy" for domain in DOMAINS),
+}
+
+
+def test_tensorboard_and_file_logger_of_a_real_run(tmp_path: Path) -> None:
+    board, text = tmp_path / "board", tmp_path / "log.txt"
+    loggers: dict[str, Any] = {
+        "tensorboard": {"log_dir": str(board), "flush_interval": 1},
+        "file_logger": {"filename": str(text), "flush_interval": 1},
+    }
+    config = run_config(write_data(tmp_path / "data"), tmp_path / "run", max_duration="5ba", run_name="shear")
+    config.loggers = loggers
+    training.train(config)
+    (folder,) = {path.parent for path in board.rglob("events.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert set(events.Tags()["scalars"]) >= PROMISED
+    assert [event.step for event in events.Scalars("loss/train/total")] == [0, 1, 2, 3, 4]
+    assert all(name in text.read_text() for name in PROMISED)
+
+
+@pytest.mark.parametrize(("given", "mode"), [(None, "offline"), ("online", "online")])
+def test_wandb_is_offline_unless_told_otherwise(
+    given: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setitem(training._COMPOSER_LOGGERS, "wandb", lambda **settings: made.append(settings))
+    monkeypatch.setenv("WANDB_MODE", given or "")
+    if given is None:
+        monkeypatch.delenv("WANDB_MODE")
+    config = run_config(Path("nowhere"))
+    config.loggers = {"wandb": {"project": "shearing"}}
+    training.build_loggers(config)
+    assert made == [{"project": "shearing"}]
+    assert os.environ["WANDB_MODE"] == mode
