@@ -108,7 +108,13 @@ def our_eval(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     values = measure(rounds)
-    config = {**BODY_25M, "vocabulary": VOCABULARY, "sequences": SEQUENCES, "length": LENGTH, "rounds": rounds}
+    config = {
+        **BODY_25M,
+        "vocabulary": VOCABULARY,
+        "sequences": SEQUENCES,
+        "length": LENGTH,
+        "rounds": rounds,
+    }
     write_result("steps", config, values)
     for name, value in values.items():
         sys.stdout.write(f"{name:32}{value:8.3f}\n")
