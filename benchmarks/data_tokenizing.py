@@ -21,7 +21,7 @@ from benchmarks.common import median_ratio, paired_seconds, write_result
 from llmshearing.data import stages
 from llmshearing.data.sources import list_tasks
 
-MEGABYTES = 10
+MEGABYTES = 24
 VOCABULARY = 16_000
 SEQ_LEN = 4096
 BATCH = 1000  # documents of the bare loop

@@ -141,6 +141,18 @@ def test_renormalize_uses_everything_once_and_ends():
     assert plan.pass_.max() == 0
 
 
+@pytest.mark.parametrize("exhausted", ["repeat", "renormalize", "stop"])
+def test_planned_one_by_one_or_at_once_is_the_same(exhausted):
+    """Also around the sample at which a domain runs out."""
+    for seed in range(10):
+        mixture = make(seed, exhausted)
+        single, cursor = [], mixture.start()
+        for _ in range(200):
+            plan, cursor = mixture.plan(cursor, 1)
+            single += rows(plan)
+        assert single == rows(mixture.plan(mixture.start(), 200)[0])
+
+
 def test_stop_ends_at_the_first_draw_of_a_domain_that_ran_out():
     mixture, forever = make(exhausted="stop"), make()
     plan, cursor = mixture.plan(mixture.start(), 1000)
