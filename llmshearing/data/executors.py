@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 EXECUTORS = ("local", "slurm", "ray")
 _REFRESH_SECONDS = 0.5
+_LINE_SECONDS = 15.0
 _BYTES_PER_PACKER = (
     1 << 30
 )  # packing is quick, and importing mosaicml-streaming takes seconds in each process
@@ -108,7 +110,7 @@ def _ray(step: Step, tasks: int, workers: int, logs: str) -> PipelineExecutor:
     return RayPipelineExecutor([step], tasks=tasks, workers=workers, logging_dir=logs)
 
 
-def _submit(job: Job, plan: list[Any], partition: str | None, time: str) -> None:
+def _submit(job: Job, plan: list[Any], partition: str | None, limit: str) -> None:
     from datatrove.executor.slurm import SlurmPipelineExecutor
 
     if partition is None:
@@ -118,7 +120,7 @@ def _submit(job: Job, plan: list[Any], partition: str | None, time: str) -> None
         last = SlurmPipelineExecutor(
             [Step(function, job)],
             tasks=tasks,
-            time=time,
+            time=limit,
             partition=partition,
             workers=min(at_once, tasks),
             job_name=f"prepare-{function.__name__}",
@@ -131,23 +133,32 @@ def _submit(job: Job, plan: list[Any], partition: str | None, time: str) -> None
 
 @contextmanager
 def _progress_bar(job: Job) -> Iterator[None]:
-    """Bytes of text done, tokens a second and the time left, on a terminal."""
-    total = sum(task.size for task in job.tasks)
+    """How far tokenizing is: a bar on a terminal, a line now and then elsewhere."""
     over = threading.Event()
-
-    def watch() -> None:
-        with tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
-            while not over.wait(_REFRESH_SECONDS):
-                done, tokens = Progress.total(job.work)
-                rate = tokens / max(bar.format_dict["elapsed"], 1e-9)
-                bar.set_description("packing" if done >= total else "tokenizing")
-                bar.set_postfix_str(f"{tokens / 1e6:.1f} M tokens, {rate / 1e6:.2f} M/s")
-                bar.update(done - bar.n)
-
-    watcher = threading.Thread(target=watch, daemon=True)
+    watcher = threading.Thread(target=_watch, args=(job, over), daemon=True)
     watcher.start()
     try:
         yield
     finally:
         over.set()
         watcher.join()
+
+
+def _watch(job: Job, over: threading.Event) -> None:
+    """Show bytes of text done, tokens a second and the time left, until it is over."""
+    total = sum(task.size for task in job.tasks)
+    start = said = time.monotonic()
+    with tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
+        while not over.wait(_REFRESH_SECONDS):
+            done, tokens = Progress.total(job.work)
+            now = time.monotonic()
+            rate = tokens / (now - start)
+            bar.set_description("packing" if done >= total else "tokenizing")
+            bar.set_postfix_str(f"{tokens / 1e6:.1f} M tokens, {rate / 1e6:.2f} M/s")
+            bar.update(done - bar.n)
+            if bar.disable and now - said > _LINE_SECONDS and 0 < done < total:
+                said, left = now, (now - start) * (total - done) / done
+                logger.info(
+                    "tokenizing: %3.0f %% of %.1f MB, %.1f M tokens, %.2f M tokens/s, %.0f s left",
+                    *(100 * done / total, total / 1e6, tokens / 1e6, rate / 1e6, left),
+                )

@@ -7,6 +7,7 @@ import sentencepiece
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
+from llmshearing.data import tokenizer
 from llmshearing.data.manifest import Manifest
 from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
 from tests.data.conftest import documents
@@ -23,12 +24,13 @@ def test_a_folder_gives_the_ids_of_transformers(tokenizer_folder):
     assert ours.decode(expected[0]).split() == texts[0].split()
 
 
-def test_a_name_loads_through_transformers(tokenizer_folder, tmp_path):
-    """Without tokenizer_config.json transformers decides; the vocabulary and its hash are the same."""
-    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
-    saved = load_tokenizer(str(tmp_path))
-    assert saved.vocabulary_sha256 == load_tokenizer(str(tokenizer_folder)).vocabulary_sha256
-    assert (saved.prefix, saved.suffix) == ((0,), (1,))
+def test_transformers_gives_the_same_where_it_has_to_load(tokenizer_folder):
+    """As for a name on the hub."""
+    ours, theirs = load_tokenizer(str(tokenizer_folder)), tokenizer._from_transformers(str(tokenizer_folder))
+    texts = documents(5)
+    assert [list(ids) for ids in ours.encode(texts)] == [list(ids) for ids in theirs.encode(texts)]
+    assert (ours.prefix, ours.suffix, ours.dtype) == (theirs.prefix, theirs.suffix, theirs.dtype)
+    assert ours.vocabulary_sha256 == theirs.vocabulary_sha256
 
 
 def test_one_token_for_both_ends_stands_after_the_document(tmp_path):
@@ -36,16 +38,16 @@ def test_one_token_for_both_ends_stands_after_the_document(tmp_path):
     Tokenizer(models.WordLevel(vocabulary, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     config = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = load_tokenizer(str(tmp_path))
-    assert (tokenizer.prefix, tokenizer.suffix) == ((), (0,))
+    loaded = load_tokenizer(str(tmp_path))
+    assert (loaded.prefix, loaded.suffix) == ((), (0,))
 
 
 def test_truncation_stored_in_the_tokenizer_is_not_applied(tmp_path):
-    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.enable_truncation(3)
-    tokenizer.enable_padding(length=5)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    loaded.pre_tokenizer = pre_tokenizers.Whitespace()
+    loaded.enable_truncation(3)
+    loaded.enable_padding(length=5)
+    loaded.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text("{}")
     encode = load_tokenizer(str(tmp_path)).encode
     assert [len(ids) for ids in encode(["a a a a a a a", "a"])] == [7, 1]
@@ -57,11 +59,11 @@ def test_sentencepiece_model(tmp_path):
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus), model_prefix=str(tmp_path / "m"), vocab_size=120, minloglevel=2
     )
-    tokenizer = load_tokenizer(str(tmp_path / "m.model"))
-    (ids,) = tokenizer.encode(["w1 w2"])
-    assert tokenizer.decode(list(ids)) == "w1 w2"
-    assert (tokenizer.prefix, tokenizer.suffix) == ((1,), (2,))
-    assert tokenizer.vocab_size == 120
+    loaded = load_tokenizer(str(tmp_path / "m.model"))
+    (ids,) = loaded.encode(["w1 w2"])
+    assert loaded.decode(list(ids)) == "w1 w2"
+    assert (loaded.prefix, loaded.suffix) == ((1,), (2,))
+    assert loaded.vocab_size == 120
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
@@ -80,12 +82,12 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, name):
 
 
 def test_another_vocabulary_than_the_datas_is_refused(tokenizer_folder):
-    tokenizer = load_tokenizer(str(tokenizer_folder))
+    loaded = load_tokenizer(str(tokenizer_folder))
     made_with = {"name": "llama", "vocab_size": 32000, "vocabulary_sha256": "0" * 64}
     manifest = Manifest(8, "uint16", made_with, {}, {}, {}, {})
     with pytest.raises(ValueError, match=r"\(502 ids\) has another vocabulary .* llama \(32000 ids\)"):
-        check_tokenizer(manifest, tokenizer)
+        check_tokenizer(manifest, loaded)
     check_tokenizer(
-        Manifest(8, "uint16", made_with | {"vocabulary_sha256": tokenizer.vocabulary_sha256}, {}, {}, {}, {}),
-        tokenizer,
+        Manifest(8, "uint16", made_with | {"vocabulary_sha256": loaded.vocabulary_sha256}, {}, {}, {}, {}),
+        loaded,
     )
