@@ -4,6 +4,7 @@ Composer's Trainer is used as it is; everything of ours enters as a model, a dat
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,24 @@ from torch.utils.data import DataLoader
 from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.callbacks.domain_losses import DomainLosses
 from llmshearing.callbacks.dynamic_loading_callback import DynamicLoadingCallback
+from llmshearing.callbacks.finite_guard import FiniteGuard
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.progress_lines import ProgressLines
 from llmshearing.callbacks.pruning_callback import PruningCallback
 from llmshearing.callbacks.report_callback import ReportCallback
 from llmshearing.callbacks.resume import Resume, find_checkpoint
 from llmshearing.callbacks.run_record import RunRecord
+from llmshearing.callbacks.signals import StopOnSignal
+from llmshearing.callbacks.watchdog import Watchdog
 from llmshearing.config import Config, DataLoadingConfig, FsdpConfig
+from llmshearing.data.manifest import manifest_sha256
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.models.families import complete
 from llmshearing.models.model_registry import model_class
 from llmshearing.planning.findings import check
 from llmshearing.planning.text import describe
 from llmshearing.sharding import parallelize
-from llmshearing.utils.checkpoint import Checkpoint, load_weights, read_checkpoint
+from llmshearing.utils.checkpoint import Checkpoint, completed, load_weights, read_checkpoint
 from llmshearing.utils.hf_files import read_travelling
 
 logger = logging.getLogger(__name__)
@@ -65,18 +69,29 @@ _ALGORITHMS = {"gradient_clipping": composer.algorithms.GradientClipping}
 
 
 def train(config: Config) -> None:
-    """Run `config` from start to end: prune when it has an L0 module, train otherwise."""
-    trainer = build_trainer(config)
+    """Run `config` from start to end: prune when it has an L0 module, train otherwise.
+
+    Raises:
+        Interrupted: a SystemExit, when SIGTERM or SIGUSR1 ended the run after a checkpoint.
+    """
+    watchdog = Watchdog(config.dist_timeout)
+    trainer = build_trainer(config, watchdog)
     if dist.get_global_rank() == 0 and config.save_folder:
         _write_config(config)
     if config.eval_first and trainer.state.timestamp.batch.value == 0:
         trainer.eval()
-    trainer.fit()
-    trainer.close()
+    try:
+        trainer.fit()
+    except RuntimeError:  # among others what a collective raises when another rank is gone
+        if dist.get_world_size() > 1:
+            logger.error("rank %d failed. The ranks:\n%s", dist.get_global_rank(), watchdog.explain())
+        raise
+    finally:
+        trainer.close()
 
 
-def build_trainer(config: Config) -> Trainer:
-    """A Composer Trainer ready to `fit`."""
+def build_trainer(config: Config, watchdog: Watchdog | None = None) -> Trainer:
+    """A Composer Trainer ready to `fit`, watched by `watchdog`."""
     reproducibility.seed_all(config.seed)
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=config.dist_timeout)
     begin = _find_checkpoint(config)
@@ -94,7 +109,7 @@ def build_trainer(config: Config) -> Trainer:
         optimizers=build_optimizer(config, model),
         schedulers=build_scheduler(config),
         algorithms=build_algorithms(config),
-        callbacks=build_callbacks(config, model, source, begin),
+        callbacks=[*([watchdog] if watchdog else []), *build_callbacks(config, model, source, begin)],
         loggers=build_loggers(config),
         run_name=config.run_name,
         progress_bar=_shows_bar(config),
@@ -117,7 +132,7 @@ def build_model(config: Config, source: Checkpoint | None) -> ComposerMosaicLlam
     """
     section = config.model
     if source is not None:
-        section = complete(section, source.architecture(), str(section.path))
+        section = config.model = completed(section, source)
     section.set_names = config.data_loading.set_names
     # With weights to come, several processes make no parameters before each knows its part.
     section.init_device = "meta" if source is not None and dist.get_world_size() > 1 else "cpu"
@@ -219,7 +234,12 @@ def build_algorithms(config: Config) -> list[Algorithm]:
 
 
 def build_loggers(config: Config) -> list[LoggerDestination]:
-    """Composer loggers by name, lines of progress where no bar shows it, and the metrics file."""
+    """Composer loggers by name, lines of progress where no bar shows it, and the metrics file.
+
+    W&B writes to its local folder unless WANDB_MODE or `init_kwargs.mode` says otherwise.
+    """
+    if "wandb" in config.loggers:
+        os.environ.setdefault("WANDB_MODE", "offline")
     loggers = [_make(_COMPOSER_LOGGERS, "loggers", name, kwargs) for name, kwargs in config.loggers.items()]
     if not _shows_bar(config) and (config.progress_bar or config.log_to_console):
         loggers.append(ProgressLines(config.console_log_interval))
@@ -250,8 +270,9 @@ def build_callbacks(
         callbacks.append(DomainLosses(domains.set_names))
     if domains.dynamic:
         callbacks.append(_dynamic_loading(domains))
-    if config.save_folder:
-        callbacks.append(_checkpointing(config))
+    callbacks.append(FiniteGuard(config.max_skipped_steps, domains.set_names))
+    checkpointing = _checkpointing(config) if config.save_folder else None
+    callbacks += [*([checkpointing] if checkpointing else []), StopOnSignal(checkpointing)]
     return callbacks + [
         _make(_COMPOSER_CALLBACKS, "callbacks", name, kwargs)
         for name, kwargs in config.callbacks.items()
@@ -323,7 +344,8 @@ def _record(config: Config, source: Checkpoint | None) -> dict[str, Any]:
     files = source.hf_files if source is not None else {}
     if config.tokenizer_name and Path(config.tokenizer_name).is_dir():
         files = {**read_travelling(Path(config.tokenizer_name)), **files}
-    return {"config": OmegaConf.to_yaml(OmegaConf.structured(config)), "hf_files": files}
+    data = manifest_sha256(config.train_loader.dataset.local)
+    return {"config": OmegaConf.to_yaml(OmegaConf.structured(config)), "hf_files": files, "data": data}
 
 
 def _write_config(config: Config) -> None:

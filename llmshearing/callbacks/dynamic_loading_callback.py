@@ -134,7 +134,8 @@ class DynamicLoadingCallback(Callback):
             )
         if self.update_type != "constant":
             self._check_evaluation(state)
-        self._log_weights(dataset, logger)
+        if state.timestamp.batch.value == 0:  # a run that goes on has them in its log already
+            self._log_weights(dataset, logger)
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         self._in_training = False

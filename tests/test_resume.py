@@ -1,0 +1,95 @@
+"""An interrupted run that goes on is the uninterrupted one, on any number of processes."""
+
+import pytest
+import torch
+from processes import Ranks, assert_close, assert_same, run, weights, write_config
+
+from llmshearing.callbacks.resume import changes
+from llmshearing.utils import run_folder
+from runs import write_data
+
+SHARDED = {"state_dict_type": "sharded"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def keep_only(folder, name):
+    """Leave a run's folder as it was when it had just written checkpoint `name`."""
+    for checkpoint in run_folder.checkpoints(folder):
+        if checkpoint.name != name:
+            run_folder.remove(checkpoint)
+
+
+def goes_on(path, world_size):
+    output = run([path, "autoresume=true"], world_size)
+    assert "going on from" in output
+
+
+@pytest.mark.world_size
+@pytest.mark.parametrize("prune", [True, False], ids=["pruning", "dense"])
+@pytest.mark.parametrize(
+    ("world_size", "fsdp", "name"),
+    [(1, {}, "ep0-ba4-rank0.pt"), (2, {}, "ep0-ba4-rank0.pt"), (2, SHARDED, "ep0-ba4")],
+    ids=["1", "2", "2-sharded"],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, data, prune, world_size, fsdp, name):
+    """Noise differs by rank here; evaluations, domain weights and samples come after the checkpoint too."""
+    for folder in ("whole", "resumed"):
+        settings = {"max_duration": "9ba", "eval_interval": "3ba", "fsdp_config": fsdp}
+        path = write_config(tmp_path / folder, data, prune, **settings)
+        run([path], world_size)
+    keep_only(tmp_path / "resumed", name)
+    goes_on(path, world_size)
+    assert_same(tmp_path / "whole", tmp_path / "resumed")
+
+
+@pytest.mark.slow
+@pytest.mark.world_size
+@pytest.mark.parametrize("fsdp", [{}, SHARDED], ids=["full", "sharded"])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, data, fsdp):
+    """1 -> 2 -> 1 processes, from full and sharded checkpoints, with masks that all ranks share."""
+    settings = {
+        "max_duration": "12ba",
+        "eval_interval": "3ba",
+        "model__l0_module__noise": "shared",
+        "fsdp_config": fsdp,
+    }
+    run([write_config(tmp_path / "whole", data, **settings)])
+    path = write_config(tmp_path / "parts", data, **settings)
+    run([path, "scheduler.t_warmup=2ba"], 1)
+    keep_only(tmp_path / "parts", "ep0-ba4-rank0.pt")
+    goes_on(path, 2)
+    keep_only(tmp_path / "parts", "ep0-ba8" if fsdp else "ep0-ba8-rank0.pt")
+    goes_on(path, 1)
+    assert_close(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_weights_only_begins_a_new_run(tmp_path, data):
+    run([write_config(tmp_path / "first", data, prune=False, max_duration="2ba")])
+    first = tmp_path / "first/latest-rank0.pt"
+    path = write_config(tmp_path / "second", data, prune=False, max_duration="1ba", optimizer__lr=0.0)
+    run([path, f"load_path={first}", "load_weights_only=true"])
+    for name, weight in weights(tmp_path / "first").items():
+        assert torch.equal(weight, weights(tmp_path / "second")[name])
+
+
+def test_a_folder_with_checkpoints_is_not_written_over_unasked(tmp_path, data):
+    path = write_config(tmp_path, data, max_duration="2ba")
+    run([path])
+    ranks = Ranks([path])
+    assert ranks.wait() == [2]
+    assert "holds checkpoints of an earlier run, the last of step 2" in ranks.output()
+    run([path, "save_overwrite=true", "max_duration=1ba"])
+    assert run_folder.latest_checkpoint(tmp_path).name == "ep0-ba1-rank0.pt"
+
+
+def test_changes_names_what_a_run_cannot_go_on_with():
+    before = "{model: {d_model: 8, path: a, l0_module: {noise: shared}}, optimizer: {name: adamw, lr: 1}}"
+    now = "{model: {d_model: 16, path: b, l0_module: null}, optimizer: {name: adamw, lr: 2}}"
+    assert changes(before, now) == [
+        "model.d_model was 8, is 16",
+        "model.l0_module.noise was 'shared', is None",
+    ]
