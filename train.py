@@ -1,6 +1,6 @@
 """Run a configuration: `composer train.py CONFIG.yaml key=value ...`, or plain `python train.py ...`.
 
-Prunes when the configuration has `model.l0_module`, trains otherwise.
+Prunes when the configuration has `model.l0_module`, trains otherwise. Example:
 
     python train.py configs/llama2/7b.yaml data_local=data/mds save_folder=runs/prune max_duration=3200ba
 """

@@ -19,6 +19,15 @@ from llmshearing.utils import config_reference
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [
+    *(f"llmshearing.data.{name}" for name in ("prepare", "merge_data", "inspect")),
+    *(
+        f"llmshearing.utils.{path.stem}"
+        for path in sorted((ROOT / "llmshearing" / "utils").glob("*.py"))
+        if "def main()" in path.read_text()
+    ),
+    "llmshearing.report",
+]
 CHOICES = {"save_hf_to_composer", "save_composer_to_hf", "prune_and_save_model", "measure", "fit"}
 
 
@@ -71,6 +80,14 @@ def test_every_command_exists(page: str, command: str, monkeypatch, capsys) -> N
         load_config(
             ROOT / words[start], [word for word in words[start + 1 :] if re.match(r"\w[\w.]*=", word)]
         )
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_says_what_a_command_does_and_shows_one(module: str, monkeypatch, capsys) -> None:
+    text = help_of(module, [], monkeypatch, capsys)
+    assert text.startswith(f"usage: python -m {module}")
+    example = " ".join(text.split("Example:")[1].split("\n\noptions")[0].split())
+    assert f"python -m {module} " in example
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

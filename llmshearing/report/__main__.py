@@ -15,16 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmshearing.report.page import write_report
-from llmshearing.utils.cli import run, say
+from llmshearing.utils import cli
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llmshearing.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("llmshearing.report", __doc__)
     parser.add_argument("folders", metavar="RUN_FOLDER", nargs="+", type=Path, help="save_folder of a run")
     parser.add_argument(
         "--out",
@@ -42,8 +38,8 @@ def main() -> None:
     beside = first if len(arguments.folders) == 1 else first.parent
     path = arguments.out or beside / "report.html"
     write_report(arguments.folders, path)
-    say(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    cli.say(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

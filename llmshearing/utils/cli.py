@@ -1,5 +1,6 @@
 """What every command of the package shares: how it ends, what it prints and how `key=value` is read."""
 
+import argparse
 import logging
 import re
 import sys
@@ -28,6 +29,13 @@ def run(main: Callable[[], None]) -> None:
             raise
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+
+
+def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for `python -m module`, whose `--help` shows the module's documentation as it stands."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def say(text: str = "") -> None:

@@ -5,9 +5,12 @@
 
 HF is a folder, a safetensors or GGUF file, or a name on the hub. The keys of the second command are those
 of the HF config, all optional: sizes are read from the weights and only checked against them.
+
+Example:
+
+    python -m llmshearing.utils.composer_to_hf save_hf_to_composer models/Llama-2-7b-hf models/llama2-7b.pt
 """
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +95,7 @@ def _count(weights: Mapping[str, Tensor]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="composer_to_hf", description=(__doc__ or "").split("\n", 1)[0])
+    parser = cli.parser("llmshearing.utils.composer_to_hf", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     to_ours = commands.add_parser("save_hf_to_composer", help="HF model -> Composer checkpoint")
     to_ours.add_argument("hf", help="folder, safetensors or GGUF file, or name on the hub")

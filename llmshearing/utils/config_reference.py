@@ -1,11 +1,10 @@
 """Write the reference of every configuration key, made from the typed schema, as Markdown.
 
-    python -m llmshearing.utils.config_reference > docs/configuration.md
+Takes no arguments. Example:
 
-Takes no arguments.
+    python -m llmshearing.utils.config_reference > docs/configuration.md
 """
 
-import argparse
 import ast
 import inspect
 import json
@@ -17,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import MISSING as REQUIRED
 
 from llmshearing.config import Config, DataLoadingConfig
-from llmshearing.utils.cli import run, say
+from llmshearing.utils import cli
 
 _INTRODUCTION = """# Configuration
 
@@ -122,14 +121,9 @@ def _cell(text: str) -> str:
 
 def main() -> None:
     """Print the reference."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llmshearing.utils.config_reference",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args()
-    say(reference())
+    cli.parser("llmshearing.utils.config_reference", __doc__).parse_args()
+    cli.say(reference())
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

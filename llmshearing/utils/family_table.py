@@ -5,9 +5,12 @@
 Measured in fp32 are the largest differences of a logit between transformers' model and ours, and between
 ours under soft masks of every kind and the model that pruning exports, reloaded by transformers; and
 whether HF -> Composer -> HF returns every weight bit for bit. With FILE, the table there is replaced.
+
+Example:
+
+    python -m llmshearing.utils.family_table docs/models.md
 """
 
-import argparse
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +149,7 @@ def _random(config: Any) -> PreTrainedModel:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="family_table", description=(__doc__ or "").split("\n", 1)[0])
+    parser = cli.parser("llmshearing.utils.family_table", __doc__)
     parser.add_argument("file", nargs="?", type=Path, help="Markdown file whose table is replaced")
     args = parser.parse_args()
     assert {family for _, family, _ in ROWS} == set(FAMILIES)

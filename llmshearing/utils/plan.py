@@ -20,7 +20,7 @@ from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 from llmshearing.config import Config, read_config
 from llmshearing.planning import text
 from llmshearing.planning.findings import Findings, examine
-from llmshearing.utils.cli import run, say
+from llmshearing.utils import cli
 
 
 def render(
@@ -52,11 +52,7 @@ def powers_of_two(limit: int) -> list[int]:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llmshearing.utils.plan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("llmshearing.utils.plan", __doc__)
     parser.add_argument("config", metavar="CONFIG.yaml", help="configuration of the run")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="its keys, overridden")
     parser.add_argument("--devices", type=int, default=8, help="largest number of devices (default: 8)")
@@ -81,10 +77,10 @@ def main() -> None:
     config = read_config(arguments.config, arguments.overrides)
     found = examine(config, arguments.devices)
     devices = powers_of_two(arguments.devices)
-    say(render(config, found, devices, arguments.gpu, arguments.tokens_per_second))
+    cli.say(render(config, found, devices, arguments.gpu, arguments.tokens_per_second))
     if found.problems:
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

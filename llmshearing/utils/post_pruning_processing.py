@@ -4,9 +4,12 @@
 
 OUT is `pruned-<name>` beside CKPT when left out. A checkpoint of the released code tells the target by the
 config.pt beside it; where there is none, key=value arguments do, by the names of `target_model`.
+
+Example:
+
+    python -m llmshearing.utils.post_pruning_processing prune_and_save_model runs/prune/latest-rank0.pt
 """
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,9 +117,7 @@ def _check_target(found: Architecture, target: Architecture | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="post_pruning_processing", description=(__doc__ or "").split("\n", 1)[0]
-    )
+    parser = cli.parser("llmshearing.utils.post_pruning_processing", __doc__)
     parser.add_argument("command", choices=["prune_and_save_model"])
     parser.add_argument("checkpoint", help="file, or folder of a sharded checkpoint")
     parser.add_argument(

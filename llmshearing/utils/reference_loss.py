@@ -6,6 +6,10 @@
 `measure` takes the losses of a model, such as the source, on the evaluation data that pruning will
 use. `fit` takes a table of losses of models of one family by size, and tells what a model of the
 target's size would reach. Both print the list that `callbacks.data_loading.target_loss` wants.
+
+Example:
+
+    python -m llmshearing.utils.reference_loss measure models/llama2-7b.pt --data data/mds
 """
 
 import argparse
@@ -140,11 +144,7 @@ def say_fit(table: Path, sizes: Sequence[int]) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llmshearing.utils.reference_loss",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("llmshearing.utils.reference_loss", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure", help="losses of a model on the evaluation data")
     measuring.add_argument("model", help="HF folder or Composer checkpoint")

@@ -3,9 +3,12 @@
     python -m llmshearing.utils.test_composer_hf_eq HF CKPT [SIZE]
 
 SIZE, such as 7B or 370M, is compared with the number of parameters.
+
+Example:
+
+    python -m llmshearing.utils.test_composer_hf_eq models/Llama-2-7b-hf models/llama2-7b.pt 7B
 """
 
-import argparse
 import re
 
 from llmshearing.utils import cli
@@ -31,9 +34,7 @@ def check_size(size: str, checkpoint: Checkpoint) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="test_composer_hf_eq", description=(__doc__ or "").split("\n", 1)[0]
-    )
+    parser = cli.parser("llmshearing.utils.test_composer_hf_eq", __doc__)
     parser.add_argument("hf", help="HF folder, GGUF file or name on the hub")
     parser.add_argument("checkpoint", help="Composer checkpoint")
     parser.add_argument("size", nargs="?", help="number of parameters to expect, such as 7B")

@@ -3,9 +3,12 @@
     python -m llmshearing.utils.test_pruning CKPT [key=value ...]
 
 The keys are sizes by the names of `target_model`, for checkpoints that do not tell their target.
+
+Example:
+
+    python -m llmshearing.utils.test_pruning runs/prune/latest-rank0.pt
 """
 
-import argparse
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +43,7 @@ def masked_against_pruned(checkpoint: Checkpoint, target: Mapping[str, Any]) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="test_pruning", description=(__doc__ or "").split("\n", 1)[0])
+    parser = cli.parser("llmshearing.utils.test_pruning", __doc__)
     parser.add_argument("checkpoint", help="checkpoint of a pruning run")
     parser.add_argument("target", nargs="*", metavar="key=value", help="sizes of the target")
     args = parser.parse_args()
