@@ -32,7 +32,7 @@ class Checkpointing(Callback):
     Args:
         folder: the run's folder.
         interval: batches between checkpoints, such as 200ba.
-        keep: how many to keep, at least 1; -1: all.
+        keep: how many to keep, the last one always; -1: all.
         weights_only: save the model alone.
         sharded: every process writes its part of a folder; else rank 0 writes one file.
     """
@@ -86,7 +86,7 @@ class Checkpointing(Callback):
 
     def _commit(self, written: Path, step: int, files: dict[str, Any]) -> None:
         final = run_folder.commit(written, step, files)
-        if self.keep > 0:
+        if self.keep >= 0:
             run_folder.keep_last(self.folder, self.keep)
         log.info("saved %s", final)
 

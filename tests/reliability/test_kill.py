@@ -1,0 +1,51 @@
+"""kill -9 at random moments: the run that goes on each time is the run that was never killed, to the bit."""
+
+import random
+import signal
+from functools import partial
+
+import faults
+import pytest
+from processes import Ranks, assert_same, metrics, run, write_config
+
+KILLS = 20
+STEPS = 36
+SETTINGS = {"max_duration": f"{STEPS}ba", "eval_interval": "3ba", "save_interval": "2ba"}
+
+
+def random_fault(generator, step):
+    """A moment soon after `step`: in a step, an evaluation or the writing of a checkpoint."""
+    kind = generator.choice(["step", "evaluation", "checkpoint"])
+    if kind == "step":
+        event = generator.choice(["after_forward", "after_backward", "after_train_batch", "batch_end"])
+        return partial(faults.kill_at, event, step + generator.randint(1, 3))
+    if kind == "evaluation":
+        event = generator.choice(["eval_start", "eval_batch_end", "eval_end"])
+        return partial(faults.kill_at, event, (step // 3 + 1) * 3)
+    moment = generator.choice(["bytes", "rename 1", "rename 2", "rename 3"])
+    return partial(faults.kill_in_save, moment, generator.randint(1, 2))
+
+
+def steps_done(folder):
+    return max(metrics(folder), default=0) if (folder / "metrics.jsonl").exists() else 0
+
+
+@pytest.mark.world_size
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_killed_at_random_moments(tmp_path, data, table, world_size):
+    run([write_config(tmp_path / "whole", data, **SETTINGS)], world_size, timeout=300)
+    generator = random.Random(world_size)
+    kills, runs = 0, 0
+    while kills < KILLS:
+        folder = tmp_path / f"killed-{runs}"
+        arguments = [write_config(folder, data, **SETTINGS), "autoresume=true"]
+        while kills < KILLS and steps_done(folder) < STEPS - 6:
+            ranks = Ranks(arguments, world_size, random_fault(generator, steps_done(folder)))
+            ranks.processes[0].join(300)
+            ranks.kill()  # as a launcher does when one rank is gone
+            assert ranks.processes[0].exitcode == -signal.SIGKILL, ranks.output()[-3000:]
+            kills += 1
+        run(arguments, world_size, timeout=300)
+        assert_same(tmp_path / "whole", folder)
+        runs += 1
+    table(f"kill -9 at random moments, {world_size} process(es)", "equal to the bit", kills)
