@@ -153,8 +153,10 @@ def _watch(job: Job, over: threading.Event) -> None:
             done, tokens = Progress.total(job.work)
             now = time.monotonic()
             rate = tokens / (now - start)
-            bar.set_description("packing" if done >= total else "tokenizing")
-            bar.set_postfix_str(f"{tokens / 1e6:.1f} M tokens, {rate / 1e6:.2f} M/s")
+            if done < total:
+                bar.set_postfix_str(f"{tokens / 1e6:.1f} M tokens, {rate / 1e6:.2f} M/s")
+            else:
+                bar.set_description("packing")
             bar.update(done - bar.n)
             if bar.disable and now - said > _LINE_SECONDS and 0 < done < total:
                 said, left = now, (now - start) * (total - done) / done

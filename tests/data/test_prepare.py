@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,7 +165,7 @@ def test_eval_merge_holds_every_domain_in_any_first_part(prepared):
         assert all(np.array_equal(merged[first + 2 * i].tokens, single[i].tokens) for i in range(20))
 
 
-def test_the_loaders_read_it(prepared):
+def test_the_loaders_read_it(prepared, tokenizer_folder, tmp_path):
     _, out = prepared
 
     def section(split, **more):
@@ -175,6 +176,12 @@ def test_the_loaders_read_it(prepared):
     assert next(iter(train))["input_ids"].shape == (4, SEQ_LEN)
     evaluation = build_text_dataloader(section("eval_merge"), 4, set_names=names)
     assert evaluation.dataset.samples_per_domain() == {"book": 20, "wiki": 20}
+    build_text_dataloader(section("eval_merge", tokenizer_name=str(tokenizer_folder)), 4)
+    other = shutil.copytree(tokenizer_folder, tmp_path / "other")
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace('"w7"', '"seven"'))
+    with pytest.raises(ValueError, match="has another vocabulary than the one the data was made with"):
+        build_text_dataloader(section("eval_merge", tokenizer_name=str(other)), 4)
     with pytest.raises(ValueError, match="prepared with seq_length 32, max_seq_len is 64"):
         build_text_dataloader(section("eval_merge", max_seq_len=64), 4)
     with pytest.raises(ValueError, match=r"of 502 tokens, the model's vocab_size is 500"):
