@@ -129,3 +129,14 @@ def test_a_real_run_leaves_its_report(tmp_path: Path, prune: bool) -> None:
     assert ("Which layers stay" in page) == prune
     for domain in ("code", "books", "wiki"):
         assert f"<th>{domain}</th>" in page
+
+
+def test_a_run_whose_sizes_its_checkpoint_tells_has_a_report(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    train(run_config(data, tmp_path / "source", prune=False, max_duration="1ba", save_interval="1ba"))
+    config = run_config(data, tmp_path / "prune", max_duration="4ba")
+    for name in ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size", "max_seq_len"):
+        setattr(config.model, name, None)
+    config.model.path = str(tmp_path / "source" / "latest-rank0.pt")
+    train(config)
+    assert "<td>hidden size</td><td>32</td><td>16</td>" in (tmp_path / "prune" / "report.html").read_text()
