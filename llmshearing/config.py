@@ -65,7 +65,7 @@ class ModelConfig:
     path: str | None = None
     """Weights to start from: a Composer checkpoint or state dict, or an HF folder; null: random weights."""
     init_device: str = "cpu"
-    """cpu | meta | mixed: where parameters are made; mixed: on the CPU of rank 0 only."""
+    """cpu | meta: where a model has its parameters at first; a run decides that itself."""
     family: str | None = None
     """Architecture family when there is no checkpoint to tell: llama, mistral, qwen2, qwen3, gpt_neox."""
     d_model: int | None = None
