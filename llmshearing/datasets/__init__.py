@@ -1,4 +1,5 @@
 """MDS shards to batches.
 
-loader_config -> load_text_dataloader -> streaming_dataset: what comes next (mixture), reading it (sequence_folder)
+loader_config -> load_text_dataloader -> streaming_dataset, which asks
+mixture for what comes next and sequence_folder for what it holds
 """
