@@ -74,8 +74,8 @@ def describe_run(config: Config, found: Findings) -> list[str]:
     ]
     if sizes.evaluations(config):
         read = sum(found.evaluation.values())
-        size = f"{read:,} sequences, {read * config.max_seq_len:,} tokens each" if read else "data not found"
-        lines.append(f"  {sizes.evaluations(config):,} evaluations of {size}")
+        size = f", {read:,} sequences, {read * config.max_seq_len:,} tokens each" if read else ""
+        lines.append(f"  {sizes.evaluations(config):,} evaluations{size}")
     if config.save_folder and found.source is not None:
         size, kept = estimates.checkpoint_bytes(config, found.source), estimates.checkpoints_kept(config)
         lines.append(
@@ -122,14 +122,16 @@ def describe_memory(config: Config, found: Findings, devices: Sequence[int]) -> 
         parts = (m.weights, m.gradients, m.optimizer, m.gathered, m.logits, m.activations, m.recomputed)
         cells = [*parts, m.total(False), m.total(True)]
         rows.append([str(count), *(f"{cell / _GIB:.1f}" for cell in cells)])
+    recomputes = config.fsdp_config is not None and config.fsdp_config.activation_checkpointing
     microbatches = sorted({estimates.microbatch(config, count) for count in devices})
     batch = " to ".join(str(each) for each in sorted({microbatches[0], microbatches[-1]}))
     return [
         f"Memory of each device in GiB, estimated ({config.precision}, microbatches of {batch} x "
         f"{config.max_seq_len:,} tokens)",
         *table(header, rows),
-        "  recomputed: with activation checkpointing (fsdp_config.activation_checkpointing). Driver and",
-        "  allocator take about 2 GiB more.",
+        "  recomputed: with fsdp_config.activation_checkpointing, which is "
+        f"{'on' if recomputes else 'off'} here. Driver and allocator take about",
+        "  2 GiB more.",
     ]
 
 
