@@ -82,12 +82,13 @@ def train(config: Config) -> None:
         trainer.eval()
     try:
         trainer.fit()
-    except RuntimeError:  # among others what a collective raises when another rank is gone
-        if dist.get_world_size() > 1:
+    except BaseException as error:
+        # What a collective raises when another rank is gone is a RuntimeError.
+        if isinstance(error, RuntimeError) and dist.get_world_size() > 1:
             logger.error("rank %d failed. The ranks:\n%s", dist.get_global_rank(), watchdog.explain())
+        trainer.engine.close()  # not the trainer, which would wait for all ranks
         raise
-    finally:
-        trainer.close()
+    trainer.close()
 
 
 def build_trainer(config: Config, watchdog: Watchdog | None = None) -> Trainer:
@@ -267,9 +268,7 @@ def build_callbacks(
         callbacks.append(ReportCallback(config.save_folder))
     domains = config.data_loading
     if domains.set_names:
-        callbacks.append(DomainLosses(domains.set_names))
-    if domains.dynamic:
-        callbacks.append(_dynamic_loading(domains))
+        callbacks += [DomainLosses(domains.set_names), _dynamic_loading(domains)]
     callbacks.append(FiniteGuard(config.max_skipped_steps, domains.set_names))
     checkpointing = _checkpointing(config) if config.save_folder else None
     callbacks += [*([checkpointing] if checkpointing else []), StopOnSignal(checkpointing)]
@@ -299,7 +298,7 @@ def _dynamic_loading(domains: DataLoadingConfig) -> DynamicLoadingCallback:
         domains.target_loss,
         domains.proportion,
         domains.set_names,
-        domains.update_type,
+        domains.update_type if domains.dynamic else "constant",
         clip_excess=domains.clip_excess,
         smoothing=domains.smoothing,
         step_size=domains.step_size,
