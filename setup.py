@@ -32,6 +32,7 @@ setup(
         "ray": ["datatrove[ray]>=0.9"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff>=0.6",
             "pyright[nodejs]>=1.1.400",
