@@ -102,7 +102,7 @@ def _ranges(lines: Sequence[Line], from_zero: bool) -> tuple[tuple[float, float]
     margin = 0.06 * (high - low) or max(abs(high), 1.0) * 0.06
     bottom = low if from_zero and low == 0 else low - margin
     left, right = float(x.min()), float(x.max())
-    return (left, right if right > left else left + 1), (bottom, high + margin)
+    return (left if left < right else 0.0, right or 1.0), (bottom, high + margin)
 
 
 def _scale(values: tuple[float, float], start: float, end: float) -> Callable[[float], float]:

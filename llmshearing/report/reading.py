@@ -39,8 +39,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name, or its folder's."""
-        return self.config.run_name or self.folder.resolve().name
+        """The folder's name: that of the run may be shared by several."""
+        return self.folder.resolve().name
 
     @property
     def source(self) -> Architecture:

@@ -23,7 +23,6 @@ def write_run(
     shape: dict[str, int] = SHAPE,
     target: dict[str, int] = TARGET,
     domains: tuple[str, ...] = ("code", "books"),
-    name: str | None = None,
 ) -> Path:
     """A run folder whose loss falls from 4 towards 2 and whose masks close on their targets."""
     folder.mkdir(parents=True)
@@ -33,7 +32,6 @@ def write_run(
         folder,
         prune=prune,
         max_duration=f"{steps}ba",
-        run_name=name or folder.name,
         callbacks__data_loading__set_names=list(domains),
         callbacks__data_loading__proportion=[1 / count] * count,
         callbacks__data_loading__target_loss=[2.0] * count,

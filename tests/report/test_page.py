@@ -84,8 +84,8 @@ def test_sentences_say_what_was_missed(tmp_path: Path) -> None:
 
 
 def test_text_of_a_run_cannot_become_markup(tmp_path: Path) -> None:
-    evil = "</h1><script>alert(1)</script>"
-    folder = write_run(tmp_path / "run", name=evil, domains=(evil, "<img src=x>"))
+    evil = "</h1><script>alert(1)<script>"
+    folder = write_run(tmp_path / "<script>alert(2)", domains=(evil, "<img src=x>"))
     tags = Tags(render([read_run(folder)]))
     assert tags.scripts == 1  # the page's own
     assert all(address.startswith("data:") for address in tags.addresses)
