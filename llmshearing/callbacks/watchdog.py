@@ -61,7 +61,7 @@ class Watchdog(Callback):
     def explain(self) -> str:
         """What every rank was doing, one line each; takes a few beats, to see which still live."""
         rank = dist.get_global_rank()
-        lines = [f"  rank {rank} (this one): {self._stage}, {time.monotonic() - self._since:.0f} s ago"]
+        lines = [f"  rank {rank} (this one): {self._stage}, {time.monotonic() - self._since:.0f} s before"]
         before = self._notes()
         for _ in range(4):
             self._exchange()
@@ -71,8 +71,9 @@ class Watchdog(Callback):
             if other == rank:
                 continue
             lives = other in after and after[other]["beat"] != before.get(other, {}).get("beat")
-            state = f"{note['age']:.0f} s ago" if lives else "DEAD or out of reach since"
-            lines.append(f"  rank {other} on {note['host']}, process {note['pid']}: {note['stage']}, {state}")
+            where = f"  rank {other} on {note['host']}, process {note['pid']}: "
+            state = "" if lives else "DEAD or out of reach; when last heard of: "
+            lines.append(f"{where}{state}{note['stage']}, {note['age']:.0f} s before")
         return "\n".join(lines)
 
     def _watch(self) -> None:

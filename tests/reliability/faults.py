@@ -36,14 +36,19 @@ def add(callback: Callback) -> None:
     training.build_callbacks = lambda *arguments: [callback, *build(*arguments)]
 
 
-def die(*_: Any) -> None:
+def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_at(event: str, step: int, rank: int = 0) -> None:
-    """kill -9 on one rank."""
+def kill_at(event: str, step: int, rank: int = 0, after: float = 0) -> None:
+    """kill -9 on one rank, `after` seconds into what it does there."""
+
+    def linger_and_die(_: State) -> None:
+        time.sleep(after)
+        die()
+
     if int(os.environ["RANK"]) == rank:
-        add(At(event, step, die))
+        add(At(event, step, linger_and_die))
 
 
 def kill_in_save(moment: str, which: int) -> None:
