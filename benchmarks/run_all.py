@@ -1,0 +1,72 @@
+"""The table of speed and memory: measured values beside their bars.
+
+python -m benchmarks.run_all            measure everything (about 20 minutes on two cores)
+python -m benchmarks.run_all --show     print the table from the results that are there
+"""
+
+import json
+import sys
+from typing import Any
+
+from benchmarks import conversion, data_loading, data_tokenizing, memory, overhead, steps
+from benchmarks.common import RESULTS
+
+# what, result file, key in its values, the bar, and whether the value may not be below it (else: above)
+TABLE: list[tuple[str, str, str, float, bool]] = [
+    ("dense step / HF step", "steps", "dense step / HF step", 1.02, False),
+    ("pruning step / HF step", "steps", "pruning step / HF step", 1.10, False),
+    ("70 domains / 7", "steps", "pruning step, 70 domains / 7", 1.02, False),
+    ("masked eval / dense eval", "steps", "masked eval / dense eval", 1.05, False),
+    (
+        "memory of pruning / HF, 32,000 words",
+        "memory",
+        "pruning step / HF step, vocabulary 32,000",
+        1.0,
+        False,
+    ),
+    ("the same, 128,256 words", "memory", "pruning step / HF step, vocabulary 128,256", 0.7, False),
+    ("HF -> Composer / copying", "conversion", "HF -> Composer / copy, time", 2.0, False),
+    ("   memory / source", "conversion", "HF -> Composer, memory / source", 1.15, False),
+    ("Composer -> HF / copying", "conversion", "Composer -> HF / copy, time", 2.0, False),
+    ("   memory / source", "conversion", "Composer -> HF, memory / source", 1.15, False),
+    ("prune_and_save / copying", "conversion", "prune_and_save / read and write, time", 2.0, False),
+    ("   memory / source", "conversion", "prune_and_save, memory / source", 1.15, False),
+    ("seconds to the first step", "overhead", "seconds to the first step", 12.0, False),
+    ("step in a run / bare step", "overhead", "step in a run / bare step", 1.03, False),
+    ("tokenizing / encode_batch", "data_tokenizing", "rate of tokenizing / encode_batch", 0.9, True),
+    ("loading, million tokens/s", "data_loading", "million tokens/s, 7", 20.0, True),
+    ("planning a batch, ms", "data_loading", "milliseconds to plan a batch of 256", 1.0, False),
+    ("mixture state, bytes", "data_loading", "state in bytes after 48,000 steps", 65536, False),
+    ("resuming at step 48,000, s", "data_loading", "seconds to resume at step 48,000", 2.0, False),
+]
+
+
+def main() -> None:
+    if "--show" not in sys.argv:
+        for module in (steps, memory, overhead, conversion, data_tokenizing, data_loading):
+            sys.argv = [module.__name__]
+            module.main()
+    sys.stdout.write(table())
+
+
+def table() -> str:
+    """The rows of `TABLE` with what the result files hold."""
+    lines = [f"{'':40}{'measured':>10}{'bar':>10}"]
+    for what, file, key, bar, at_least in TABLE:
+        value = _value(file, key)
+        if value is None:
+            lines.append(f"{what:40}{'-':>10}{bar:>10.2f}  not measured")
+            continue
+        met = value >= bar if at_least else value <= bar
+        lines.append(f"{what:40}{value:>10.3f}{bar:>10.2f}  {'met' if met else 'NOT MET'}")
+    return "\n".join(lines) + "\n"
+
+
+def _value(file: str, key: str) -> float | None:
+    path = RESULTS / f"{file}.json"
+    values: dict[str, Any] = json.loads(path.read_text())["values"] if path.exists() else {}
+    return values.get(key)
+
+
+if __name__ == "__main__":
+    main()
