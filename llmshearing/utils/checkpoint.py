@@ -111,7 +111,7 @@ def write_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Ma
     Raises:
         OSError: when it cannot be written.
     """
-    with replacing(Path(path)) as temporary, serialization.patch({"save.compute_crc32": False}):
+    with replacing(Path(path)) as temporary, serialization.patch("save.compute_crc32", False):  # type: ignore[attr-defined]
         torch.save({"state": {"model": dict(weights)}, RECORD_KEY: dict(record)}, temporary)
 
 
