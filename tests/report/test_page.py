@@ -9,7 +9,7 @@ from runs_on_disk import write_run
 
 from llmshearing.report import __main__ as command
 from llmshearing.report import write_report
-from llmshearing.report.figures import convergence, tokens_before
+from llmshearing.report.figures import convergence, story, tokens_before
 from llmshearing.report.page import comparison, render, sentences
 from llmshearing.report.reading import read_run
 from llmshearing.training import train
@@ -65,6 +65,7 @@ def test_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
 def test_runs_tell_one_story(tmp_path: Path) -> None:
     runs = [read_run(folder) for folder in three_runs(tmp_path)]
     assert tokens_before(runs) == [0, 40 * 8 * 16, 0]
+    assert 'data-x="1280.0,10240.0"' in story(runs[:2]).html  # 40 steps of 128 tokens, and then 40 more
     said = comparison(runs)
     assert said is not None
     assert said.startswith("continue ends 0.000 nats a token")

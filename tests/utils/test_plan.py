@@ -1,6 +1,8 @@
 """The plan: its figures against published ones and against real runs, and that it finds every problem."""
 
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -212,3 +214,25 @@ def test_powers_of_two() -> None:
     assert plan.powers_of_two(1) == [1]
     assert plan.powers_of_two(8) == [1, 2, 4, 8]
     assert plan.powers_of_two(12) == [1, 2, 4, 8, 12]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "target", "reference"),
+    [("pruning.sh", "370m", "2.1401"), ("continue_pretraining.sh", "1.3b", "1.9643")],
+)
+def test_recipes_show_command_and_plan(script: str, target: str, reference: str, tmp_path: Path) -> None:
+    settings = {"MODEL": "none.pt", "DATA": str(tmp_path / "none"), "TARGET": target, "DRY_RUN": "1"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    shown = subprocess.run(
+        ["bash", str(ROOT / "scripts" / script), "max_duration=7ba"],
+        env={**os.environ, **settings, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 1
+    assert shown.stdout.startswith("composer train.py configs/llama2/")
+    assert reference in shown.stdout.splitlines()[0]
+    assert "  7 steps of " in shown.stdout
+    assert "There is no file none.pt" in shown.stdout.split("2 problems")[1]
