@@ -192,9 +192,9 @@ class FsdpConfig:
     sharding_strategy: str = "FULL_SHARD"
     """FULL_SHARD: gather weights for each use; SHARD_GRAD_OP: keep them from forward to backward."""
     mixed_precision: str = "DEFAULT"
-    """DEFAULT: compute in `precision`, reduce gradients in fp32; PURE: both in `precision`; FULL: both in fp32."""
+    """DEFAULT: compute in `precision`, reduce gradients in fp32; PURE: both so; FULL: both in fp32."""
     activation_checkpointing: bool = False
-    """Keep only the input of each block and compute the rest again in the backward pass; also on one process."""
+    """Keep only each block's input and compute the rest again in the backward pass; also on one process."""
     activation_cpu_offload: bool = False
     """Keep activations in the host's memory; also on one process."""
     state_dict_type: str = "full"
