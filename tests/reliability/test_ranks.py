@@ -181,13 +181,17 @@ def test_two_hosts(tmp_path, data, table, hosts):
 FAKE_SLURM = {
     # srun: the same command on both nodes, which are namespaces here; the largest status of theirs.
     "srun": """#!/usr/bin/env bash
+trap : USR1
 shift
 for node in 0 1; do
   [ $node = 0 ] && host=shear-a device=shear-va || { host=shear-b; device=shear-vb; }
   SLURM_NODEID=$node GLOO_SOCKET_IFNAME=$device ip netns exec $host "$@" & pids+=($!)
 done
 status=0
-for pid in "${pids[@]}"; do wait $pid || status=$?; done
+for pid in "${pids[@]}"; do
+  while kill -0 $pid 2> /dev/null; do wait $pid && last=0 || last=$?; done # a signal interrupts a wait
+  [ $last = 0 ] || status=$last
+done
 exit $status
 """,
     "scontrol": """#!/usr/bin/env bash
