@@ -38,7 +38,7 @@ run python train.py configs/quickstart/target.yaml model.path=$out/prune/pruned-
   save_folder=$out/continue
 
 step "8/9  The control: the same shape from scratch, on as many tokens as 5 and 7 took"
-run python train.py configs/quickstart/target.yaml save_folder=$out/scratch max_duration=140ba save_interval=140ba
+run python train.py configs/quickstart/target.yaml save_folder=$out/scratch max_duration=120ba save_interval=120ba eval_interval=120ba
 
 step "9/9  Export to Hugging Face, reload, generate"
 run python -m llmshearing.utils.composer_to_hf save_composer_to_hf $out/continue/latest-rank0.pt $out/hf

@@ -19,7 +19,7 @@ from pydoc_data.topics import topics
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-MEGABYTES = {"code": 6, "docs": 3, "readme": 3, "legal": 2}
+MEGABYTES = {"code": 3, "docs": 2, "readme": 2, "legal": 2}
 VOCABULARY = 4096
 LICENCE_NAMES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 

@@ -172,7 +172,10 @@ def test_overrides_reach_any_depth(tmp_path):
     assert config.data_loading.proportion == [0.2, 0.3, 0.5]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+SHIPPED = [p for p in sorted((ROOT / "configs").rglob("*.yaml")) if p.stem != "reference_losses"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
 def test_shipped_files_are_valid_and_resolve_to_yaml(path):
     config = load_config(path)
     text = OmegaConf.to_yaml(OmegaConf.structured(config))

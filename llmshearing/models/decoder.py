@@ -6,7 +6,6 @@ B batch, S sequence, D hidden, H heads, L layers, V vocabulary.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from llmshearing.config import ModelConfig
@@ -75,7 +74,7 @@ class Decoder(nn.Module):
             self.transformer.apply(self.param_init_fn)
 
     def param_init_fn(self, module: nn.Module) -> None:
-        """Random initial values for the parameters a module holds itself: N(0, init_std), norms 1, biases 0."""
+        """Random values for the parameters a module holds itself: N(0, init_std), norms 1, biases 0."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.cfg.init_std)
             if getattr(module, "bias", None) is not None:
@@ -112,6 +111,7 @@ class Decoder(nn.Module):
         hidden = self.hidden_states(batch, zs)
         outputs: dict[str, Any] = {"l0_output": l0_output, "zs": zs}
         head = self.transformer["wte"] if self.arch.tie_embeddings else self.transformer["output"]
+        assert isinstance(head, nn.Embedding | nn.Linear)
         if batch.get("labels") is not None:
             targets = shift_labels(batch["labels"])
             mean, token_loss = linear_cross_entropy(

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from transformers import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llmshearing.config import ModelConfig, TargetConfig
 from llmshearing.models.architecture import Architecture
@@ -22,10 +21,11 @@ ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 class Family:
     """How one HF `model_type` maps to an `Architecture`.
 
-    `keys` maps fields of `Architecture` to keys of the HF config; `fixed` are fields that the family
-    does not leave open; `adjust` reads what one key cannot say.
+    `hf_class` is its class in `transformers`; `keys` maps fields of `Architecture` to keys of the HF
+    config; `fixed` are fields that the family does not leave open; `adjust` reads what one key cannot say.
     """
 
+    hf_class: str
     keys: Mapping[str, str]
     fixed: Mapping[str, Any]
     adjust: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda hf: {}
@@ -78,14 +78,20 @@ def _qwen_window(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family({**_LLAMA_KEYS, "mlp_bias": "mlp_bias"}, {}, _one_attention_bias),
-    "mistral": Family({**_LLAMA_KEYS, "sliding_window": "sliding_window"}, {}),
-    "qwen2": Family(_LLAMA_KEYS, {"qkv_bias": True}, _qwen_window),
+    "llama": Family("LlamaForCausalLM", {**_LLAMA_KEYS, "mlp_bias": "mlp_bias"}, {}, _one_attention_bias),
+    "mistral": Family("MistralForCausalLM", {**_LLAMA_KEYS, "sliding_window": "sliding_window"}, {}),
+    "qwen2": Family("Qwen2ForCausalLM", _LLAMA_KEYS, {"qkv_bias": True}, _qwen_window),
     "qwen3": Family(
-        _LLAMA_KEYS, {"qk_norm": True}, lambda hf: {**_one_attention_bias(hf), **_qwen_window(hf)}
+        "Qwen3ForCausalLM",
+        _LLAMA_KEYS,
+        {"qk_norm": True},
+        lambda hf: {**_one_attention_bias(hf), **_qwen_window(hf)},
     ),
     "gpt_neox": Family(
-        _NEOX_KEYS, {"qkv_bias": True, "out_bias": True, "mlp_bias": True}, lambda hf: _neox_bias(hf)
+        "GPTNeoXForCausalLM",
+        _NEOX_KEYS,
+        {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
+        lambda hf: _neox_bias(hf),
     ),
 }
 
@@ -156,7 +162,7 @@ def architecture_to_hf(arch: Architecture, base: Mapping[str, Any] | None = None
 
 def hf_class_name(family: str) -> str:
     """The class in `transformers` of a family's language models, such as LlamaForCausalLM."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
+    return FAMILIES[family].hf_class
 
 
 def family_of_class(name: str) -> str:

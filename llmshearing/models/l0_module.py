@@ -5,8 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from composer.core import Time
-from composer.utils import dist
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
@@ -129,7 +128,7 @@ class L0Module(nn.Module):
 
     def sample(self) -> dict[str, Tensor]:
         """Sampled gates by kind, [the shape of log_alpha]; each call of a step draws new noise."""
-        place = (self.microbatch, dist.get_global_rank()) if self.noise == "per_rank" else (0, 0)
+        place = (self.microbatch, _rank()) if self.noise == "per_rank" else (0, 0)
         self.microbatch += 1
         key = np.random.SeedSequence((self.seed, self.step, *place)).generate_state(1, np.uint64)
         generator = torch.Generator(self.device).manual_seed(int(key[0] >> np.uint64(1)))
@@ -222,6 +221,15 @@ def local(parameter: Tensor) -> Tensor:
     return _Averaged.apply(parameter) if isinstance(parameter, DTensor) else parameter  # type: ignore[return-value]
 
 
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def _batches(duration: str | int) -> int:
-    time = Time.from_timestring(str(duration) if str(duration).endswith("ba") else f"{duration}ba")
-    return int(time.value)
+    """The number in `640ba`, or in `640`."""
+    number = str(duration).removesuffix("ba")
+    if not number.isdigit():
+        raise ValueError(
+            f"model.l0_module.lagrangian_warmup_steps is {duration!r}; expected batches, such as 640ba."
+        )
+    return int(number)

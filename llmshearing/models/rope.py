@@ -23,7 +23,7 @@ def rope_tables(arch: Architecture, length: int, device: torch.device) -> tuple[
 
 
 def rotate(x_BHSE: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
-    """Rotate the first R of the E dimensions of every head, pairing dimension i with i + R/2 (HF's layout)."""
+    """Rotate the first R of E dimensions of every head, pairing dimension i with i + R/2 (HF's layout)."""
     half = cos_SR.shape[-1]
     first, second, rest = x_BHSE.split([half, half, x_BHSE.shape[-1] - 2 * half], dim=-1)
     parts = [first * cos_SR - second * sin_SR, second * cos_SR + first * sin_SR]

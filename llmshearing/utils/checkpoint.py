@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.utils.serialization import config as serialization
 
 from llmshearing.config import ModelConfig, as_model_config
@@ -27,8 +26,6 @@ from llmshearing.utils.files import replacing
 from llmshearing.utils.hf_files import CONFIG, from_hf, is_hf, read_hf
 from llmshearing.utils.key_map import PREFIX
 from llmshearing.utils.safe_load import load_omegaconf, load_tensors
-from llmshearing.utils.sharded import INDEX as SHARD_INDEX
-from llmshearing.utils.sharded import is_sharded, load_sharded
 from llmshearing.utils.weights import L0_PREFIX, check_weights, sizes_of
 
 RECORD_KEY = "llmshearing"
@@ -83,11 +80,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if is_hf(path):
         model = read_hf(path)
         return Checkpoint(path, from_hf(model)[0], {"hf_files": model.files, "config": None})
-    if path.is_dir() and not is_sharded(path):
-        raise FileNotFoundError(
-            f"{path} is the folder of no model: it has neither {CONFIG} nor {SHARD_INDEX}."
-        )
-    loaded = load_sharded(path) if is_sharded(path) else load_tensors(path)
+    loaded = _load_sharded(path) if path.is_dir() else load_tensors(path)
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}; expected a checkpoint or a state dict.")
     state = loaded.get("state", {})
@@ -101,6 +94,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     record = loaded.get(RECORD_KEY) or state.get("callbacks", {}).get("RunRecord")
     return Checkpoint(path, dict(weights), record)
+
+
+def _load_sharded(path: Path) -> Any:
+    # Imported here: torch.distributed.checkpoint takes seconds, and a single file has no use for it.
+    from llmshearing.utils.sharded import INDEX, is_sharded, load_sharded
+
+    if not is_sharded(path):
+        raise FileNotFoundError(f"{path} is the folder of no model: it has neither {CONFIG} nor {INDEX}.")
+    return load_sharded(path)
 
 
 def write_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -131,6 +133,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
             f"prune_and_save_model {checkpoint.path}` and start from the file that it writes."
         )
     check_weights(checkpoint.weights, decoder.arch, checkpoint.path)  # type: ignore[union-attr,arg-type]
+    # Imported here: it takes seconds, and conversion has no use for it.
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
     options = StateDictOptions(full_state_dict=True, strict=bool(checkpoint.masks))
     try:  # unlike model.load_state_dict, this also fills a sharded model, each process its part
         missing, _ = set_model_state_dict(model, dict(checkpoint.weights), options=options)
