@@ -3,8 +3,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
-export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 ruff format --check .
 ruff check .
 pyright
-python -m pytest "$@"
+python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"

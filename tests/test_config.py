@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from runs import run_values
 
 from llmshearing.config import Config, build, load_config
+from runs import run_values
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,13 +20,13 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
-from twins import CONFIGS, make, save
 
 from llmshearing.data.manifest import Manifest
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.utils.cli import run
 from runs import DOMAINS, SEQ_LEN, run_values, write_data
 from tests.data.conftest import documents, tokenizer_folder, write_jsonl
+from twins import CONFIGS, make, save
 
 assert tokenizer_folder  # a fixture
 

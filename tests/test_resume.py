@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from processes import Ranks, assert_close, assert_same, run, weights, write_config
 
 from llmshearing.callbacks.resume import changes
 from llmshearing.utils import run_folder
+from processes import Ranks, assert_close, assert_same, run, weights, write_config
 from runs import write_data
 
 SHARDED = {"state_dict_type": "sharded"}

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from processes import Ranks, assert_close, metrics, run, write_config
 
 from llmshearing.config import FsdpConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.sharding import parallelize
+from processes import Ranks, assert_close, metrics, run, write_config
 from runs import run_values, write_data
 
 STEPS = 50

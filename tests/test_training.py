@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import DOMAINS, TARGET, run_config, write_data
 from safetensors.torch import load_file
 
 from llmshearing.training import build_trainer, train
+from runs import DOMAINS, TARGET, run_config, write_data
 
 GOLDEN = Path(__file__).parent / "golden" / "pruning_losses.json"
 

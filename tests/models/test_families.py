@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from twins import CONFIGS, LIMIT, make, tokens
 
 from llmshearing.config import ModelConfig, TargetConfig
 from llmshearing.models.architecture import Architecture
@@ -17,6 +16,7 @@ from llmshearing.models.families import (
     target_of,
 )
 from llmshearing.utils.hf_files import HFModel, from_hf
+from twins import CONFIGS, LIMIT, make, tokens
 
 TOLERANCE = 1e-4
 

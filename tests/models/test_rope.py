@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twins import CONFIGS, LIMIT
 
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_from_hf
 from llmshearing.models.rope import rope_tables, rotate
+from twins import CONFIGS, LIMIT
 
 CPU = torch.device("cpu")
 

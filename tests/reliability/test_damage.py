@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 import torch
-from processes import Ranks, run, write_config
 
 from llmshearing.utils import run_folder
+from processes import Ranks, run, write_config
 
 SHARDED = {"fsdp_config__state_dict_type": "sharded"}
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import faults
 import pytest
+
 from processes import Ranks, assert_same, metrics, run, write_config
 
 KILLS = 20

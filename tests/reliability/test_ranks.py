@@ -11,10 +11,10 @@ from pathlib import Path
 
 import faults
 import pytest
-from processes import TRAIN, Ranks, assert_close, free_port, metrics, run, write_config
 
 from llmshearing.callbacks.watchdog import HUNG
 from llmshearing.utils import run_folder
+from processes import TRAIN, Ranks, assert_close, free_port, metrics, run, write_config
 
 
 @pytest.mark.world_size

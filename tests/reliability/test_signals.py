@@ -4,10 +4,10 @@ import signal
 import time
 
 import pytest
-from processes import Ranks, assert_same, metrics, run, write_config
 
 from llmshearing.callbacks.signals import INTERRUPTED
 from llmshearing.utils import run_folder
+from processes import Ranks, assert_same, metrics, run, write_config
 
 SETTINGS = {"max_duration": "30ba", "eval_interval": "10ba", "save_interval": "1000ba"}
 

@@ -10,7 +10,6 @@ from composer import Trainer
 from composer.optim import DecoupledAdamW
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
-from twins import CONFIGS, make, masked_checkpoint, save
 
 from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
@@ -18,6 +17,7 @@ from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.families import architecture_from_hf, complete
 from llmshearing.utils.checkpoint import Checkpoint, load_weights, read_checkpoint, write_checkpoint
 from llmshearing.utils.hf_files import from_hf, read_hf
+from twins import CONFIGS, make, masked_checkpoint, save
 
 SECTION = {
     "d_model": 16,

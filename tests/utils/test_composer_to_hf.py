@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-from twins import CONFIGS, SIZES, make, masked_checkpoint, save, tokens
 
 from llmshearing.utils import cli, composer_to_hf, hf_files, test_composer_hf_eq
 from llmshearing.utils.checkpoint import read_checkpoint
 from llmshearing.utils.composer_to_hf import save_composer_to_hf, save_hf_to_composer
+from twins import CONFIGS, SIZES, make, masked_checkpoint, save, tokens
 
 
 def there_and_back(source, tmp_path):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
-from twins import CONFIGS, make, masked_checkpoint
 
 from llmshearing.models.families import architecture_from_hf
 from llmshearing.utils import cli, post_pruning_processing, test_pruning
@@ -14,6 +13,7 @@ from llmshearing.utils.checkpoint import read_checkpoint, write_checkpoint
 from llmshearing.utils.hf_files import HFModel, from_hf
 from llmshearing.utils.post_pruning_processing import prune_and_save_model, prune_checkpoint
 from llmshearing.utils.pruning import prune
+from twins import CONFIGS, make, masked_checkpoint
 
 PREFIX = "model.transformer."
 
