@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole method on a plain machine, in about six minutes: train a small model on the text that every Python
+# The whole method on a plain machine, in six minutes: train a small model on the text that every Python
 # installation holds, shear it to less than half, train it on, and compare with training that shape from scratch.
 # Every command it runs is printed, and is the one you would run yourself.
 set -euo pipefail
@@ -38,7 +38,7 @@ run python train.py configs/quickstart/target.yaml model.path=$out/prune/pruned-
   save_folder=$out/continue
 
 step "8/9  The control: the same shape from scratch, on as many tokens as 5 and 7 took"
-run python train.py configs/quickstart/target.yaml save_folder=$out/scratch max_duration=120ba save_interval=120ba eval_interval=120ba
+run python train.py configs/quickstart/target.yaml save_folder=$out/scratch max_duration=120ba save_interval=120ba eval_interval=40ba
 
 step "9/9  Export to Hugging Face, reload, generate"
 run python -m llmshearing.utils.composer_to_hf save_composer_to_hf $out/continue/latest-rank0.pt $out/hf
