@@ -9,7 +9,6 @@ included, over the bytes of the source.
 
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -84,11 +83,12 @@ def one_run(name: str, folder: Path) -> tuple[float, int]:
     before, start = resident(), time.perf_counter()
     work(name, folder)
     seconds = time.perf_counter() - start
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return seconds, resident(peak=True) - before
 
 
 def measured(name: str, folder: Path) -> tuple[float, int]:
     """`one_run` in a fresh process, whose output is removed."""
+    os.sync()  # what an earlier run left to be written would slow this one down
     run = [sys.executable, "-m", "benchmarks.conversion", name, str(folder)]
     seconds, peak = json.loads(
         subprocess.run(run, check=True, capture_output=True, text=True).stdout.split("\n")[-2]

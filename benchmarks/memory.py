@@ -7,9 +7,10 @@ state, activations, logits.
 """
 
 import json
-import resource
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import BODY_25M, hf_model, shearing_model, token_batch, write_result
@@ -29,13 +30,18 @@ def peak_bytes(kind: str, vocabulary: int, sizes: dict[str, int], length: int) -
         step = our_step(shearing_model(sizes, vocabulary, length, 7, prune=kind == "pruning"), batch)
     step()
     step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return resident(peak=True) - before
 
 
-def resident() -> int:
-    """Bytes this process holds now."""
-    with open("/proc/self/statm") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * resource.getpagesize()
+def resident(peak: bool = False) -> int:
+    """Bytes this process holds, mapped files included: now, or at its peak since it began.
+
+    (`getrusage` would tell the peak of the process it was forked from where that was higher.)
+    """
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"^{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status, re.MULTILINE)
+    assert found
+    return int(found[1]) * 1024
 
 
 def measured(kind: str, vocabulary: int, sizes: dict[str, int], length: int = LENGTH) -> int:

@@ -1,7 +1,7 @@
 """Checkpoints: what a file or folder holds, and what model its weights are."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,26 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     record = loaded.get(RECORD_KEY) or state.get("callbacks", {}).get("RunRecord")
     return Checkpoint(path, dict(weights), record)
+
+
+def in_pieces(checkpoint: Checkpoint, size: int = 2**28) -> Iterator[dict[str, Tensor]]:
+    """The weights of a checkpoint in pieces of about `size` bytes.
+
+    Each piece of a file is mapped anew, so that memory holds the pages of one piece, not of all that were
+    read before it.
+    """
+    pieces: list[list[str]] = [[]]
+    held = 0
+    for name, weight in checkpoint.weights.items():
+        if held >= size:
+            pieces.append([])
+            held = 0
+        pieces[-1].append(name)
+        held += weight.nbytes
+    for names in pieces:
+        is_file = checkpoint.path.is_file()
+        weights = read_checkpoint(checkpoint.path).weights if is_file else checkpoint.weights
+        yield {name: weights[name] for name in names}
 
 
 def _load_sharded(path: Path) -> Any:

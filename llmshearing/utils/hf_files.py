@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from llmshearing.utils.key_map import is_weight, to_composer
 from llmshearing.utils.safe_load import load_tensors
 from llmshearing.utils.weights import check_weights
 
-SHARD_SIZE = "5GB"
+SHARD_SIZE = "1GB"  # small enough that even a small model is written by several threads
+WRITERS = 4
 CONFIG = "config.json"
 _TRAVELLING = (  # files that make a model usable besides its weights
     CONFIG,
@@ -123,16 +125,20 @@ def write_hf(
     config: Mapping[str, Any],
     files: Mapping[str, str | bytes],
 ) -> None:
-    """Write a folder that `transformers` loads: weights in shards of 5 GB, config and `files`; or nothing.
+    """Write a folder that `transformers` loads: weights in shards of 1 GB, config and `files`; or nothing.
 
     Raises:
         OSError: when it cannot be written, or `out` exists and is no HF folder.
     """
     with replacing_folder(Path(out), marker=CONFIG) as folder:
         split = split_torch_state_dict_into_shards(dict(weights), max_shard_size=SHARD_SIZE)
-        for file, names in split.filename_to_tensors.items():
-            shard = {name: weights[name].contiguous() for name in names}
+
+        def write(file: str) -> None:
+            shard = {name: weights[name].contiguous() for name in split.filename_to_tensors[file]}
             save_file(shard, folder / file, metadata={"format": "pt"})
+
+        with ThreadPoolExecutor(WRITERS) as writers:
+            list(writers.map(write, split.filename_to_tensors))
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             _write_json(folder / "model.safetensors.index.json", index)

@@ -20,7 +20,7 @@ from torch import Tensor
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_to_hf
 from llmshearing.utils import cli
-from llmshearing.utils.checkpoint import Checkpoint, describe, read_checkpoint, write_checkpoint
+from llmshearing.utils.checkpoint import Checkpoint, describe, in_pieces, read_checkpoint, write_checkpoint
 from llmshearing.utils.composer_to_hf import export, record_of, with_dtype
 from llmshearing.utils.pruning import prune
 from llmshearing.utils.trained_masks import Convergence, convergence, load_masks
@@ -78,7 +78,10 @@ def prune_checkpoint(checkpoint: Checkpoint, target: Mapping[str, Any]) -> Prune
     """
     arch, config = describe(checkpoint, {})
     module = load_masks(checkpoint, arch, target)
-    weights, smaller = prune(checkpoint.weights, module(), arch)  # type: ignore[arg-type]
+    zs, weights, smaller = module(), {}, arch
+    for piece in in_pieces(checkpoint):
+        part, smaller = prune(piece, zs, arch)  # type: ignore[arg-type]
+        weights |= part
     _check_target(smaller, module.target)
     return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, convergence(module))
 
