@@ -17,11 +17,10 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from llmshearing.utils import run_folder
+from llmshearing.utils.files import LITTLE
 from llmshearing.utils.sharded import INDEX
 
 log = logging.getLogger(__name__)
-
-_LITTLE = 2**30  # bytes left on a file system that count as full
 
 
 class Checkpointing(Callback):
@@ -136,6 +135,6 @@ def _reason(error: BaseException, folder: Path) -> str:
     words = str(error).strip().splitlines()
     free = shutil.disk_usage(folder).free if folder.is_dir() else None
     text = f"rank {dist.get_global_rank()}: {words[-1] if words else type(error).__name__}"
-    if free is not None and free < _LITTLE:
+    if free is not None and free < LITTLE:
         return f"{text} ({folder} has {free:,} bytes left: make room, or lower save_num_checkpoints_to_keep)"
     return text

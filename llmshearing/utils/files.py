@@ -1,10 +1,16 @@
 """Writing files and folders whole or not at all."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+LITTLE = 2**30  # bytes left on a file system that count as full
 
 
 @contextmanager
@@ -12,15 +18,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it on success and removed otherwise.
 
     Raises:
-        OSError: when writing fails, in torch's own words where torch wrote.
+        OSError: when writing fails, whatever the library that wrote raised.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)
-    except RuntimeError as error:
-        raise OSError(f"Writing {path} failed: {error}") from error
+        with _explaining(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -34,6 +39,7 @@ def replacing_folder(path: Path, marker: str) -> Iterator[Path]:
 
     Raises:
         FileExistsError: when `path` is something else, which is left alone.
+        OSError: when writing fails, whatever the library that wrote raised.
     """
     if path.exists() and not (path / marker).is_file() and not _is_empty_folder(path):
         raise FileExistsError(f"{path} exists and holds no {marker}; choose another folder or remove it.")
@@ -41,13 +47,30 @@ def replacing_folder(path: Path, marker: str) -> Iterator[Path]:
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     temporary.mkdir()
     try:
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
+        with _explaining(path):
+            yield temporary
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turn what torch, safetensors and a full file system raise into an OSError that names `path`."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError, OSError) as error:
+        full = isinstance(error, OSError)
+        if full and error.errno not in _FULL:
+            raise
+        reason = error.strerror if full else str(error).splitlines()[0]
+        free = shutil.disk_usage(path.parent).free
+        if full or free < LITTLE:
+            reason = f"{reason} ({path.parent} has {free:,} bytes left: make room, or write elsewhere)"
+        raise OSError(f"Writing {path} failed: {reason}.") from error
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -1,6 +1,11 @@
 """Files and folders are written whole or not at all."""
 
+import errno
+import shutil
+from types import SimpleNamespace
+
 import pytest
+from safetensors import SafetensorError
 
 from llmshearing.utils.files import replacing, replacing_folder
 
@@ -26,9 +31,32 @@ def test_a_file_is_replaced_on_success_alone(tmp_path):
     assert names(path.parent) == ["a"]
 
 
-def test_torchs_failure_to_write_names_the_file(tmp_path):
-    with pytest.raises(OSError, match=r"Writing .*a failed: unexpected pos"), replacing(tmp_path / "a"):
-        raise RuntimeError("unexpected pos 64 vs 0")
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unexpected pos 64 vs 0\nand a stack"),  # torch
+        SafetensorError("I/O error: No space left on device"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+)
+def test_a_failure_to_write_names_the_file_and_the_room_left(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1234))
+    room = rf"\({tmp_path} has 1,234 bytes left: make room, or write elsewhere\)"
+    said = rf"^Writing .*a failed: [\w: /]+ {room}\.$"
+    with pytest.raises(OSError, match=said), replacing(tmp_path / "a"):
+        raise error
+    with pytest.raises(OSError, match=said), replacing_folder(tmp_path / "a", marker="m"):
+        raise error
+    assert not names(tmp_path)
+
+
+def test_other_failures_are_not_blamed_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**40))
+    with pytest.raises(OSError, match=r"Writing .*a failed: no storage\.$"), replacing(tmp_path / "a"):
+        raise RuntimeError("no storage")
+    with pytest.raises(PermissionError, match=r"^not yours$"), replacing(tmp_path / "a"):
+        raise PermissionError("not yours")
 
 
 def test_a_folder_is_replaced_on_success_alone(tmp_path):
