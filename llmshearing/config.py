@@ -269,6 +269,8 @@ class Config:
     """fp32 | amp_bf16 | amp_fp16."""
     fsdp_config: FsdpConfig | None = field(default_factory=FsdpConfig)
     """Sharding over several processes."""
+    compile_config: dict[str, Any] | None = None
+    """Arguments of torch.compile for the model, such as {mode: default} or {}; null: not compiled."""
     progress_bar: bool = True
     """Show Composer's progress bar on a terminal, and lines of progress elsewhere."""
     log_to_console: bool = False

@@ -115,6 +115,7 @@ def build_trainer(config: Config, watchdog: Watchdog | None = None) -> Trainer:
         run_name=config.run_name,
         progress_bar=_shows_bar(config),
         precision=config.precision,
+        compile_config=config.compile_config,
         device_train_microbatch_size=config.device_train_microbatch_size,
         seed=config.seed,
         dist_timeout=config.dist_timeout,

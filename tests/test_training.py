@@ -98,6 +98,17 @@ def test_masks_in_the_run_folder_have_the_target_shape(run):
     assert (gates["layer"] != 0).sum().item() == TARGET["n_layers"]
 
 
+@pytest.mark.slow
+def test_a_compiled_run_gives_the_losses_of_one_that_is_not(run, tmp_path):
+    data = write_data(tmp_path / "data")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    train(run_config(data, tmp_path / "out", max_duration="20ba", compile_config={"backend": "aot_eager"}))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    key = "loss/train/total"
+    assert series(tmp_path / "out", key) == pytest.approx(series(run, key), rel=1e-5)
+
+
 def test_optimizer_groups_are_model_masks_and_multipliers(tmp_path):
     config = run_config(write_data(tmp_path / "data"), optimizer__weight_decay=1e-5)
     trainer = build_trainer(config)

@@ -128,13 +128,18 @@ class L0Module(nn.Module):
 
     def sample(self) -> dict[str, Tensor]:
         """Sampled gates by kind, [the shape of log_alpha]; each call of a step draws new noise."""
+        log_alphas, noise = self._log_alphas(), self._draw_noise()
+        return {name: hard_concrete.sample(a, noise[name]) for name, a in log_alphas.items()}
+
+    @torch.compiler.disable  # what a compiler would make of generators is not what they draw here
+    def _draw_noise(self) -> dict[str, Tensor]:
         place = (self.microbatch, _rank()) if self.noise == "per_rank" else (0, 0)
         self.microbatch += 1
         key = np.random.SeedSequence((self.seed, self.step, *place)).generate_state(1, np.uint64)
         generator = torch.Generator(self.device).manual_seed(int(key[0] >> np.uint64(1)))
         return {
-            name: hard_concrete.sample(a, torch.rand(a.shape, generator=generator, device=a.device))
-            for name, a in self._log_alphas().items()
+            name: torch.rand(cast(Mask, mask).z_loga.shape, generator=generator, device=self.device)
+            for name, mask in self.masks.items()
         }
 
     def deterministic(self) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ def chunk_size(vocab_size: int) -> int:
     return max(16, _CHUNK_BYTES // (4 * vocab_size))
 
 
+@torch.compiler.disable  # matrix products in a loop, which a compiler would only unroll
 def linear_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_tokens: int | None = None
 ) -> tuple[Tensor, Tensor]:
