@@ -30,8 +30,10 @@ def shearing_model(sizes: Mapping[str, int], vocabulary: int, length: int, domai
     return model
 
 
-def hf_model(sizes: Mapping[str, int], vocabulary: int, length: int) -> LlamaForCausalLM:
-    """transformers' LLaMA of the same shape, with its sdpa attention."""
+def hf_model(
+    sizes: Mapping[str, int], vocabulary: int, length: int, attention: str = "sdpa"
+) -> LlamaForCausalLM:
+    """transformers' LLaMA of the same shape, by default with its sdpa attention."""
     config = LlamaConfig(
         hidden_size=sizes["d_model"],
         num_attention_heads=sizes["n_heads"],
@@ -40,8 +42,9 @@ def hf_model(sizes: Mapping[str, int], vocabulary: int, length: int) -> LlamaFor
         intermediate_size=sizes["intermediate_size"],
         vocab_size=vocabulary,
         max_position_embeddings=length,
+        use_cache=False,
     )
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = attention
     return LlamaForCausalLM(config)
 
 

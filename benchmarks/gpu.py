@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 from composer.distributed.activation_checkpointing import apply_ac
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import write_result
+from benchmarks.common import hf_model, write_result
 from benchmarks.steps import finish
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 
@@ -39,16 +38,22 @@ TINY = {
 PRUNING = {"2.7B": "1.3B", "7B": "1.3B"}
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # bf16, dense, as the vendor gives them
 VOCABULARY = 32_000
+HF_LIGER = "HF with Liger"
+
+
+def has_liger() -> bool:
+    """Whether Liger's kernels, which need CUDA, can be measured."""
+    return torch.cuda.is_available() and find_spec("liger_kernel") is not None
 
 
 def cases(shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What is measured: every dense shape and pruning, ours and HF's, by attention and compilation."""
+    models = ["HF", *([HF_LIGER] if has_liger() else []), "ours"]
     attentions = ["sdpa", "flash"] if find_spec("flash_attn") else ["sdpa"]
     for attention, compiled in product(attentions, (False, True)):
         options = {"attention": attention, "compile": compiled}
-        for shape in ("370M", "1.3B", "2.7B"):
-            yield {"model": "HF", "source": shape, "target": None, **options}
-            yield {"model": "ours", "source": shape, "target": None, **options}
+        for shape, model in product(("370M", "1.3B", "2.7B"), models):
+            yield {"model": model, "source": shape, "target": None, **options}
         for source, target in PRUNING.items():
             yield {"model": "ours", "source": source, "target": target, **options}
 
@@ -59,7 +64,7 @@ def make_step(
     """The training step of a case on the batch's device: bf16 autocast, activation checkpointing, AdamW."""
     device = batch["input_ids"].device
     length = batch["input_ids"].shape[1]
-    model, loss = (hf if case["model"] == "HF" else ours)(case, shapes, length, device)
+    model, loss = (ours if case["model"] == "ours" else hf)(case, shapes, length, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     if case["compile"]:
         model.compile()
@@ -86,21 +91,14 @@ def ours(case: dict[str, Any], shapes: dict[str, Any], length: int, device: torc
 
 
 def hf(case: dict[str, Any], shapes: dict[str, Any], length: int, device: torch.device):
-    """transformers' model of the same shape and its loss."""
-    sizes = shapes[case["source"]]
-    config = LlamaConfig(
-        hidden_size=sizes["d_model"],
-        num_attention_heads=sizes["n_heads"],
-        num_key_value_heads=sizes["n_heads"],
-        num_hidden_layers=sizes["n_layers"],
-        intermediate_size=sizes["intermediate_size"],
-        vocab_size=VOCABULARY,
-        max_position_embeddings=length,
-        use_cache=False,
-    )
-    config._attn_implementation = {"sdpa": "sdpa", "flash": "flash_attention_2"}[case["attention"]]
+    """transformers' model of the same shape and its loss, with Liger's kernels where the case says so."""
+    attention = {"sdpa": "sdpa", "flash": "flash_attention_2"}[case["attention"]]
     with device:
-        model = LlamaForCausalLM(config)
+        model = hf_model(shapes[case["source"]], VOCABULARY, length, attention)
+    if case["model"] == HF_LIGER:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance  # type: ignore[import-not-found]
+
+        _apply_liger_kernel_to_instance(model)
     model.gradient_checkpointing_enable()
     return model, lambda m, batch: m(input_ids=batch["input_ids"], labels=batch["labels"]).loss
 

@@ -15,16 +15,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
+from omegaconf import OmegaConf
+from streaming.base.format.mds import MDSWriter
 
 from benchmarks.common import BODY_25M, write_result
 from benchmarks.steps import our_step
-from llmshearing.config import Config, build
+from llmshearing.config import Config, build, load_config
+from llmshearing.training import build_trainer
 
 ROOT = Path(__file__).parents[1]
-VOCABULARY, SEQUENCES, LENGTH, STEPS = 32_000, 4, 512, 12
+QUICKSTART = "configs/quickstart/source.yaml"
+VOCABULARY, SEQUENCES, LENGTH, STEPS = 32_000, 4, 512, 20
 DOMAINS = [f"domain{i}" for i in range(7)]
 
 
@@ -54,8 +59,6 @@ class BareStep(Callback):
 
 def trainer_overhead() -> float:
     """Median ratio of a step in a run to the bare step beside it, the first two left out."""
-    from llmshearing.training import build_trainer
-
     with tempfile.TemporaryDirectory() as name:
         config = _config(Path(name))
         watch = BareStep()
@@ -67,16 +70,18 @@ def trainer_overhead() -> float:
     return statistics.median(run / bare for run, bare in pairs)
 
 
-def _config(folder: Path) -> Config:
-    import numpy as np
-    from streaming.base.format.mds import MDSWriter
-
-    rows = np.random.default_rng(0).integers(0, VOCABULARY, (16, LENGTH), dtype=np.uint16)
-    for domain in DOMAINS:
-        out = str(folder / "data" / "for_prune" / domain)
-        with MDSWriter(out=out, columns={"tokens": "bytes", "set": "str"}) as writer:
-            for row in rows:
+def write_mds(folder: Path, rows: int, length: int, domains: list[str], vocabulary: int) -> None:
+    """Random tokens in one MDS folder; every domain has as many sequences."""
+    tokens = np.random.default_rng(0).integers(0, vocabulary, (rows, length), dtype=np.uint16)
+    with MDSWriter(out=str(folder), columns={"tokens": "bytes", "set": "str"}) as writer:
+        for domain in domains:
+            for row in tokens:
                 writer.write({"tokens": row.tobytes(), "set": domain})
+
+
+def _config(folder: Path) -> Config:
+    for domain in DOMAINS:
+        write_mds(folder / "data" / "for_prune" / domain, 16, LENGTH, [domain], VOCABULARY)
     dataset = {"local": str(folder / "data"), "split": "for_prune", "max_seq_len": LENGTH, "shuffle": True}
     values = {
         "max_seq_len": LENGTH,
@@ -92,18 +97,27 @@ def _config(folder: Path) -> Config:
         "save_folder": str(folder / "run"),
         "save_interval": "1000ba",
     }
-    return build(Config, values)
+    config = build(Config, values)
+    (folder / "run").mkdir()
+    OmegaConf.save(OmegaConf.structured(config), folder / "run" / "config.yaml")
+    return config
 
 
 def seconds_to_first_step() -> float:
     """From the start of `train.py` with the quickstart's configuration to its first step's end."""
-    folder = ROOT / "runs" / "quickstart"
     with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, "train.py", "configs/quickstart/source.yaml", f"save_folder={name}"]
-        command += [f"data_local={folder / 'mds'}", "max_duration=1ba", "eval_interval=0ba"]
+        folder = Path(name)
+        config = load_config(ROOT / QUICKSTART, [f"data_local={folder / 'mds'}"])
+        domains, vocabulary = config.data_loading.set_names or [], config.model.vocab_size or 0
+        for domain in domains:
+            split = folder / "mds" / config.train_loader.dataset.split
+            write_mds(split / domain, 64, config.max_seq_len, [domain], vocabulary)
+        write_mds(folder / "mds" / "eval_merge", 8, config.max_seq_len, domains, vocabulary)
+        command = [sys.executable, "train.py", QUICKSTART, f"data_local={folder / 'mds'}"]
+        command += [f"save_folder={folder / 'run'}", "max_duration=1ba", "eval_interval=0ba"]
         start = time.perf_counter()
         run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        metrics = Path(name) / "metrics.jsonl"
+        metrics = folder / "run" / "metrics.jsonl"
         while run.poll() is None and not _has_step(metrics):
             time.sleep(0.05)
         seconds = time.perf_counter() - start

@@ -58,7 +58,7 @@ def hf_step(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        loss = model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss
+        loss = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
         loss.backward()
         finish(optimizer)
         loss.item()
