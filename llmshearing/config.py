@@ -248,7 +248,7 @@ class Config:
     algorithms: dict[str, Any] = field(default_factory=dict)
     """Composer algorithms by name, such as gradient_clipping."""
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Composer callbacks by name, and `data_loading`: the domain mixture."""
+    """Composer callbacks by name, and `data_loading`: the domain mixture. `speed_monitor` is always there."""
     loggers: dict[str, Any] = field(default_factory=dict)
     """Composer loggers by name: wandb, tensorboard, mlflow, file_logger."""
     max_duration: str = MISSING

@@ -59,6 +59,7 @@ _COMPOSER_CALLBACKS = {
     "runtime_estimator": composer.callbacks.RuntimeEstimator,
     "system_metrics_monitor": composer.callbacks.SystemMetricsMonitor,
 }
+_ALWAYS: dict[str, Any] = {"speed_monitor": {"window_size": 10}}
 _COMPOSER_LOGGERS = {
     "wandb": composer.loggers.WandBLogger,
     "tensorboard": composer.loggers.TensorboardLogger,
@@ -275,7 +276,7 @@ def build_callbacks(
     callbacks += [*([checkpointing] if checkpointing else []), StopOnSignal(checkpointing)]
     return callbacks + [
         _make(_COMPOSER_CALLBACKS, "callbacks", name, kwargs)
-        for name, kwargs in config.callbacks.items()
+        for name, kwargs in (_ALWAYS | config.callbacks).items()
         if name != "data_loading"
     ]
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from llmshearing.training import build_trainer, train
-from runs import DOMAINS, TARGET, run_config, write_data
+from runs import DOMAINS, SEQ_LEN, TARGET, run_config, write_data
 
 GOLDEN = Path(__file__).parent / "golden" / "pruning_losses.json"
 
@@ -71,6 +71,16 @@ def test_every_metric_of_the_original_is_logged(run):
     for domain in DOMAINS:
         assert {f"metrics/train/{domain}_weight", f"metrics/eval/{domain}_LanguageCrossEntropy"} <= keys
     assert {"loss/train/ce_loss", "loss/train/lag_loss", "loss/train/total"} <= keys
+
+
+def test_throughput_is_logged_in_tokens_and_operations(run):
+    logged = [line for line in lines(run) if "throughput/flops_per_sec" in line]
+    assert len(logged) == 10, "every step once ten are there"
+    architecture = build_trainer(run_config(run.parent / "data")).state.model.model.arch
+    by_token = architecture.training_flops(1, SEQ_LEN) / SEQ_LEN
+    for line in logged:
+        rate = line["throughput/flops_per_sec"] / line["throughput/tokens_per_sec"]
+        assert rate == pytest.approx(by_token, rel=1e-3)
 
 
 def test_total_is_the_sum_of_its_parts(run):
