@@ -1,306 +1,241 @@
-"""What the commands say to mistakes: one table from an input to the message it gets.
+"""What the commands say to mistakes and faults: one table (`mistakes.py`) from an input to its message.
 
 Each row runs a command as a user would, in this process. It must end with status 2 and `error: ...` that
-holds every fragment of the row, without a traceback, and leave nothing behind; with `--debug` the error
-itself comes.
+holds every fragment of the row, without a traceback, and leave nothing half-made behind; with `--debug` the
+error itself comes. `docs/errors.md` shows the messages; to write it anew:
+
+    WRITE_ERRORS=1 python -m pytest tests/test_errors.py
 """
 
-import gzip
 import importlib
 import importlib.util
-import json
+import os
+import re
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 import yaml
-from omegaconf import OmegaConf
 
-from llmshearing.data.manifest import Manifest
-from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing import training
+from llmshearing.callbacks.signals import INTERRUPTED
+from llmshearing.callbacks.watchdog import HUNG
 from llmshearing.utils.cli import run
-from runs import DOMAINS, SEQ_LEN, run_values, write_data
-from tests.data.conftest import documents, tokenizer_folder, write_jsonl
-from twins import CONFIGS, make, save
+from mistakes import CASES, TRAIN, Case
+from processes import Ranks, write_config
+from reliability import faults
+from runs import run_config, run_values, write_data
+from tests.data.conftest import tokenizer_folder
 
 assert tokenizer_folder  # a fixture
 
 ROOT = Path(__file__).parents[1]
-TRAIN, PREPARE = "train", "llmshearing.data.prepare"
-CONVERT, PRUNE = "llmshearing.utils.composer_to_hf", "llmshearing.utils.post_pruning_processing"
+PAGE = ROOT / "docs" / "errors.md"
+NAMES = {"f": "", "y": "run.yaml", "t": "tokenizer", "d": "callbacks.data_loading", "l": "model.l0_module"}
+FAULTS = {
+    "SIGTERM or SIGUSR1 (status 75)": "`python train.py run.yaml`",
+    "a process that dies": "`composer --nproc 2 train.py run.yaml`",
+    "a process that hangs": "`composer --nproc 2 train.py run.yaml`",
+}
+INTRODUCTION = """# Every error message
+
+What the commands answer to mistakes and to faults, as tests make and check them (`tests/mistakes.py`).
+A command then ends with status 2, without a traceback (`--debug` shows it) and with nothing half-written.
+[troubleshooting.md](troubleshooting.md) has the background.
+"""
 
 
-class Touch:
-    """A pickle of this creates a file when it is run."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (Path(self.path),))
-
-
-@dataclass(frozen=True)
-class Case:
-    """A mistake: a command, its arguments, what the message must hold, and what to do before."""
-
-    name: str
-    module: str
-    words: str
-    message: tuple[str, ...]
-    before: Callable[[SimpleNamespace], Any] | None = None
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 4 steps, with checkpoints of the steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = run_config(write_data(folder / "data", sequences=16), folder / "run", max_duration="4ba")
+    config.save_interval, config.eval_interval = "2ba", "0ba"
+    training.train(config)
+    return folder / "run"
 
 
-def change(**values: Any) -> Callable[[SimpleNamespace], None]:
-    """Other values in the run's YAML file; keys are `section__key`, values of ... are taken out."""
-
-    def apply(place: SimpleNamespace) -> None:
-        config = OmegaConf.load(place.yaml)
-        for key, value in values.items():
-            *parents, last = key.split("__")
-            section = OmegaConf.select(config, ".".join(parents)) if parents else config
-            if value is ...:
-                section.pop(last)
-            else:
-                section[last] = value
-        OmegaConf.save(config, place.yaml)
-
-    return apply
-
-
-def weights(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[SimpleNamespace], None]:
-    """The checkpoint model.pt of the run's model, edited."""
-
-    def apply(place: SimpleNamespace) -> None:
-        config = OmegaConf.load(place.yaml)
-        config.model.l0_module = None
-        state = dict(ComposerMosaicLlama(config.model).state_dict())
-        edit(state)
-        torch.save(state, place.folder / "model.pt")
-
-    return apply
+@pytest.fixture
+def place(
+    tmp_path: Path, tokenizer_folder: Path, request: pytest.FixtureRequest
+) -> Iterator[SimpleNamespace]:
+    """A folder with data and a good configuration, to be spoilt."""
+    data = write_data(tmp_path / "data", sequences=16)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_values(data, tmp_path / "run")))
+    place = SimpleNamespace(
+        folder=tmp_path, yaml=tmp_path / "run.yaml", tokenizer=tokenizer_folder, mounted=[]
+    )
+    place.finished = lambda: request.getfixturevalue("finished")
+    yield place
+    for folder in place.mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # what failed may still hold a file
 
 
-def masked_nowhere(place: SimpleNamespace) -> None:
-    """A checkpoint of a model, with its configuration beside it, that was never pruned."""
-    weights(lambda state: None)(place)
-    (place.folder / "config.yaml").write_text(place.yaml.read_text())
+@pytest.fixture(scope="module")
+def answers() -> Iterator[dict[str, str]]:
+    """Messages by the name of their row, for the page; rows that did not run keep what is there."""
+    said: dict[str, str] = {}
+    yield said
+    if "WRITE_ERRORS" in os.environ:
+        PAGE.write_text(page({**rows_of_the_page(), **said}))
 
 
-def hf_folder(**changes: Any) -> Callable[[SimpleNamespace], None]:
-    """A Hugging Face model `hf` with other values in its config.json."""
-
-    def apply(place: SimpleNamespace) -> None:
-        path = save(make(CONFIGS["llama grouped"]), place.folder / "hf") / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return apply
-
-
-def text(name: str, content: bytes) -> Callable[[SimpleNamespace], None]:
-    """A folder `text` of one domain with this file, and one good domain."""
-
-    def apply(place: SimpleNamespace) -> None:
-        path = place.folder / "text" / "book" / name
-        path.parent.mkdir(parents=True)
-        path.write_bytes(content)
-        write_jsonl(place.folder / "text" / "wiki" / "0.jsonl", documents(50))
-
-    return apply
-
-
-def remove_domain(place: SimpleNamespace) -> None:
-    """An evaluation without the last domain."""
-    import shutil
-
-    from streaming.base.format.mds import MDSReader, MDSWriter
-
-    folder = place.folder / "data" / "eval_merge"
-    entry = json.loads((folder / "index.json").read_text())["shards"][0]
-    reader = MDSReader.from_json(str(folder), None, entry)
-    rows = [reader[i] for i in range(reader.samples)]
-    shutil.rmtree(folder)
-    with MDSWriter(out=str(folder), columns={"tokens": "bytes", "set": "str"}) as writer:
-        for row in rows:
-            if row["set"] != DOMAINS[-1]:
-                writer.write(row)
+@pytest.mark.parametrize("case", [c for cases in CASES.values() for c in cases], ids=lambda case: case.name)
+def test_mistakes_get_their_message(
+    case: Case,
+    place: SimpleNamespace,
+    answers: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if case.before is not None:
+        case.before(place)
+    before = sorted(place.folder.rglob("*"))
+    monkeypatch.setattr(sys, "argv", [case.module, *arguments(case, place)])
+    with pytest.raises(SystemExit) as stop:
+        run(command(case.module).main)
+    said = capfd.readouterr().err
+    assert stop.value.code == 2
+    assert "Traceback" not in said
+    message = said[said.index("error: ") :]
+    for part in case.message:
+        assert part in message
+    made = [path for path in place.folder.rglob("*") if path not in before and path.is_file()]
+    allowed = (str(place.folder / case.leaves), str(place.folder / "out" / ".prepare-"))
+    assert not [path for path in made if not str(path).startswith(allowed) or ".incomplete" in str(path)]
+    answers[case.name] = without_places(message, place)
 
 
-def manifest(place: SimpleNamespace) -> None:
-    """The manifest of data that was made with a tokenizer of 64 tokens."""
-    tokenizer = {"name": "words", "vocab_size": 64, "vocabulary_sha256": ""}
-    Manifest(SEQ_LEN, "uint16", tokenizer, {}, {}, {}, {}).write(place.folder / "data")
+def test_debug_shows_the_traceback(place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", str(place.folder / "none.yaml"), "--debug"])
+    with pytest.raises(FileNotFoundError):
+        run(command(TRAIN).main)
 
 
-def truncate(place: SimpleNamespace) -> None:
-    """A shard of the data that was cut off."""
-    shard = place.folder / "data" / "for_prune" / "code" / "shard.00000.mds"
-    shard.write_bytes(shard.read_bytes()[:100])
+# --------------------------------------------------------- faults that are no command line's
 
 
-PREPARED = "--input {f}/text --output {f}/out --tokenizer {t} --seq_length 32 --eval_tokens 64 --workers 1"
-BROKEN = b'{"text": "w1"}\n' + b"{broken\n" * 5
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+def test_a_signal_is_answered(
+    number: signal.Signals,
+    place: SimpleNamespace,
+    answers: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(training, "build_callbacks", training.build_callbacks)  # `add` replaces it
+    faults.add(faults.At("batch_start", 2, lambda _: signal.raise_signal(number)))
+    monkeypatch.setattr(sys, "argv", ["train", str(place.yaml)])
+    with pytest.raises(SystemExit) as stop:
+        run(command(TRAIN).main)
+    assert stop.value.code == INTERRUPTED
+    message = next(text for text in caplog.messages if "ending after" in text)
+    assert message == f"{number.name}: ending after step 3; start again to go on"
+    assert (place.folder / "run" / "ep0-ba3-rank0.pt").exists()
+    answers.setdefault("SIGTERM or SIGUSR1 (status 75)", message)
 
-CASES = [
-    # ------------------------------------------------------------- the configuration
-    Case("no configuration", TRAIN, "{f}/none.yaml", ("none.yaml does not exist",)),
-    Case("no YAML", TRAIN, "{y}", ("run.yaml is not plain YAML",), lambda p: p.yaml.write_text("a: [1")),
-    Case("a list", TRAIN, "{y}", ("expected keys and values",), lambda p: p.yaml.write_text("- 1")),
-    Case("override without =", TRAIN, "{y} seed", ("'seed' is not of the form key=value",)),
-    Case("unknown key", TRAIN, "{y} optimizer.lrr=1", ("optimizer.lrr", "did you mean optimizer.lr?")),
-    Case("two unknown keys", TRAIN, "{y} sed=1 modle.path=x", ("did you mean seed?", "did you mean model?")),
-    Case("wrong type", TRAIN, "{y} seed=many", ("seed", "many", "Integer")),
-    Case("missing key", TRAIN, "{y}", ("max_duration is missing",), change(max_duration=...)),
-    Case("duration without unit", TRAIN, "{y} max_duration=12", ("max_duration is '12'", "3200ba")),
-    Case("epochs", TRAIN, "{y} max_duration=1ep", ("max_duration is '1ep'", "ba, tok, sp")),
-    Case("autoresume nowhere", TRAIN, "{y} save_folder=null autoresume=true", ("without save_folder",)),
-    Case("weights do not sum", TRAIN, "{y} {d}.proportion=[0.5,0.25,0.5]", ("sums to 1.25; expected 1",)),
-    Case("weights do not match", TRAIN, "{y} {d}.proportion=[0.5,0.5]", ("has 2 numbers for 3 domains",)),
-    Case("references do not match", TRAIN, "{y} {d}.target_loss=[2.0]", ("has 1 numbers for 3 domains",)),
-    Case("unknown update", TRAIN, "{y} {d}.update_type=magic", ("'magic'; expected doremi, bandit or",)),
-    Case("unknown logger", TRAIN, "{y} loggers.paper={{}}", ("loggers.paper is not known", "tensorboard")),
-    Case("unknown callback", TRAIN, "{y} callbacks.tea={{}}", ("callbacks.tea is not known", "lr_monitor")),
-    Case("unknown optimizer", TRAIN, "{y} optimizer.name=sgd", ("'sgd'; expected decoupled_adamw or adamw",)),
-    Case("unknown schedule", TRAIN, "{y} scheduler.name=step", ("'step'; expected cosine_with_warmup",)),
-    # ------------------------------------------------------------------- model and target
-    Case(
-        "unknown model", TRAIN, "{y} model.name=bert", ("'bert'; expected a name that begins with mosaic_",)
-    ),
-    Case("dropout", TRAIN, "{y} model.attn_pdrop=0.1", ("model.attn_pdrop is 0.1; expected 0",)),
-    Case("attention", TRAIN, "{y} model.attn_impl=fast", ("'fast'; expected one of sdpa, flash, eager",)),
-    Case("heads", TRAIN, "{y} model.n_heads=5", ("d_model is 32 and model.n_heads is 5", "model.head_dim")),
-    Case("no shape", TRAIN, "{y}", ("model.d_model is not set", "model.path"), change(model__d_model=...)),
-    Case("target larger", TRAIN, "{y} {l}.target_model.d_model=64", ("is 64, more than the source's 32",)),
-    Case(
-        "uncovered",
-        TRAIN,
-        "{y} {l}.pruning_modules=[head]",
-        ("add hidden to model.l0_module.pruning_modules",),
-    ),
-    Case("unknown mask", TRAIN, "{y} {l}.pruning_modules=[haed]", ("'haed' (did you mean head?)",)),
-    Case(
-        "head dims", TRAIN, "{y} {l}.pruning_modules=[qk_head_dim]", ("qk_head_dim, which is not supported",)
-    ),
-    Case("vocabulary", TRAIN, "{y} {l}.target_model.vocab_size=32", ("vocabulary is not pruned",)),
-    Case(
-        "groups",
-        TRAIN,
-        "{y} model.n_kv_heads=2 {l}.target_model.n_heads=3",
-        ("n_heads is 3, which 2 KV heads do not divide",),
-    ),
-    # --------------------------------------------------------------------------- data
-    Case(
-        "no data", TRAIN, "{y}", ("no data folder", "data.prepare"), change(train_loader__dataset__local="x")
-    ),
-    Case("no split", TRAIN, "{y} train_loader.dataset.split=for_ft", ("for_ft/code/index.json not found",)),
-    Case("unknown domain", TRAIN, "{y} {d}.set_names=[code,books,poems]", ("for_prune/poems", "set_names")),
-    Case(
-        "tokenizer too large",
-        TRAIN,
-        "{y} model.vocab_size=32",
-        ("made with tokenizer words of 64 tokens", "model's vocab_size is 32"),
-        manifest,
-    ),
-    Case("sequence length", TRAIN, "{y} train_loader.dataset.max_seq_len=7", ("expected 7 tokens",)),
-    Case(
-        "truncated shard", TRAIN, "{y}", ("shard.00000.mds has 100 bytes", "copy this folder again"), truncate
-    ),
-    Case("eval lacks a domain", TRAIN, "{y}", ("no sequences of wiki", "eval_merge"), remove_domain),
-    # ------------------------------------------------------------------------- checkpoints
-    Case("no checkpoint", TRAIN, "{y} model.path={f}/none.pt", ("none.pt",)),
-    Case(
-        "no checkpoint at all",
-        TRAIN,
-        "{y} model.path={y}",
-        ("run.yaml", "cannot be read as a checkpoint"),
-    ),
-    Case(
-        "missing weight",
-        TRAIN,
-        "{y} model.path={f}/model.pt",
-        ("1 missing", "blocks.0.ln_2.weight"),
-        weights(lambda w: w.pop("model.transformer.blocks.0.ln_2.weight")),
-    ),
-    Case(
-        "unexpected weight",
-        TRAIN,
-        "{y} model.path={f}/model.pt",
-        ("1 unexpected", "blocks.0.extra.weight"),
-        weights(lambda w: w.update({"model.transformer.blocks.0.extra.weight": torch.zeros(1)})),
-    ),
-    Case(
-        "wrong shape",
-        TRAIN,
-        "{y} model.path={f}/model.pt",
-        ("of another shape", "expected (32,), found (31,)"),
-        weights(lambda w: w.update({"model.transformer.ln_f.weight": torch.zeros(31)})),
-    ),
-    Case(
-        "other sizes",
-        TRAIN,
-        "{y} model.path={f}/model.pt model.intermediate_size=40",
-        ("model.intermediate_size is 40", "has 48", "set model.intermediate_size=48 or leave it out"),
-        weights(lambda w: None),
-    ),
-    Case(
-        "malicious",
-        TRAIN,
-        "{y} model.path={f}/evil.pt",
-        ("evil.pt holds", "nothing of it was run"),
-        lambda p: torch.save({"x": Touch(str(p.folder / "touched"))}, p.folder / "evil.pt"),
-    ),
-    Case("nothing to prune", PRUNE, "prune_and_save_model {f}/none.pt", ("none.pt",)),
-    Case(
-        "no masks",
-        PRUNE,
-        "prune_and_save_model {f}/model.pt",
-        ("model.pt", "masks"),
-        masked_nowhere,
-    ),
-    # ----------------------------------------------------------------- Hugging Face models
-    Case("no model", CONVERT, "save_hf_to_composer {f}/none {f}/o.pt", ("none",)),
-    Case("not key=value", CONVERT, "save_composer_to_hf {f}/model.pt {f}/o hidden", ("hidden_size=2048",)),
-    Case(
-        "family",
-        CONVERT,
-        "save_hf_to_composer {f}/hf {f}/o.pt",
-        ("'mixtral', which is not supported", "llama, mistral", "Mixture-of-experts"),
-        hf_folder(model_type="mixtral"),
-    ),
-    Case(
-        "quantized",
-        CONVERT,
-        "save_hf_to_composer {f}/hf {f}/o.pt",
-        ("quantized", "fp32, bf16 or fp16"),
-        hf_folder(quantization_config={"quant_method": "gptq", "bits": 4}),
-    ),
-    Case(
-        "rope",
-        CONVERT,
-        "save_hf_to_composer {f}/hf {f}/o.pt",
-        ("rope_scaling has type 'spiral'; supported: default",),
-        hf_folder(rope_scaling={"rope_type": "spiral", "factor": 2.0}),
-    ),
-    # --------------------------------------------------------------------- preparing data
-    Case("no text", PREPARE, PREPARED, ("text",)),
-    Case("no documents", PREPARE, PREPARED, ("book", "no documents"), text("0.jsonl", b'{"text": ""}\n')),
-    Case(
-        "broken lines", PREPARE, PREPARED + " --max_broken 3", ("0.jsonl", "broken"), text("0.jsonl", BROKEN)
-    ),
-    Case("cut off", PREPARE, PREPARED, ("cut off",), text("0.jsonl.gz", gzip.compress(BROKEN * 99)[:-9])),
-    Case(
-        "no tokenizer", PREPARE, PREPARED.replace("{t}", "{f}/none"), ("none",), text("0.jsonl", BROKEN[:15])
-    ),
-    # ------------------------------------------------------------------------ plan, report
-    Case("plan of nothing", "llmshearing.utils.plan", "{f}/none.yaml", ("none.yaml does not exist",)),
-    Case("plan for no device", "llmshearing.utils.plan", "{y} --devices 0", ("--devices is 0",)),
-    Case("report of no run", "llmshearing.report.__main__", "{f}", ("expected the save_folder of a run",)),
-]
+
+@pytest.mark.slow
+@pytest.mark.world_size
+@pytest.mark.parametrize(
+    ("name", "fault", "status", "fragments"),
+    [
+        (
+            "a process that dies",
+            partial(faults.kill_at, "after_forward", 3, 1, after=6),
+            None,
+            (
+                "rank 0 failed. The ranks:",
+                "DEAD or out of reach; when last heard of: after_forward of step 3",
+            ),
+        ),
+        (
+            "a process that hangs",
+            partial(faults.hang_at, "after_backward", 3, 1),
+            HUNG,
+            ("No progress for", "(dist_timeout is 30): the run ends.", "after_backward of step 3"),
+        ),
+    ],
+    ids=["dies", "hangs"],
+)
+def test_what_the_other_rank_says(name, fault, status, fragments, place, answers) -> None:
+    path = write_config(place.folder, place.folder / "data")
+    ranks = Ranks([path, "dist_timeout=30"], 2, fault)
+    statuses = ranks.wait(200)
+    assert statuses[0] == status if status else statuses[0] > 0
+    said = (ranks.log / "0.txt").read_text()
+    for part in fragments:
+        assert part in said
+    start = said.index(fragments[0])
+    answers[name] = without_places("\n".join(said[start:].splitlines()[:3]), place)
+
+
+# ------------------------------------------------------------------------------- the page
+
+
+@pytest.mark.skipif("WRITE_ERRORS" in os.environ, reason="the page is being written")
+def test_the_page_shows_every_message() -> None:
+    """Its rows are the table's, and hold what the table asks for."""
+    text = PAGE.read_text()
+    shown = rows_of_the_page()
+    assert page(shown) == text, "run: WRITE_ERRORS=1 python -m pytest tests/test_errors.py"
+    for cases in CASES.values():
+        for case in cases:
+            assert all(cell(part) in shown[case.name] for part in case.message), case.name
+    assert shown.keys() >= FAULTS.keys()
+
+
+def page(answers: dict[str, str]) -> str:
+    """The page for these messages, without rows for those that are missing."""
+    lines = [INTRODUCTION]
+    sections = {title: {case.name: typed(case) for case in cases} for title, cases in CASES.items()} | {
+        "Signals and several processes": FAULTS
+    }
+    for title, rows in sections.items():
+        lines += [f"## {title}\n", "| input | command | message |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {words} | {answers[name]} |" for name, words in rows.items() if name in answers
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def rows_of_the_page() -> dict[str, str]:
+    """The messages on the page by the name of their row."""
+    rows = re.findall(r"^\| (.+?) \| (?:.+?) \| (.+) \|$", PAGE.read_text(), re.MULTILINE)
+    return {name: message for name, message in rows if name != "input"}
+
+
+def typed(case: Case) -> str:
+    """The command of a row as a user would type it."""
+    start = "train.py" if case.module == TRAIN else f"-m {case.module.removesuffix('.__main__')}"
+    words = case.words.replace("{f}/", "").replace("{f}", ".").format(**NAMES)
+    return f"`python {start} {words}`"
+
+
+def without_places(message: str, place: SimpleNamespace) -> str:
+    """A message as a cell, as it would be in the run's own folder."""
+    for path, name in (
+        (f"{place.folder}/", ""),
+        (str(place.folder), "."),
+        (str(place.tokenizer), "tokenizer"),
+    ):
+        message = message.replace(path, name)
+    message = re.sub(r"[\d,]+ bytes left", "N bytes left", message)
+    message = re.sub(r"on \S+, process \d+:", "on HOST, process N:", message)
+    return cell(re.sub(r"\d+ s\b", "N s", message).removeprefix("error: ").strip())
+
+
+def cell(text: str) -> str:
+    """Text as it is written in a cell of a Markdown table."""
+    for mark in ("\\", "|", "*", "<"):
+        text = text.replace(mark, f"\\{mark}")
+    return text.replace("\n", "<br>")
 
 
 def command(name: str) -> ModuleType:
@@ -315,41 +250,6 @@ def command(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture
-def place(tmp_path: Path, tokenizer_folder: Path) -> SimpleNamespace:
-    """A folder with data and a good configuration, to be spoilt."""
-    data = write_data(tmp_path / "data", sequences=16)
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_values(data, tmp_path / "run")))
-    return SimpleNamespace(folder=tmp_path, yaml=tmp_path / "run.yaml", tokenizer=tokenizer_folder)
-
-
 def arguments(case: Case, place: SimpleNamespace) -> list[str]:
-    named = {"f": place.folder, "y": place.yaml, "t": place.tokenizer}
-    return case.words.format(**named, d="callbacks.data_loading", l="model.l0_module").split()
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_mistakes_get_their_message(
-    case: Case, place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    if case.before is not None:
-        case.before(place)
-    before = sorted(place.folder.rglob("*"))
-    monkeypatch.setattr(sys, "argv", [case.module, *arguments(case, place)])
-    with pytest.raises(SystemExit) as stop:
-        run(command(case.module).main)
-    said = capfd.readouterr().err
-    assert stop.value.code == 2
-    assert "Traceback" not in said
-    message = said[said.index("error: ") :]
-    for part in case.message:
-        assert part in message
-    made = [path for path in place.folder.rglob("*") if path not in before]
-    half_made = [path for path in made if path.is_file() and ".prepare-" not in str(path)]
-    assert not half_made  # preparing keeps its finished parts, to go on from
-
-
-def test_debug_shows_the_traceback(place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["train", str(place.folder / "none.yaml"), "--debug"])
-    with pytest.raises(FileNotFoundError):
-        run(command(TRAIN).main)
+    named = {**NAMES, "f": place.folder, "y": place.yaml, "t": place.tokenizer}
+    return case.words.format(**named).split()

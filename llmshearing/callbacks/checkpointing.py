@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from llmshearing.utils import run_folder
-from llmshearing.utils.files import LITTLE
+from llmshearing.utils.files import LITTLE, plain_words
 from llmshearing.utils.sharded import INDEX
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def _reason(error: BaseException, folder: Path) -> str:
     """An error of writing in the user's terms."""
     words = str(error).strip().splitlines()
     free = shutil.disk_usage(folder).free if folder.is_dir() else None
-    text = f"rank {dist.get_global_rank()}: {words[-1] if words else type(error).__name__}"
+    text = f"rank {dist.get_global_rank()}: {plain_words(words[-1]) if words else type(error).__name__}"
     if free is not None and free < LITTLE:
         return f"{text} ({folder} has {free:,} bytes left: make room, or lower save_num_checkpoints_to_keep)"
     return text

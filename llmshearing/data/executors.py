@@ -85,7 +85,6 @@ def _disk_full_explained(job: Job) -> Iterator[None]:
         if error.errno != errno.ENOSPC:
             raise
         raise OSError(
-            error.errno,
             f"No space left on device for {job.output}: make room and run the same command again, what is "
             "complete is kept",
         ) from error

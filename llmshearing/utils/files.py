@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,11 +67,16 @@ def _explaining(path: Path) -> Iterator[None]:
         full = isinstance(error, OSError)
         if full and error.errno not in _FULL:
             raise
-        reason = error.strerror if full else str(error).splitlines()[0]
+        reason = error.strerror if full else plain_words(str(error).splitlines()[0])
         free = shutil.disk_usage(path.parent).free
         if full or free < LITTLE:
             reason = f"{reason} ({path.parent} has {free:,} bytes left: make room, or write elsewhere)"
         raise OSError(f"Writing {path} failed: {reason}.") from error
+
+
+def plain_words(line: str) -> str:
+    """A line of an error without the place in torch's sources that it begins with."""
+    return re.sub(r"^\[enforce fail at [^]]*\][ .]*", "", line)
 
 
 def _is_empty_folder(path: Path) -> bool:

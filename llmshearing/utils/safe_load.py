@@ -75,7 +75,7 @@ def load_omegaconf(path: Path) -> DictConfig:
 
 def _load(path: Path, allowed: list[Any]) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise FileNotFoundError(f"There is no file {path}; expected a checkpoint: correct the path.")
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

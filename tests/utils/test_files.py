@@ -34,7 +34,7 @@ def test_a_file_is_replaced_on_success_alone(tmp_path):
 @pytest.mark.parametrize(
     "error",
     [
-        RuntimeError("unexpected pos 64 vs 0\nand a stack"),  # torch
+        RuntimeError("[enforce fail at inline.cc:659] . unexpected pos 64 vs 0\nand a stack"),  # torch
         SafetensorError("I/O error: No space left on device"),
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
