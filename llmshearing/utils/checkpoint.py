@@ -23,7 +23,7 @@ from llmshearing.models.families import (
     size_keys,
 )
 from llmshearing.utils.files import replacing
-from llmshearing.utils.hf_files import CONFIG, from_hf, is_hf, read_hf
+from llmshearing.utils.hf_files import CONFIG, from_hf, is_hf, read_hf, special_token_ids
 from llmshearing.utils.key_map import PREFIX
 from llmshearing.utils.safe_load import load_omegaconf, load_tensors
 from llmshearing.utils.weights import L0_PREFIX, check_weights, sizes_of
@@ -200,6 +200,8 @@ def describe(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Arch
     base = _described_by(checkpoint, overrides)
     arch = base.resized(**sizes_of(checkpoint.weights, base.head_dim, checkpoint.path))
     hf = architecture_to_hf(arch, checkpoint.hf_config)
+    if checkpoint.hf_config is None:  # a model trained from scratch
+        hf |= special_token_ids(checkpoint.hf_files)
     _check_overrides(hf, overrides, arch.family, checkpoint.path)
     hf |= {key: value for key, value in overrides.items() if key != "model_class"}
     arch = architecture_from_hf(hf)

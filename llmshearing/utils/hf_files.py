@@ -104,6 +104,19 @@ def read_travelling(folder: Path) -> dict[str, str | bytes]:
     }
 
 
+def special_token_ids(files: Mapping[str, str | bytes]) -> dict[str, int]:
+    """`bos_token_id`, `eos_token_id` and `pad_token_id`, as far as the tokenizer's JSON files tell them."""
+    config, tokenizer = (json.loads(files.get(f"tokenizer{end}.json", "{}")) for end in ("_config", ""))
+    ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    found = {}
+    for kind in ("bos", "eos", "pad"):
+        token = config.get(f"{kind}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if text in ids:
+            found[f"{kind}_token_id"] = ids[text]
+    return found
+
+
 def parse_config(text: str | bytes, source: str | Path) -> dict[str, Any]:
     """The dict that a config.json holds.
 
@@ -219,11 +232,13 @@ def _read_gguf(path: Path) -> HFModel:
         raise FileNotFoundError(f"There is no file {path}.")
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    model.config.architectures = [type(model).__name__]
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        (Path(folder) / "tokenizer.model").unlink(missing_ok=True)  # a copy of the whole GGUF file
         files = read_travelling(Path(folder))
     config = parse_config(files[CONFIG], path)
     return HFModel(str(path), config, dict(model.state_dict()), files)

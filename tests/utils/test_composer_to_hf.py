@@ -63,6 +63,21 @@ def test_a_config_tells_the_type_that_training_gave_the_weights(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "back", torch_dtype="auto").dtype == torch.float32
 
 
+def test_a_model_from_scratch_gets_the_special_tokens_of_its_tokenizer(tmp_path):
+    save_hf_to_composer(save(make(CONFIGS["llama"]), tmp_path / "hf"), tmp_path / "c.pt")
+    words = Tokenizer(models.WordLevel({"w": 0, "<begin>": 1, "<end>": 2, "<stop>": 3}, unk_token="w"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<begin>", eos_token="<stop>")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    record = {"hf_files": hf_files.read_travelling(tmp_path / "tokenizer"), "config": None}
+    composer_to_hf.write_checkpoint(tmp_path / "c.pt", read_checkpoint(tmp_path / "c.pt").weights, record)
+    save_composer_to_hf(
+        tmp_path / "c.pt", tmp_path / "back", {"num_attention_heads": SIZES["num_attention_heads"]}
+    )
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, 3)
+    assert "pad_token_id" not in config
+
+
 @pytest.mark.parametrize("safe", [True, False])
 def test_shards_are_read(tmp_path, safe):
     hf = make(CONFIGS["llama"])

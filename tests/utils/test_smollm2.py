@@ -1,5 +1,6 @@
 """A real pretrained model (SmolLM2-135M): equal to transformers on text, shorn, exported, generating."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,6 +56,11 @@ def test_logits_and_perplexity_on_text_equal_those_of_transformers(smollm2):
     assert perplexity(ours, ids) < 30
     again = AutoModelForCausalLM.from_pretrained(smollm2 / "hf")(ids).logits
     assert torch.equal(again, theirs)
+
+
+def test_nothing_of_the_gguf_file_but_the_model_travels(smollm2):
+    assert sum(file.stat().st_size for file in (smollm2 / "hf").glob("*token*")) < 20e6
+    assert json.loads((smollm2 / "hf" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
 @pytest.mark.parametrize(
