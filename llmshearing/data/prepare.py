@@ -9,24 +9,30 @@ Example: python -m llmshearing.data.prepare --input text --output data --tokeniz
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from llmshearing.data.executors import EXECUTORS, run_stages
 from llmshearing.data.manifest import MANIFEST, Manifest, read_manifest
 from llmshearing.data.sources import list_tasks
 from llmshearing.data.splits import SPLITS
-from llmshearing.data.stages import EVAL_MERGE, Job
+from llmshearing.data.stages import EVAL_MERGE, Job, pack_tasks
 from llmshearing.data.tokenizer import load_tokenizer
+from llmshearing.datasets.sequence_folder import SequenceFolder
 from llmshearing.utils.cli import key_values, run, say
 
 logger = logging.getLogger(__name__)
 
+WORK = ".prepare-"
 _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -90,12 +96,21 @@ def build_job(args: argparse.Namespace) -> Job:
     for name, least in {"seq_length": 1, "seed": 0, "max_broken": 0, "workers": 1}.items():
         if getattr(args, name) < least:
             raise ValueError(f"--{name} is {getattr(args, name)}: expected {least} or more")
+    output = Path(args.output).expanduser()
+    source = args.input if "://" in args.input else str(Path(args.input).expanduser())
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"--output {output} is a file: give a folder, which may be new")
+    if "://" not in source and output.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(
+            f"--output {output} lies in --input {source}, where it would be taken for text the next time: "
+            "choose a folder outside"
+        )
     tokenizer = load_tokenizer(args.tokenizer)
-    tasks = tuple(list_tasks(args.input, args.domains))
+    tasks = tuple(list_tasks(source, args.domains))
     domains = list(dict.fromkeys(task.domain for task in tasks))
     job = {
-        "input": args.input,
-        "output": args.output,
+        "input": source,
+        "output": str(output),
         "tokenizer": args.tokenizer,
         "seq_length": args.seq_length,
         "text_field": args.text_field,
@@ -108,7 +123,7 @@ def build_job(args: argparse.Namespace) -> Job:
     }
     identity = [job, [asdict(task) for task in tasks], tokenizer.vocabulary_sha256]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    return Job(**job, work=str(Path(args.output) / f".prepare-{fingerprint}"), tasks=tasks)
+    return Job(**job, work=str(output / f"{WORK}{fingerprint}"), tasks=tasks)
 
 
 def _shares(words: list[str], domains: list[str]) -> dict[str, float]:
@@ -123,9 +138,10 @@ def _shares(words: list[str], domains: list[str]) -> dict[str, float]:
 
 
 def _is_done(job: Job) -> bool:
-    """True if the output is this job's result already.
+    """True if the output is this job's result already, every file of its size.
 
-    Raises FileExistsError if the output folder holds something else.
+    Raises FileExistsError if the output folder holds something else, and ValueError or FileNotFoundError
+    if a file of the result is damaged or gone.
     """
     output = Path(job.output)
     manifest = read_manifest(output)
@@ -134,6 +150,8 @@ def _is_done(job: Job) -> bool:
         files = [(file["name"], file["bytes"]) for files in manifest.sources.values() for file in files]
         tokenizer = manifest.tokenizer["vocabulary_sha256"] == load_tokenizer(job.tokenizer).vocabulary_sha256
         if same and tokenizer and files == [(f.name, f.size) for task in job.tasks for f in task.files]:
+            for split, domain in pack_tasks(job):
+                SequenceFolder(output / split / domain, job.seq_length)
             return True
         raise FileExistsError(
             f"{output} holds data prepared otherwise ({MANIFEST}): choose another --output or remove it"
@@ -144,6 +162,27 @@ def _is_done(job: Job) -> bool:
             f"{output} holds {', '.join(taken)} of other data: choose another --output or remove it"
         )
     return False
+
+
+@contextlib.contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """Let one process at a time work at an output folder.
+
+    Raises FileExistsError if another one does.
+    """
+    Path(job.output).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(job.output) / ".prepare.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FileExistsError(
+            f"{job.output} is being prepared by another process: wait for it, or choose another --output"
+        ) from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def report(manifest: Manifest, output: str) -> None:
@@ -161,13 +200,15 @@ def main() -> None:
     """The command."""
     args = parse_arguments()
     job = build_job(args)
-    if not _is_done(job):
-        run_stages(job, args.executor, args.workers, args.slurm_partition, args.slurm_time)
+    with _alone(job):
+        if not _is_done(job):
+            run_stages(job, args.executor, args.workers, args.slurm_partition, args.slurm_time)
     manifest = read_manifest(job.output)
     if manifest is None:
         say(f"submitted; {job.output}/{MANIFEST} appears when everything is complete")
     else:
-        shutil.rmtree(job.work, ignore_errors=True)
+        for work in Path(job.output).glob(f"{WORK}*"):  # of interrupted runs with other settings too
+            shutil.rmtree(work, ignore_errors=True)
         report(manifest, job.output)
 
 

@@ -4,6 +4,7 @@ Files are read here and not by datatrove's readers because those skip the rest o
 first byte that is no UTF-8, and do not count what they skip.
 """
 
+import codecs
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,7 @@ def list_tasks(input_folder: str, domains: Sequence[str] | None) -> list[Task]:
 
 
 def _domain_tasks(folder: DataFolder, domain: str) -> Iterator[Task]:
-    names = [name for name in folder.list_files(domain) if name.endswith(FORMATS)]
+    names = [name for name in folder.list_files(domain) if name.lower().endswith(FORMATS)]
     if not names:
         raise ValueError(
             f"domain {domain} has no text below {folder.resolve_paths(domain)}: expected files "
@@ -102,7 +103,7 @@ def sha256(folder: DataFolder, name: str) -> str:
 
 def _unpacked(stored: Any, name: str) -> BinaryIO:
     """A file's bytes without their compression; unlike others, arrow's readers notice a missing end."""
-    codec = _COMPRESSION.get(Path(name).suffix)
+    codec = _COMPRESSION.get(Path(name).suffix.lower())
     if codec is None:
         return stored
     return io.BufferedReader(pa.CompressedInputStream(stored, codec))  # type: ignore[arg-type]
@@ -131,7 +132,7 @@ class DocumentReader:
         self._max_broken = max_broken
 
     def __iter__(self) -> Iterator[str]:
-        records = self._parquet if self._name.endswith(".parquet") else self._jsonl
+        records = self._parquet if self._name.lower().endswith(".parquet") else self._jsonl
         try:
             with self._folder.open(self._name, "rb") as stored, _unpacked(stored, self._name) as stream:
                 for text in records(stream):
@@ -147,6 +148,8 @@ class DocumentReader:
 
     def _jsonl(self, stream: BinaryIO) -> Iterator[str]:
         for number, line in enumerate(stream, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
             try:

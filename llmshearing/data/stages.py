@@ -10,9 +10,12 @@ again and one that is complete is kept. Nothing depends on the number of workers
 """
 
 import contextlib
+import errno
 import importlib.metadata
 import json
+import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -30,6 +33,7 @@ from llmshearing.data.tokenizer import TextTokenizer, load_tokenizer
 
 EVAL_MERGE = "eval_merge"
 _BATCH_BYTES = 4 << 20  # of text that is tokenized at a time
+LEFT_OVER_SHARE = 0.02  # of a domain's tokens that may be left out without a word
 _CHUNK_TOKENS = 1 << 22  # that packing holds in memory
 _PROGRESS_SECONDS = 0.5
 _LIBRARIES = (
@@ -81,12 +85,21 @@ class Job:
 
 @contextlib.contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write to that takes its name once it is complete."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """A folder to write to that takes its name once it is complete.
+
+    Its name till then is this process's own: one that outlived a killed run may be at the same task.
+    """
+    partial = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.partial")
     partial.mkdir(parents=True)
-    yield partial
-    partial.rename(folder)
+    try:
+        yield partial
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # else the other one has written the very same
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 # Tokenize
@@ -203,16 +216,32 @@ def plan(job: Job, number: int = 0) -> None:
     """
     histograms = {domain: _histogram(job, domain) for domain in job.domains}
     tokens = {domain: int(histogram.sum()) for domain, histogram in histograms.items()}
-    if empty := [domain for domain, count in tokens.items() if not count]:
-        raise ValueError(f"domain {', '.join(empty)} has no documents with text: add some or take it out")
+    for domain, count in tokens.items():
+        if not count:
+            raise ValueError(_no_text(job, domain))
     budgets, warnings = plan_budgets(tokens, job.eval_tokens, job.prune_tokens, job.ft_tokens, job.proportion)
     cuts = {domain: cut_bins(histograms[domain], budgets[domain], job.seq_length) for domain in job.domains}
     for domain, splits in cuts.items():
         _check_splits(job, domain, histograms[domain], splits)
+        warnings += _left_over(job, domain, histograms[domain], splits)
     text = {domain: {split: asdict(cut) for split, cut in splits.items()} for domain, splits in cuts.items()}
     partial = Path(job.work) / "plan.partial"
     partial.write_text(json.dumps({"cuts": text, "warnings": warnings}))
     partial.rename(Path(job.work) / "plan.json")
+
+
+def _no_text(job: Job, domain: str) -> str:
+    files = [file for summary in _summaries(job) if summary["domain"] == domain for file in summary["files"]]
+    broken, empty = (sum(file[key] for file in files) for key in ("broken", "empty"))
+    return (
+        f"domain {domain} has no documents with text in the field {job.text_field!r}: {empty:,} records are "
+        f"empty, {broken:,} broken or without that field; set --text_field, add text or take it out"
+    )
+
+
+def _summaries(job: Job) -> list[dict[str, Any]]:
+    """What each tokenizing task noted."""
+    return [json.loads((job.token_folder(i) / "summary.json").read_text()) for i in range(len(job.tasks))]
 
 
 def _histogram(job: Job, domain: str) -> NDArray[np.int64]:
@@ -234,6 +263,22 @@ def _check_splits(job: Job, domain: str, histogram: NDArray[np.int64], splits: d
                 f"{np.count_nonzero(histogram):,} different documents, too few for a sequence of "
                 f"{job.seq_length}: add text, or lower --seq_length, or set the budget of another split"
             )
+
+
+def _left_over(
+    job: Job, domain: str, histogram: NDArray[np.int64], splits: dict[str, SplitPlan]
+) -> list[str]:
+    """A warning for each split whose documents hold far more than it takes."""
+    warnings = []
+    for split, cut in splits.items():
+        has = int(histogram[cut.first_bin : cut.end_bin].sum())
+        takes = has if cut.max_sequences is None else min(has, cut.max_sequences * job.seq_length)
+        if has - takes > LEFT_OVER_SHARE * int(histogram.sum()):
+            warnings.append(
+                f"domain {domain}: {split} takes {takes:,} of the {has:,} tokens of its documents; the "
+                "rest is left out: a document is long beside the budget, and no other split may have a part"
+            )
+    return warnings
 
 
 # Pack
@@ -319,9 +364,7 @@ def finish(job: Job, number: int = 0) -> None:
 
 
 def _manifest(job: Job) -> Manifest:
-    summaries = [
-        json.loads((job.token_folder(i) / "summary.json").read_text()) for i in range(len(job.tasks))
-    ]
+    summaries = _summaries(job)
     sources: dict[str, list[dict[str, Any]]] = {domain: [] for domain in job.domains}
     for summary in summaries:
         sources[summary["domain"]] += summary["files"]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from llmshearing.data import inspect as inspect_command
 from llmshearing.data import merge_data, prepare, sources, stages
@@ -226,6 +228,73 @@ def test_done_work_is_recognized_and_other_work_refused(monkeypatch, tmp_path, t
         run(monkeypatch, text, tmp_path / "foreign", tokenizer_folder)
 
 
+def test_a_damaged_result_is_not_called_done(monkeypatch, tmp_path, text, tokenizer_folder):
+    out = tmp_path / "out"
+    run(monkeypatch, text, out, tokenizer_folder)
+    shard = out / "for_ft" / "wiki" / "shard.00000.mds"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"for_ft/wiki/shard.00000.mds has \d+ bytes"):
+        run(monkeypatch, text, out, tokenizer_folder)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"for_ft/wiki/shard.00000.mds not found"):
+        run(monkeypatch, text, out, tokenizer_folder)
+
+
+def test_one_process_at_a_time_works_at_a_folder(monkeypatch, tmp_path, text, tokenizer_folder):
+    out = tmp_path / "out"
+    out.mkdir()
+    busy = pytest.raises(FileExistsError, match="is being prepared by another process")
+    with FileLock(out / ".prepare.lock"), busy:
+        run(monkeypatch, text, out, tokenizer_folder)
+    run(monkeypatch, text, out, tokenizer_folder)
+    assert not list(out.glob(".*"))
+
+
+def test_a_task_that_another_process_completes_meanwhile_is_kept(tmp_path):
+    with stages._whole(tmp_path / "task") as mine:
+        (mine / "text").write_text("the same")
+        with stages._whole(tmp_path / "task2") as other:
+            (other / "text").write_text("the same")
+        (tmp_path / "task2").rename(tmp_path / "task")
+    assert [path.name for path in tmp_path.iterdir()] == ["task"]
+    assert (tmp_path / "task" / "text").read_text() == "the same"
+
+
+def test_nothing_of_an_interrupted_run_with_other_settings_stays(
+    monkeypatch, tmp_path, text, tokenizer_folder
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "cut_bins", None)
+        with pytest.raises(TypeError):
+            run(monkeypatch, text, out, tokenizer_folder, "--seed", "18")
+    assert len(list(out.glob(".prepare-*"))) == 1
+    run(monkeypatch, text, out, tokenizer_folder)
+    assert not list(out.glob(".*"))
+
+
+def test_a_document_too_long_for_its_split_is_warned_about(
+    monkeypatch, tmp_path, text, tokenizer_folder, caplog
+):
+    texts = (" ".join(documents(40, seed=seed)) for seed in range(5000))
+    long = next(text for text in texts if document_bin(text.encode(), seed=17) < 50)  # eval
+    write_jsonl(text / "book" / "all.jsonl", [long, *documents(250, seed=1)])
+    run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
+    assert re.search(r"domain book: eval takes 640 of the 1,\d\d\d tokens of its documents", caplog.text)
+    assert "domain wiki" not in caplog.text
+
+
+def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokenizer_folder):
+    with pytest.raises(ValueError, match="lies in --input"):
+        run(monkeypatch, text, text / "out", tokenizer_folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file is a file: give a folder"):
+        run(monkeypatch, text, tmp_path / "file", tokenizer_folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run(monkeypatch, Path("~/text"), Path("~/out"), tokenizer_folder)
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
 @pytest.mark.parametrize("stage", ["tokenize", "plan", "pack", "finish"])
 def test_what_is_complete_is_kept_when_a_stage_fails(
     monkeypatch, tmp_path, prepared, tokenizer_folder, stage
@@ -267,7 +336,7 @@ def test_what_is_complete_is_kept_when_a_stage_fails(
 @pytest.mark.parametrize(
     ("texts", "more", "message"),
     [
-        ([], (), "domain book has no documents with text: add some or take it out"),
+        ([], (), "domain book has no documents with text in the field 'text'"),
         (["w1 w2 w3"], (), r"domain book: eval gets 0 of 5 tokens in 1 different documents, too few"),
         ([" ".join(documents(99))] * 9, (), r"domain book: for_prune gets 0 of .* in 1 different documents"),
         (documents(99), ("--tokenizer", "nowhere"), "cannot load tokenizer 'nowhere'"),
@@ -324,10 +393,10 @@ def test_killed_and_started_again_with_any_workers_it_is_the_same(tmp_path, toke
         assert start(text, tmp_path / workers, tokenizer_folder, "--workers", workers).wait() == 0
         hashes.append(tree_hash(tmp_path / workers))
     assert hashes[0] == hashes[1]
-    for delay in (1, 4, 7):
+    for delay, kill in ((1, os.killpg), (4, os.kill), (6, os.kill), (7, os.killpg)):
         process = start(text, tmp_path / "killed", tokenizer_folder, "--workers", "2")
         time.sleep(delay)
-        os.killpg(process.pid, signal.SIGKILL)
+        kill(process.pid, signal.SIGKILL)  # os.kill leaves its workers behind, at work
         process.wait()
     assert start(text, tmp_path / "killed", tokenizer_folder, "--workers", "2").wait() == 0
     assert tree_hash(tmp_path / "killed") == hashes[0]

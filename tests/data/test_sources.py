@@ -1,5 +1,6 @@
 """Every format gives the same documents; what is broken is counted, reported and limited."""
 
+import codecs
 import gzip
 import json
 
@@ -36,6 +37,15 @@ def test_every_format_gives_the_same_documents(tmp_path, name):
     documents = reader(tmp_path, name)
     assert list(documents) == TEXTS
     assert (documents.documents, documents.empty, documents.broken) == (4, 0, 0)
+
+
+def test_a_byte_order_mark_and_capital_names_are_read(tmp_path):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "A.JSONL.GZ").write_bytes(gzip.compress(codecs.BOM_UTF8 + LINES))
+    (task,) = list_tasks(str(tmp_path), None)
+    documents = reader(tmp_path, task.files[0].name)
+    assert list(documents) == TEXTS
+    assert documents.broken == 0
 
 
 BROKEN = [
