@@ -4,7 +4,6 @@
 returns a `Config`. The line under each field documents it; `docs/configuration.md` is made from them.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llmshearing.config_checks import config_problems
 from llmshearing.datasets.loader_config import LoaderConfig
 from llmshearing.schema import build
 
@@ -347,52 +347,6 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config = build(Config, loaded, source=str(path))
     build(DataLoadingConfig, config.callbacks.get("data_loading") or {}, f"{path}: callbacks.data_loading")
     return config
-
-
-def config_problems(config: Config) -> list[str]:
-    """Contradictions between keys, each with what to change; empty when there are none."""
-    return _domain_problems(config.data_loading) + _duration_problems(config)
-
-
-def _domain_problems(domains: DataLoadingConfig) -> list[str]:
-    if domains.set_names is None:
-        stray = [k for k in ("proportion", "target_loss") if getattr(domains, k) is not None]
-        return [f"callbacks.data_loading.{key} is set without set_names; name the domains." for key in stray]
-    problems = []
-    names = domains.set_names
-    needed = {"proportion": True, "target_loss": domains.dynamic and domains.update_type != "constant"}
-    for key, wanted in needed.items():
-        values = getattr(domains, key)
-        if wanted and values is None:
-            problems.append(f"callbacks.data_loading.{key} is missing; give one number for each of {names}.")
-        elif values is not None and len(values) != len(names):
-            problems.append(
-                f"callbacks.data_loading.{key} has {len(values)} numbers for {len(names)} domains {names}; "
-                "give one for each of set_names, in their order."
-            )
-    total = sum(domains.proportion or [1.0])
-    if abs(total - 1) > 1e-3:
-        problems.append(f"callbacks.data_loading.proportion sums to {total:.6g}; expected 1.")
-    if domains.update_type not in ("doremi", "bandit", "constant"):
-        problems.append(
-            f"callbacks.data_loading.update_type is {domains.update_type!r}; expected doremi, bandit or "
-            "constant."
-        )
-    return problems
-
-
-def _duration_problems(config: Config) -> list[str]:
-    problems = []
-    for key in ("max_duration", "eval_interval", "save_interval", "console_log_interval"):
-        value = getattr(config, key)
-        units = ("ba", "tok", "sp") if key == "max_duration" else ("ba",)
-        if not re.fullmatch(rf"\d+({'|'.join(units)})", value):
-            problems.append(
-                f"{key} is {value!r}; expected a number and a unit out of {', '.join(units)}, such as 3200ba."
-            )
-    if config.autoresume and not config.save_folder:
-        problems.append("autoresume is true without save_folder; set the folder to resume from.")
-    return problems
 
 
 def as_model_config(cfg: Any) -> ModelConfig:

@@ -270,7 +270,7 @@ def build_callbacks(
         callbacks.append(ReportCallback(config.save_folder))
     domains = config.data_loading
     if domains.set_names:
-        callbacks += [DomainLosses(domains.set_names), _dynamic_loading(domains)]
+        callbacks += [DomainLosses(domains.set_names), _dynamic_loading(config, domains)]
     callbacks.append(FiniteGuard(config.max_skipped_steps, domains.set_names))
     checkpointing = _checkpointing(config) if config.save_folder else None
     callbacks += [*([checkpointing] if checkpointing else []), StopOnSignal(checkpointing)]
@@ -293,7 +293,9 @@ def _checkpointing(config: Config) -> Checkpointing:
     )
 
 
-def _dynamic_loading(domains: DataLoadingConfig) -> DynamicLoadingCallback:
+def _dynamic_loading(config: Config, domains: DataLoadingConfig) -> DynamicLoadingCallback:
+    if domains.dynamic and config.eval_interval == "0ba":
+        logger.warning("eval_interval is 0ba: without evaluations the domain weights never change")
     assert domains.set_names is not None
     assert domains.proportion is not None
     return DynamicLoadingCallback(
