@@ -39,7 +39,8 @@ from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.callbacks.signals import StopOnSignal
 from llmshearing.callbacks.watchdog import Watchdog
 from llmshearing.config import Config, DataLoadingConfig, FsdpConfig
-from llmshearing.data.manifest import manifest_sha256
+from llmshearing.data.manifest import manifest_sha256, read_manifest
+from llmshearing.data.tokenizer import is_made_with
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.model_registry import model_class
@@ -328,6 +329,20 @@ def _preflight(config: Config, source: Checkpoint | None) -> None:
     found = check(config, devices, source)
     if dist.get_global_rank() == 0:
         logger.info("Before the first step:\n%s", describe(config, found, [devices]))
+        _warn_of_another_tokenizer(config, source)
+
+
+def _warn_of_another_tokenizer(config: Config, source: Checkpoint | None) -> None:
+    """A warning and no refusal: the tokenizers may differ in tokens that the data does not have."""
+    manifest = read_manifest(config.train_loader.dataset.local)
+    carried = source.hf_files.get("tokenizer.json") if source is not None else None
+    if manifest is not None and isinstance(carried, str) and not is_made_with(manifest, carried):
+        logger.warning(
+            "the data was made with the tokenizer %s; %s carries one with another vocabulary: if tokens of both "
+            "have other ids there, the model reads nonsense",
+            manifest.tokenizer["name"],
+            config.model.path,
+        )
 
 
 def _shows_bar(config: Config) -> bool:

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
 
+from llmshearing.data.manifest import Manifest
+from llmshearing.data.tokenizer import load_tokenizer
+from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.training import build_trainer, train
+from llmshearing.utils.checkpoint import write_checkpoint
 from runs import DOMAINS, SEQ_LEN, TARGET, run_config, write_data
 
 GOLDEN = Path(__file__).parent / "golden" / "pruning_losses.json"
@@ -117,6 +122,23 @@ def test_a_compiled_run_gives_the_losses_of_one_that_is_not(run, tmp_path):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     key = "loss/train/total"
     assert series(tmp_path / "out", key) == pytest.approx(series(run, key), rel=1e-5)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_model_with_another_tokenizer_than_the_datas_is_warned_about(tmp_path, caplog, same):
+    folder = write_data(tmp_path / "data")
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
+    (tmp_path / "words").mkdir()
+    tokenizer.save(str(tmp_path / "words" / "tokenizer.json"))
+    (tmp_path / "words" / "tokenizer_config.json").write_text("{}")
+    vocabulary = load_tokenizer(str(tmp_path / "words")).vocabulary_sha256 if same else "another"
+    made_with = {"name": "words", "vocab_size": 64, "vocabulary_sha256": vocabulary}
+    Manifest(SEQ_LEN, "uint16", made_with, {}, {}, {}, {}).write(folder)
+    files = {"tokenizer.json": tokenizer.to_str()}
+    weights = ComposerMosaicLlama(run_config(folder, prune=False).model).state_dict()
+    write_checkpoint(tmp_path / "source.pt", weights, {"hf_files": files, "config": None})
+    build_trainer(run_config(folder, model__path=str(tmp_path / "source.pt"))).close()
+    assert ("carries one with another vocabulary" in caplog.text) != same
 
 
 def test_optimizer_groups_are_model_masks_and_multipliers(tmp_path):

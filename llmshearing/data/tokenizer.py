@@ -47,8 +47,7 @@ class TextTokenizer:
     @property
     def vocabulary_sha256(self) -> str:
         """Hash of all (id, token) pairs, the same for the same vocabulary wherever it is stored."""
-        pairs = sorted((number, token) for token, number in self.vocabulary.items())
-        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+        return _sha256(self.vocabulary)
 
 
 def load_tokenizer(name: str) -> TextTokenizer:
@@ -82,6 +81,17 @@ def check_tokenizer(manifest: Manifest, tokenizer: TextTokenizer) -> None:
             f"the data was made with, {made_with['name']} ({made_with['vocab_size']} ids): use that one, or "
             "prepare the data again"
         )
+
+
+def is_made_with(manifest: Manifest, tokenizer_json: str) -> bool:
+    """Whether the data was made with the vocabulary of a tokenizer.json, given as its text."""
+    vocabulary = Tokenizer.from_str(tokenizer_json).get_vocab()
+    return manifest.tokenizer["vocabulary_sha256"] == _sha256(vocabulary)
+
+
+def _sha256(vocabulary: dict[str, int]) -> str:
+    pairs = sorted((number, token) for token, number in vocabulary.items())
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
 def _around(bos: int | None, eos: int | None) -> dict[str, tuple[int, ...]]:
