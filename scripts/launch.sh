@@ -1,12 +1,12 @@
 # How the recipes start a run; sourced by pruning.sh and continue_pretraining.sh.
 # LAUNCHER=local (default): all devices of this machine, by Composer's launcher.
 # LAUNCHER=slurm: submit scripts/slurm.sbatch, NODES machines of GPUS devices.
-# DRY_RUN=1: print the command and what the run would do, and stop.
+# DRY_RUN=1: print the command and what the run would do on NODES x GPUS devices (1 x 8), and stop.
 
 launch() {
   if [ "${DRY_RUN:-0}" = 1 ]; then
     printf 'composer train.py'; printf ' %q' "$@"; printf '\n\n'
-    python -m llmshearing.utils.plan "$@"
+    python -m llmshearing.utils.plan "$@" --devices "$((${GPUS:-8} * ${NODES:-1}))"
   elif [ "${LAUNCHER:-local}" = slurm ]; then
     sbatch --job-name "${RUN_NAME:-llmshearing}" --nodes "${NODES:-1}" --gpus-per-node "${GPUS:-8}" \
       scripts/slurm.sbatch "$@"

@@ -1,7 +1,6 @@
 """What README and docs tell people to type exists, what they point to is there, what is generated is new.
 
-Commands are not run to their end here (the quickstart does that for the main ones): each one's module,
-script, options and configuration keys must exist.
+Here each command's module, script, options and configuration keys must exist; `test_docs_commands.py` runs them.
 """
 
 import importlib

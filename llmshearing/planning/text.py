@@ -75,7 +75,8 @@ def describe_run(config: Config, found: Findings) -> list[str]:
     if sizes.evaluations(config):
         read = sum(found.evaluation.values())
         size = f", {read:,} sequences, {read * config.max_seq_len:,} tokens each" if read else ""
-        lines.append(f"  {sizes.evaluations(config):,} evaluations{size}")
+        count = sizes.evaluations(config)
+        lines.append(f"  {count:,} evaluation{'s' if count != 1 else ''}{size}")
     if config.save_folder and found.source is not None:
         size, kept = estimates.checkpoint_bytes(config, found.source), estimates.checkpoints_kept(config)
         lines.append(

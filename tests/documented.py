@@ -1,0 +1,186 @@
+"""What README and docs tell people to type, and a place where it can be typed: all is there, only tiny."""
+
+import multiprocessing
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+
+from transformers import LlamaConfig
+
+from tests.data.conftest import documents, write_jsonl
+from twins import make, save
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["llmshearing.training"])
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAM = r"(?:\w+=\S* )*(?:python|bash|composer|torchrun) "
+DOMAINS = ["cc", "github", "book", "stackexchange", "wiki", "arxiv", "c4-rp"]
+
+# What the recipes' files say about sizes, and what the tiny stand-ins say.
+SOURCE = {"d_model": 32, "n_heads": 4, "n_layers": 3, "intermediate_size": 48}
+TARGET = {"d_model": 16, "n_heads": 2, "n_layers": 2, "intermediate_size": 24}
+LARGE = {"d_model": 2048, "n_heads": 16, "n_layers": 24, "intermediate_size": 5504}
+SEVEN_B = {"d_model": 4096, "n_heads": 32, "n_layers": 32, "intermediate_size": 11008}
+VOCABULARY = 512
+HF_SOURCE = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "intermediate_size": 48,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}
+# Settings that the scripts read from the environment. Everything else is as they have it.
+SETTINGS = {
+    "GPUS": "1",
+    "MAX_DURATION": "3ba",
+    "BATCH_SIZE": "1",
+    "MICROBATCH_SIZE": "1",
+    "EVAL_INTERVAL": "3ba",
+    "SAVE_INTERVAL": "3ba",
+    "LR_WARMUP": "1ba",
+    "LAG_WARMUP": "1ba",
+}
+SHIM = """#!{python} -ISs
+import os, sys
+from multiprocessing.connection import Client
+with Client({address!r}) as server:
+    server.send((sys.argv, dict(os.environ), os.getcwd()))
+    status, said = server.recv()
+sys.stdout.write(said)
+sys.exit(status)
+"""
+
+
+def blocks(page: Path) -> list[str]:
+    """The commands of a page's bash blocks, continued lines joined."""
+    found = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = "\n".join(found).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split(" #")[0].split()) for line in lines if line and not line.startswith("#")]
+
+
+def mentions(page: Path) -> list[str]:
+    """The commands in a page's sentences and indented lines."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    if page.name == "errors.md":  # its commands are mistakes
+        return []
+    return re.findall(rf"`({PROGRAM}[^`\n]+)`", text) + re.findall(
+        rf"^    ({PROGRAM}.+)$", text, re.MULTILINE
+    )
+
+
+def make_place(folder: Path, tokenizer: Path) -> None:
+    """The repository's scripts and configurations with tiny models, text of seven domains, a source model."""
+    (folder / "train.py").symlink_to(ROOT / "train.py")
+    for name in ("scripts", "configs"):
+        shutil.copytree(ROOT / name, folder / name)
+    _shrink(folder / "scripts/pruning.sh", {_row(LARGE): _row(TARGET)})
+    for name, sizes, tiny in (("7b", SEVEN_B, SOURCE), ("1.3b", LARGE, TARGET)):
+        changes = {f"\n  {key}: {sizes[key]}\n": f"\n  {key}: {tiny[key]}\n" for key in sizes}
+        changes |= {
+            "vocab_size: 32000": f"vocab_size: {VOCABULARY}",
+            "precision: amp_bf16": "precision: fp32",
+        }
+        _shrink(folder / f"configs/llama2/{name}.yaml", changes)
+    target = {f"\n      {key}: {LARGE[key]}\n": f"\n      {key}: {TARGET[key]}\n" for key in LARGE}
+    _shrink(folder / "configs/llama2/7b.yaml", target)
+    for index, domain in enumerate(DOMAINS):
+        write_jsonl(folder / "text" / domain / "0.jsonl", documents(2000, seed=index))
+    source = save(make(LlamaConfig(**HF_SOURCE)), folder / "models/Llama-2-7b-hf")
+    for file in tokenizer.iterdir():
+        shutil.copy(file, source)
+
+
+def _row(sizes: dict[str, int]) -> str:
+    """Sizes in the order of scripts/pruning.sh."""
+    return " ".join(str(sizes[key]) for key in ("d_model", "n_heads", "n_layers", "intermediate_size"))
+
+
+def _shrink(path: Path, changes: dict[str, str]) -> None:
+    text = path.read_text()
+    for old, new in changes.items():
+        assert old in text, f"{path} no longer holds {old!r}"
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+class Shell:
+    """Runs lines of bash in a folder.
+
+    `python` and `composer` there are forks of a process that imported everything: each command starts in a
+    moment. `composer` starts one process; `sbatch` only says what it was given.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._listener = Listener(family="AF_UNIX")
+        programs = folder / ".bin"
+        programs.mkdir()
+        shim = SHIM.format(python=sys.executable, address=self._listener.address)
+        for name, text in (
+            ("python", shim),
+            ("composer", shim),
+            ("sbatch", '#!/bin/sh\necho Submitted "$@"\n'),
+        ):
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def run(self, commands: Sequence[str]) -> str:
+        """Run commands one after the other in one shell; what they said. Fails with the first that fails."""
+        script = "set -euo pipefail\ntrap 'echo \"FAILED: $BASH_COMMAND\"' ERR\n" + "\n".join(commands)
+        environment = {**os.environ, **SETTINGS, "PATH": f"{self.folder}/.bin:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
+        return done.stdout
+
+    def _serve(self) -> None:
+        while True:
+            with self._listener.accept() as client:
+                self._answer(client)
+
+    def _answer(self, client: Connection) -> None:
+        words, environment, folder = client.recv()
+        log = self.folder / ".log"
+        process = _SERVER.Process(target=_command, args=(words, environment, folder, str(log)))
+        process.start()
+        process.join()
+        client.send((process.exitcode, log.read_text()))
+
+
+def _command(words: list[str], environment: dict[str, str], folder: str, log: str) -> None:
+    """What `python` or `composer` does with its arguments, in a process of its own."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    os.cpu_count = lambda: 1  # workers of prepare
+    with Path(log).open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    sys.path.insert(0, folder)
+    program, *sys.argv = words
+    if Path(program).name == "composer":
+        sys.argv = sys.argv[sys.argv.index("train.py") :]
+    if sys.argv[0] == "-m":
+        sys.argv = sys.argv[1:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
