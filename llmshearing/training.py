@@ -78,6 +78,13 @@ def train(config: Config) -> None:
     """
     watchdog = Watchdog(config.dist_timeout)
     trainer = build_trainer(config, watchdog)
+    done, duration = trainer.state.timestamp, trainer.state.max_duration
+    if duration is not None and done.get(duration.unit) >= duration:
+        logger.info(
+            "%s is complete (step %d): to go on, raise max_duration", config.save_folder, done.batch.value
+        )
+        trainer.close()
+        return
     if dist.get_global_rank() == 0 and config.save_folder:
         _write_config(config)
     if config.eval_first and trainer.state.timestamp.batch.value == 0:
@@ -338,8 +345,8 @@ def _warn_of_another_tokenizer(config: Config, source: Checkpoint | None) -> Non
     carried = source.hf_files.get("tokenizer.json") if source is not None else None
     if manifest is not None and isinstance(carried, str) and not is_made_with(manifest, carried):
         logger.warning(
-            "the data was made with the tokenizer %s; %s carries one with another vocabulary: if tokens of both "
-            "have other ids there, the model reads nonsense",
+            "the data was made with tokenizer %s; %s carries one with another vocabulary: where they differ, "
+            "the model reads nonsense",
             manifest.tokenizer["name"],
             config.model.path,
         )

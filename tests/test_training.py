@@ -125,7 +125,7 @@ def test_a_compiled_run_gives_the_losses_of_one_that_is_not(run, tmp_path):
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_a_model_with_another_tokenizer_than_the_datas_is_warned_about(tmp_path, caplog, same):
+def test_another_tokenizer_than_the_datas_is_refused_and_in_a_model_warned_about(tmp_path, caplog, same):
     folder = write_data(tmp_path / "data")
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
     (tmp_path / "words").mkdir()
@@ -135,6 +135,9 @@ def test_a_model_with_another_tokenizer_than_the_datas_is_warned_about(tmp_path,
     made_with = {"name": "words", "vocab_size": 64, "vocabulary_sha256": vocabulary}
     Manifest(SEQ_LEN, "uint16", made_with, {}, {}, {}, {}).write(folder)
     files = {"tokenizer.json": tokenizer.to_str()}
+    if not same:
+        with pytest.raises(ValueError, match=r"words \(64 ids\) has another vocabulary than the one"):
+            build_trainer(run_config(folder, tokenizer_name=str(tmp_path / "words")))
     weights = ComposerMosaicLlama(run_config(folder, prune=False).model).state_dict()
     write_checkpoint(tmp_path / "source.pt", weights, {"hf_files": files, "config": None})
     build_trainer(run_config(folder, model__path=str(tmp_path / "source.pt"))).close()

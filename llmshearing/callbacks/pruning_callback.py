@@ -7,11 +7,11 @@ import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.l0_module import L0Module, local
+from llmshearing.utils.files import replacing, save_tensors
 
 
 class PruningCallback(Callback):
@@ -66,7 +66,8 @@ class PruningCallback(Callback):
         if dist.get_global_rank() == 0:
             folder = Path(self.save_folder)
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(gates, folder / f"zs_s{state.timestamp.batch.value}.safetensors")
+            with replacing(folder / f"zs_s{state.timestamp.batch.value}.safetensors") as temporary:
+                save_tensors(gates, temporary)
 
 
 def l0_module(state: State) -> L0Module:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.config import Config, config_problems
+from llmshearing.data.manifest import read_manifest
+from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_of, target_of
@@ -62,6 +64,7 @@ def examine(config: Config, devices: int = 1, checkpoint: Checkpoint | None = No
     _examine_target(config, found)
     _examine_batch(config, devices, found)
     if _data_exists(config, found):
+        _examine_tokenizer(config, found)
         _examine_training_data(config, found)
         _examine_evaluation_data(config, devices, found)
     return found
@@ -139,6 +142,16 @@ def _data_exists(config: Config, found: Findings) -> bool:
         ]
     )
     return False
+
+
+def _examine_tokenizer(config: Config, found: Findings) -> None:
+    """The tokenizer that is to travel with the model must be the one the data was made with."""
+    name = config.tokenizer_name
+    if name and Path(name).is_dir():
+        with found.collecting():
+            manifest = read_manifest(config.train_loader.dataset.local)
+            if manifest is not None:
+                check_tokenizer(manifest, load_tokenizer(name))
 
 
 def _examine_training_data(config: Config, found: Findings) -> None:

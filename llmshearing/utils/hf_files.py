@@ -11,12 +11,11 @@ from typing import Any
 from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_from_hf
-from llmshearing.utils.files import replacing_folder
+from llmshearing.utils.files import replacing_folder, save_tensors
 from llmshearing.utils.key_map import is_weight, to_composer
 from llmshearing.utils.safe_load import load_tensors
 from llmshearing.utils.weights import check_weights
@@ -148,7 +147,7 @@ def write_hf(
 
         def write(file: str) -> None:
             shard = {name: weights[name].contiguous() for name in split.filename_to_tensors[file]}
-            save_file(shard, folder / file, metadata={"format": "pt"})
+            save_tensors(shard, folder / file)
 
         with ThreadPoolExecutor(WRITERS) as writers:
             list(writers.map(write, split.filename_to_tensors))

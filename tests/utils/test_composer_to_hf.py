@@ -266,7 +266,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, broken)
         raise OSError(28, "No space left on device")
 
     if broken == "safetensors":
-        monkeypatch.setattr(hf_files, "save_file", full)
+        monkeypatch.setattr(hf_files, "save_tensors", full)
         with pytest.raises(OSError, match="No space left"):
             save_composer_to_hf(tmp_path / "c.pt", tmp_path / "hf")
     else:

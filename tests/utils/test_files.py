@@ -1,13 +1,16 @@
 """Files and folders are written whole or not at all."""
 
 import errno
+import os
 import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from llmshearing.utils.files import replacing, replacing_folder
+from llmshearing.utils.files import replacing, replacing_folder, save_tensors
 
 
 def names(folder):
@@ -77,3 +80,14 @@ def test_what_is_no_such_folder_is_left_alone(tmp_path):
     with pytest.raises(FileExistsError, match="holds no m"), replacing_folder(tmp_path / "f", marker="m"):
         pass
     assert (tmp_path / "f" / "n").read_text() == "mine"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_tensors_are_as_readable_as_other_files(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        save_tensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert load_file(tmp_path / "a.safetensors")["a"].tolist() == [1, 1]
