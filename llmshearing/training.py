@@ -49,6 +49,7 @@ from llmshearing.planning.text import describe
 from llmshearing.sharding import parallelize
 from llmshearing.utils.checkpoint import Checkpoint, completed, load_weights, read_checkpoint
 from llmshearing.utils.hf_files import read_travelling
+from llmshearing.utils.run_folder import occupied
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,16 @@ def train(config: Config) -> None:
 
     Raises:
         Interrupted: a SystemExit, when SIGTERM or SIGUSR1 ended the run after a checkpoint.
+        FileExistsError: when another run is writing to `save_folder`.
     """
+    if config.save_folder and dist.get_global_rank() == 0:
+        with occupied(Path(config.save_folder)):
+            _train(config)
+    else:
+        _train(config)
+
+
+def _train(config: Config) -> None:
     watchdog = Watchdog(config.dist_timeout)
     trainer = build_trainer(config, watchdog)
     done, duration = trainer.state.timestamp, trainer.state.max_duration

@@ -104,11 +104,13 @@ def write_config(folder: Path, data: Path, prune: bool = True, **changes: Any) -
 
 
 def metrics(folder: Path) -> dict[int, dict[str, float]]:
-    """All that a run logged, by step."""
+    """All that a run logged but clock times, by step."""
     steps: dict[int, dict[str, float]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         values = json.loads(line)
-        steps.setdefault(values.pop("step"), {}).update(values)
+        step = values.pop("step")
+        timeless = {k: v for k, v in values.items() if not k.startswith(("throughput/", "time/"))}
+        steps.setdefault(step, {}).update(timeless)
     return steps
 
 

@@ -57,6 +57,17 @@ def test_a_complete_run_is_left_alone_and_a_longer_one_goes_on(tmp_path, data):
     assert run_folder.step_of(run_folder.checkpoints(tmp_path / "run")[0]) == 6
 
 
+@pytest.mark.world_size
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path, data):
+    path = write_config(tmp_path / "run", data)
+    with run_folder.occupied(tmp_path / "run"):
+        ranks = Ranks([path], 1)
+        assert ranks.wait() == [2]
+        assert "Another run is writing to" in ranks.output()
+        assert "Traceback" not in ranks.output()
+    run([path, "max_duration=1ba"])
+
+
 @pytest.mark.slow
 @pytest.mark.world_size
 @pytest.mark.parametrize("fsdp", [{}, SHARDED], ids=["full", "sharded"])
