@@ -31,7 +31,22 @@ log = logging.getLogger(__name__)
 # (Composer would evaluate the text it finds there), metrics begin anew with each evaluation.
 _PLAIN = ("callbacks", "dataset_state", "rank_zero_seed", "scaler", "schedulers", "timestamp")
 _SAME = ("model", "optimizer.name")
-_FREE = ("model.path", "model.init_device", "model.attn_impl", "model.loss_chunk_tokens")
+_FREE = (
+    *(
+        "model.path",
+        "model.init_device",
+        "model.attn_impl",
+        "model.loss_chunk_tokens",
+        "data_local",
+        "data_remote",
+        "run_name",
+        "load_",
+    ),
+    *("train_loader.dataset.local", "train_loader.dataset.remote", "eval_loader.dataset.local"),
+    *("eval_loader.dataset.remote", "save_", "autoresume", "progress_bar", "log_to_console", "loggers"),
+    *("console_log_interval", "python_log_level", "device_", "fsdp_config", "compile_config", "dist_timeout"),
+    *("max_skipped_steps", "max_duration"),
+)
 
 
 class Resume(Callback):
@@ -89,7 +104,14 @@ class Resume(Callback):
                 f"{wanted}. Begin a new run from its weights: load_weights_only=true."
             )
         record = saved.get("callbacks", {}).get("RunRecord", {}).get("config")
-        changed = [] if record is None else changes(record, self.config)
+        changed, differing = ([], []) if record is None else changes(record, self.config)
+        if differing:
+            log.warning(
+                "%s was written with another configuration: %s. Optimizer, schedule and mixture go on as "
+                "they stand in it; to begin anew from its weights, set load_weights_only=true",
+                self.path,
+                "; ".join(differing),
+            )
         if changed:
             raise ValueError(
                 f"{self.path} is of a run with another configuration: " + "; ".join(changed) + ". Restore "
@@ -149,15 +171,19 @@ def _check_undamaged(checkpoint: Path) -> None:
         raise ValueError(f"The checkpoint {checkpoint} is damaged. {' '.join(problems)} {offer}")
 
 
-def changes(recorded: str, current: str) -> list[str]:
-    """How two configurations (YAML) differ in keys that must not change while a run goes on."""
+def changes(recorded: str, current: str) -> tuple[list[str], list[str]]:
+    """How two configurations (YAML) differ: in keys that must not change while a run goes on, and in others.
+
+    Keys that say where and how a run runs, not what it computes, may change and are left out.
+    """
     before, now = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (recorded, current))
-    keys = [key for key in (before | now) if key.startswith(_SAME) and key not in _FREE]
-    return [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in keys
-        if before.get(key) != now.get(key)
-    ]
+    differing = {
+        key: f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in before | now
+        if before.get(key) != now.get(key) and not key.startswith(_FREE)
+    }
+    fixed = [text for key, text in differing.items() if key.startswith(_SAME)]
+    return fixed, [text for key, text in differing.items() if not key.startswith(_SAME)]
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
