@@ -1,6 +1,7 @@
 """What README and docs tell people to type exists, what they point to is there, what is generated is new.
 
-Here each command's module, script, options and configuration keys must exist; `test_docs_commands.py` runs them.
+Here each command's module, script, options and configuration keys must exist; `test_docs_commands.py` runs
+them.
 """
 
 import importlib

@@ -40,6 +40,39 @@ def test_tensorboard_and_file_logger_of_a_real_run(tmp_path: Path) -> None:
     assert all(name in text.read_text() for name in PROMISED)
 
 
+@pytest.mark.slow
+def test_mlflow_of_a_real_run(tmp_path: Path) -> None:
+    """In a local store, without a server; mlflow comes with the extra `track`."""
+    mlflow = pytest.importorskip("mlflow")
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    config = run_config(write_data(tmp_path / "data"), tmp_path / "run", max_duration="5ba", run_name="shear")
+    config.loggers = {
+        "mlflow": {"tracking_uri": store, "experiment_name": "shearing", "log_system_metrics": False}
+    }
+    training.train(config)
+    client = mlflow.MlflowClient(store)
+    experiment = client.get_experiment_by_name("shearing")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert set(run.data.metrics) >= PROMISED
+    losses = client.get_metric_history(run.info.run_id, "loss/train/total")
+    assert sorted(metric.step for metric in losses) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_wandb_of_a_real_run_stays_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B comes with the extra `track`; its offline file holds the names."""
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = run_config(write_data(tmp_path / "data"), tmp_path / "run", max_duration="5ba")
+    config.loggers = {"wandb": {"project": "shearing", "init_kwargs": {"dir": str(tmp_path)}}}
+    training.train(config)
+    [path] = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    written = path.read_bytes()  # records of protobuf, not compressed
+    assert not [name for name in PROMISED if name.encode() not in written]
+
+
 @pytest.mark.parametrize(("given", "mode"), [(None, "offline"), ("online", "online")])
 def test_wandb_is_offline_unless_told_otherwise(
     given: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
