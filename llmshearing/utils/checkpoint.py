@@ -276,8 +276,8 @@ def _head_dim(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> int:
     if "num_attention_heads" not in overrides:
         raise ValueError(
             f"{checkpoint.path} does not tell its model's number of heads: it carries no HF config, and "
-            "there is no config.yaml or config.pt beside it. Give num_attention_heads=... and whatever else "
-            "differs from Llama 2, such as rope_theta=... ."
+            "there is no config.yaml or config.pt beside it. Give num_attention_heads=... (in a run: "
+            "model.n_heads) and whatever else differs from Llama 2, such as rope_theta=... ."
         )
     weights = checkpoint.weights
     fused = weights.get(f"{PREFIX}blocks.0.attn.query_key_value.weight")
