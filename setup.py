@@ -27,7 +27,7 @@ setup(
         "flash": ["flash-attn>=2.5,<3"],
         "liger": ["liger-kernel>=0.8.5"],
         "eval": ["lm-eval>=0.4.13"],
-        "track": ["wandb", "tensorboard", "mlflow"],
+        "track": ["wandb>=0.17,<0.25", "tensorboard", "mlflow"],
         "gguf": ["gguf>=0.10", "accelerate>=1.0"],
         "ray": ["datatrove[ray]>=0.9"],
         "test": [

@@ -112,17 +112,26 @@ def test_changes_names_what_a_run_cannot_go_on_with_and_what_else_differs():
     before = "{model: {d_model: 8, path: a, l0_module: {noise: shared}}, optimizer: {name: adamw, lr: 1}}"
     now = (
         "{model: {d_model: 16, path: b, l0_module: null}, optimizer: {name: adamw, lr: 2}, save_folder: x, "
-        "seed: 18, device_eval_batch_size: 3}"
+        "seed: 18, device_eval_batch_size: 3, precision: fp32}"
     )
     fixed, others = changes(before, now)
-    assert fixed == ["model.d_model was 8, is 16", "model.l0_module.noise was 'shared', is None"]
-    assert others == ["optimizer.lr was 1, is 2", "seed was None, is 18"]
+    assert fixed == [
+        "model.d_model was 8, is 16",
+        "model.l0_module.noise was 'shared', is None",
+        "optimizer.lr was 1, is 2",
+        "seed was None, is 18",
+    ]
+    assert others == ["precision was None, is 'fp32'"]
 
 
 @pytest.mark.world_size
 def test_other_settings_than_the_checkpoints_are_warned_about(tmp_path, data):
     path = write_config(tmp_path / "run", data, max_duration="2ba")
     run([path])
-    assert "another configuration" not in run([path, "autoresume=true", "max_duration=3ba"])
-    output = run([path, "autoresume=true", "max_duration=4ba", "optimizer.lr=0.5"])
-    assert "was written with another configuration: optimizer.lr was 0.003, is 0.5. Optimizer" in output
+    assert "other settings hold" not in run([path, "autoresume=true", "max_duration=3ba"])
+    output = run([path, "autoresume=true", "max_duration=4ba", "scheduler.alpha_f=0.5"])
+    assert "from here on other settings hold than in the run that wrote" in output
+    assert "ep0-ba3-rank0.pt: scheduler.alpha_f was 0.1, is 0.5" in output
+    ranks = Ranks([path, "autoresume=true", "max_duration=5ba", "optimizer.lr=0.5"], 1)
+    assert ranks.wait() == [2]
+    assert "another configuration: optimizer.lr was 0.003, is 0.5. Restore these keys" in ranks.output()

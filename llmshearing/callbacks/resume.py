@@ -30,7 +30,11 @@ log = logging.getLogger(__name__)
 # What Composer's state restores by itself. Left out: the name of this run and its algorithms are its own
 # (Composer would evaluate the text it finds there), metrics begin anew with each evaluation.
 _PLAIN = ("callbacks", "dataset_state", "rank_zero_seed", "scaler", "schedulers", "timestamp")
-_SAME = ("model", "optimizer.name")
+# Keys that a checkpoint decides: another value would have no effect, or none that makes sense.
+_SAME = (
+    *("model", "optimizer", "seed", "train_loader.dataset.split"),
+    *("callbacks.data_loading.set_names", "callbacks.data_loading.proportion"),
+)
 _FREE = (
     *(
         "model.path",
@@ -107,8 +111,7 @@ class Resume(Callback):
         changed, differing = ([], []) if record is None else changes(record, self.config)
         if differing:
             log.warning(
-                "%s was written with another configuration: %s. Optimizer, schedule and mixture go on as "
-                "they stand in it; to begin anew from its weights, set load_weights_only=true",
+                "from here on other settings hold than in the run that wrote %s: %s",
                 self.path,
                 "; ".join(differing),
             )

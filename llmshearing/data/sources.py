@@ -51,7 +51,8 @@ class Task:
 def find_domains(folder: DataFolder) -> list[str]:
     """The folders below the input folder."""
     entries: Any = folder.ls("", detail=True)
-    names = (entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory")
+    names = (entry["name"].rstrip("/") for entry in entries)
+    names = (name for name in names if folder.isdir(name))  # links to folders too
     return sorted(name for name in names if not name.startswith("."))
 
 

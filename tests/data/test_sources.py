@@ -48,6 +48,15 @@ def test_a_byte_order_mark_and_capital_names_are_read(tmp_path):
     assert documents.broken == 0
 
 
+def test_a_domain_may_be_a_link(tmp_path):
+    write_jsonl(tmp_path / "elsewhere" / "a.jsonl", documents(2))
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "book").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "text" / "notes.txt").touch()
+    (task,) = list_tasks(str(tmp_path / "text"), None)
+    assert (task.domain, task.files[0].name) == ("book", "book/a.jsonl")
+
+
 BROKEN = [
     b"{not json}",
     b'{"body": "invalid \xff utf-8"}',
