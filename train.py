@@ -15,7 +15,11 @@ from llmshearing.utils.cli import run
 def main() -> None:
     """CONFIG.yaml and any number of key=value overrides."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments:
+        raise ValueError(
+            "train.py needs a configuration: train.py CONFIG.yaml key=value ... (--help says more)"
+        )
+    if arguments[0] in ("-h", "--help"):
         sys.stdout.write(f"{__doc__}\nEvery key: docs/configuration.md\n")
         return
     train(load_config(arguments[0], arguments[1:]))

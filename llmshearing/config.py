@@ -61,7 +61,7 @@ class ModelConfig:
     """The model. Sizes left out are read from the checkpoint at `path`."""
 
     name: str = "mosaic_llama"
-    """Registry name, such as mosaic_llama2_7b or mosaic_pythia."""
+    """Registry name: any that begins with mosaic_llama, such as mosaic_llama2_7b, or with mosaic_pythia."""
     path: str | None = None
     """Weights to start from: a Composer checkpoint or state dict, or an HF folder; null: random weights."""
     init_device: str = "cpu"

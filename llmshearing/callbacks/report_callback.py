@@ -3,19 +3,20 @@
 import logging
 from pathlib import Path
 
-from composer.core import Callback
+from composer.core import Callback, State
+from composer.loggers import Logger
 from composer.utils import dist
 
 from llmshearing.report import write_report
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class ReportCallback(Callback):
     """Writes `report.html` into the run's folder when the run has ended, well or not.
 
-    It comes after everything else has been closed, when metrics and masks are complete. A report that
-    cannot be written is no reason for a run to fail: the reason is logged.
+    It comes after everything else has been closed, when metrics and masks are complete; a run that never
+    began has none. A report that cannot be written is no reason for a run to fail: the reason is logged.
 
     Args:
         folder: the run's folder.
@@ -23,13 +24,18 @@ class ReportCallback(Callback):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._due = False
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._due = dist.get_global_rank() == 0
 
     def post_close(self) -> None:
-        if dist.get_global_rank() != 0:
+        if not self._due:
             return
+        self._due = False  # the trainer closes once more at the end of the process
         try:
             write_report([self.folder], self.folder / "report.html")
         except (OSError, ValueError) as error:
-            logger.warning("There is no report of this run: %s", error)
+            log.warning("There is no report of this run: %s", error)
         else:
-            logger.info("Report: %s", self.folder / "report.html")
+            log.info("Report: %s", self.folder / "report.html")

@@ -38,7 +38,7 @@ def main() -> None:
     beside = first if len(arguments.folders) == 1 else first.parent
     path = arguments.out or beside / "report.html"
     write_report(arguments.folders, path)
-    cli.say(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    cli.say(f"Report: {path} ({path.stat().st_size / 1e3:,.0f} kB)")
 
 
 if __name__ == "__main__":

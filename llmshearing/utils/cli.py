@@ -27,8 +27,15 @@ def run(main: Callable[[], None]) -> None:
     except USER_ERRORS as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {message(error)}\n")
         sys.exit(2)
+
+
+def message(error: BaseException) -> str:
+    """What to tell a user; what the system itself refused is said in words, with what to look at."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}; check that it is what you meant and that you may use it."
+    return str(error)
 
 
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:

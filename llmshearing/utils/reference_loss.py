@@ -13,6 +13,7 @@ Example:
 """
 
 import argparse
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeWarning, curve_fit
+from tqdm import tqdm
 
 from llmshearing.data.manifest import read_manifest
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
@@ -114,7 +116,7 @@ def measure(
         config, batch_size, set_names=names, vocab_size=model.model.arch.vocab_size
     )
     sums = torch.zeros(len(names), 2, dtype=torch.float64, device=device)
-    for batch in loader:
+    for batch in tqdm(loader, "measuring", unit="batch", mininterval=0.5 if sys.stderr.isatty() else 15):
         batch = {key: value.to(device) for key, value in batch.items()}
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             sums += model.eval_forward(batch)["domain_sums"]
