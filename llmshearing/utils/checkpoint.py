@@ -25,6 +25,7 @@ from llmshearing.models.families import (
 from llmshearing.utils.files import replacing
 from llmshearing.utils.hf_files import CONFIG, from_hf, is_hf, read_hf, special_token_ids
 from llmshearing.utils.key_map import PREFIX
+from llmshearing.utils.progress import watching
 from llmshearing.utils.safe_load import load_omegaconf, load_tensors
 from llmshearing.utils.weights import L0_PREFIX, check_weights, sizes_of
 
@@ -133,7 +134,12 @@ def write_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Ma
     Raises:
         OSError: when it cannot be written.
     """
-    with replacing(Path(path)) as temporary, serialization.patch("save.compute_crc32", False):  # type: ignore[attr-defined]
+    size = sum(weight.nbytes for weight in weights.values())
+    with (
+        replacing(Path(path)) as temporary,
+        watching(temporary, size, f"writing {Path(path).name}"),
+        serialization.patch("save.compute_crc32", False),  # type: ignore[attr-defined]
+    ):
         torch.save({"state": {"model": dict(weights)}, RECORD_KEY: dict(record)}, temporary)
 
 

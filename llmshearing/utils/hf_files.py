@@ -17,6 +17,7 @@ from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_from_hf
 from llmshearing.utils.files import replacing_folder, save_tensors
 from llmshearing.utils.key_map import is_weight, to_composer
+from llmshearing.utils.progress import watching
 from llmshearing.utils.safe_load import load_tensors
 from llmshearing.utils.weights import check_weights
 
@@ -149,7 +150,8 @@ def write_hf(
             shard = {name: weights[name].contiguous() for name in split.filename_to_tensors[file]}
             save_tensors(shard, folder / file)
 
-        with ThreadPoolExecutor(WRITERS) as writers:
+        size = sum(weight.nbytes for weight in weights.values())
+        with watching(folder, size, f"writing {Path(out).name}"), ThreadPoolExecutor(WRITERS) as writers:
             list(writers.map(write, split.filename_to_tensors))
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

@@ -22,6 +22,7 @@ from llmshearing.models.families import architecture_to_hf
 from llmshearing.utils import cli
 from llmshearing.utils.checkpoint import Checkpoint, describe, in_pieces, read_checkpoint, write_checkpoint
 from llmshearing.utils.composer_to_hf import export, record_of, with_dtype
+from llmshearing.utils.progress import bar
 from llmshearing.utils.pruning import prune
 from llmshearing.utils.trained_masks import Convergence, convergence, load_masks
 from llmshearing.utils.weights import shape_in_words
@@ -79,9 +80,11 @@ def prune_checkpoint(checkpoint: Checkpoint, target: Mapping[str, Any]) -> Prune
     arch, config = describe(checkpoint, {})
     module = load_masks(checkpoint, arch, target)
     zs, weights, smaller = module(), {}, arch
-    for piece in in_pieces(checkpoint):
-        part, smaller = prune(piece, zs, arch)  # type: ignore[arg-type]
-        weights |= part
+    with bar("cutting", total=sum(weight.nbytes for weight in checkpoint.weights.values())) as progress:
+        for piece in in_pieces(checkpoint):
+            part, smaller = prune(piece, zs, arch)  # type: ignore[arg-type]
+            weights |= part
+            progress.update(sum(weight.nbytes for weight in piece.values()))
     _check_target(smaller, module.target)
     return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, convergence(module))
 

@@ -13,7 +13,6 @@ Example:
 """
 
 import argparse
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeWarning, curve_fit
-from tqdm import tqdm
 
 from llmshearing.data.manifest import read_manifest
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
@@ -32,6 +30,7 @@ from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
 from llmshearing.utils import cli
 from llmshearing.utils.checkpoint import read_checkpoint
 from llmshearing.utils.equality import load_ours
+from llmshearing.utils.progress import bar
 
 # Where the released notebook starts: the constants of the Chinchilla paper.
 _START = (406.4, 0.336, 0.69)
@@ -116,7 +115,7 @@ def measure(
         config, batch_size, set_names=names, vocab_size=model.model.arch.vocab_size
     )
     sums = torch.zeros(len(names), 2, dtype=torch.float64, device=device)
-    for batch in tqdm(loader, "measuring", unit="batch", mininterval=0.5 if sys.stderr.isatty() else 15):
+    for batch in bar("measuring", loader, unit="batch"):
         batch = {key: value.to(device) for key, value in batch.items()}
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             sums += model.eval_forward(batch)["domain_sums"]

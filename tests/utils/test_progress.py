@@ -1,0 +1,29 @@
+"""Progress follows what is written, and is silent where that takes no time."""
+
+import time
+
+from llmshearing.utils import progress
+from llmshearing.utils.progress import watching, written
+
+
+def test_bytes_of_files_and_folders_are_counted(tmp_path):
+    (tmp_path / "a").write_bytes(b"123")
+    (tmp_path / "b").write_bytes(b"45")
+    assert written(tmp_path / "a") == 3
+    assert written(tmp_path) == 5
+    assert written(tmp_path / "absent") == 0
+
+
+def test_a_long_write_is_shown_with_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_LOOK_SECONDS", 0.01)
+    with watching(tmp_path / "a", 400_000, "writing a"):
+        (tmp_path / "a").write_bytes(bytes(100_000))
+        time.sleep(0.3)
+    assert "writing a:  25%" in capsys.readouterr().err
+
+
+def test_a_short_write_is_not_shown(tmp_path, capsys):
+    with watching(tmp_path / "a", 10, "writing a"):
+        (tmp_path / "a").write_bytes(bytes(10))
+    assert capsys.readouterr().err == ""
