@@ -6,9 +6,8 @@ Counted is what a process holds at its peak beyond what it held after imports: w
 state, activations, logits.
 """
 
-import json
+import multiprocessing
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 from benchmarks.common import BODY_25M, hf_model, shearing_model, token_batch, write_result
 from benchmarks.steps import hf_step, our_step
 
+_FRESH = multiprocessing.get_context("forkserver")
+_FRESH.set_forkserver_preload(["benchmarks.steps"])
 SEQUENCES, LENGTH = 4, 512
 VOCABULARIES = (32_000, 128_256)
 
@@ -45,10 +46,9 @@ def resident(peak: bool = False) -> int:
 
 
 def measured(kind: str, vocabulary: int, sizes: dict[str, int], length: int = LENGTH) -> int:
-    """`peak_bytes` in a fresh process."""
-    call = json.dumps([kind, vocabulary, sizes, length])
-    run = [sys.executable, "-m", "benchmarks.memory", call]
-    return int(subprocess.run(run, check=True, capture_output=True, text=True).stdout.split()[-1])
+    """`peak_bytes` in a process of its own, which has imported everything and done nothing yet."""
+    with _FRESH.Pool(1) as pool:
+        return pool.apply(peak_bytes, (kind, vocabulary, sizes, length))
 
 
 def measure() -> dict[str, Any]:
@@ -62,9 +62,6 @@ def measure() -> dict[str, Any]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        sys.stdout.write(f"{peak_bytes(*json.loads(sys.argv[1]))}\n")
-        return
     values = measure()
     write_result("memory", {**BODY_25M, "sequences": SEQUENCES, "length": LENGTH}, values)
     for name, value in values.items():
