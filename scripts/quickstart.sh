@@ -18,7 +18,7 @@ run python scripts/quickstart_corpus.py $out
 
 step "2/9  Tokenize, split and pack it"
 run python -m llmshearing.data.prepare --input $out/text --output $out/mds --tokenizer $out/tokenizer \
-  --seq_length 256 --eval_tokens 16384 --prune_tokens 400000
+  --seq_length 256 --eval_tokens 8192 --prune_tokens 400000
 
 step "3/9  A source model (yours would come from elsewhere)"
 run python train.py configs/quickstart/source.yaml tokenizer_name=$out/tokenizer
@@ -38,7 +38,7 @@ run python train.py configs/quickstart/target.yaml model.path=$out/prune/pruned-
   save_folder=$out/continue
 
 step "8/9  The control: the same shape from scratch, on as many tokens as 5 and 7 took"
-run python train.py configs/quickstart/target.yaml save_folder=$out/scratch max_duration=120ba save_interval=120ba eval_interval=40ba
+run python train.py configs/quickstart/target.yaml save_folder=$out/scratch max_duration=110ba save_interval=110ba eval_interval=55ba
 
 step "9/9  Export to Hugging Face, reload, generate"
 run python -m llmshearing.utils.composer_to_hf save_composer_to_hf $out/continue/latest-rank0.pt $out/hf

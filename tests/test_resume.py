@@ -46,6 +46,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, data, prune
     assert_same(tmp_path / "whole", tmp_path / "resumed")
 
 
+@pytest.mark.slow
 @pytest.mark.world_size
 def test_a_complete_run_is_left_alone_and_a_longer_one_goes_on(tmp_path, data):
     path = write_config(tmp_path / "run", data, max_duration="4ba")
@@ -57,6 +58,7 @@ def test_a_complete_run_is_left_alone_and_a_longer_one_goes_on(tmp_path, data):
     assert run_folder.step_of(run_folder.checkpoints(tmp_path / "run")[0]) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.world_size
 def test_one_run_at_a_time_writes_to_a_folder(tmp_path, data):
     path = write_config(tmp_path / "run", data)
@@ -124,6 +126,7 @@ def test_changes_names_what_a_run_cannot_go_on_with_and_what_else_differs():
     assert others == ["precision was None, is 'fp32'"]
 
 
+@pytest.mark.slow
 @pytest.mark.world_size
 def test_other_settings_than_the_checkpoints_are_warned_about(tmp_path, data):
     path = write_config(tmp_path / "run", data, max_duration="2ba")
