@@ -28,6 +28,7 @@ def goes_on(path, world_size):
     assert "going on from" in output
 
 
+@pytest.mark.slow
 @pytest.mark.world_size
 @pytest.mark.parametrize("prune", [True, False], ids=["pruning", "dense"])
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def test_losses_do_not_depend_on_the_number_of_processes(tmp_path, data, prune):
     assert_close(tmp_path / "1", tmp_path / "4")
 
 
+@pytest.mark.slow
 @pytest.mark.world_size
 def test_memory_savings_do_not_change_the_losses(tmp_path, data):
     savings = {
@@ -45,6 +46,7 @@ def test_memory_savings_do_not_change_the_losses(tmp_path, data):
     assert_close(tmp_path / "plain", tmp_path / "offload")
 
 
+@pytest.mark.slow
 @pytest.mark.world_size
 def test_weights_of_a_checkpoint_go_to_every_process(tmp_path, data):
     run([write_config(tmp_path / "source", data, prune=False, max_duration="2ba")])
