@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from benchmarks.common import median_ratio, paired_seconds, write_result
 from llmshearing.data import stages
+from llmshearing.data.job import Job
 from llmshearing.data.sources import list_tasks
 
 MEGABYTES = 24
@@ -76,10 +77,10 @@ class Preparation:
             stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
         self.runs = 0
 
-    def tokenize(self) -> stages.Job:
+    def tokenize(self) -> Job:
         """Up to the tokens of every document."""
         self.runs += 1
-        job = stages.Job(
+        job = Job(
             input=str(self.root / "text"),
             output=str(self.root / "out"),
             work=str(self.root / f"work{self.runs}"),

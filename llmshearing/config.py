@@ -154,6 +154,11 @@ class DataLoadingConfig:
     max_weight: float | None = None
     """Largest weight a domain may get; null: no limit."""
 
+    @property
+    def updates(self) -> bool:
+        """Whether weights ever change."""
+        return self.dynamic and self.update_type != "constant"
+
 
 @dataclass
 class SchedulerConfig:

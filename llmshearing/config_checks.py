@@ -32,7 +32,7 @@ def _domain_problems(domains: "DataLoadingConfig") -> list[str]:
         return [f"callbacks.data_loading.{key} is set without set_names; name the domains." for key in stray]
     problems = []
     names = domains.set_names
-    needed = {"proportion": True, "target_loss": domains.dynamic and domains.update_type != "constant"}
+    needed = {"proportion": True, "target_loss": domains.updates}
     for key, wanted in needed.items():
         values = getattr(domains, key)
         if wanted and values is None:

@@ -39,8 +39,7 @@ from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.callbacks.signals import StopOnSignal
 from llmshearing.callbacks.watchdog import Watchdog
 from llmshearing.config import Config, DataLoadingConfig, FsdpConfig
-from llmshearing.data.manifest import manifest_sha256, read_manifest
-from llmshearing.data.tokenizer import is_made_with
+from llmshearing.data.manifest import manifest_sha256
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.model_registry import model_class
@@ -48,8 +47,8 @@ from llmshearing.planning.findings import check
 from llmshearing.planning.text import describe
 from llmshearing.sharding import parallelize
 from llmshearing.utils.checkpoint import Checkpoint, completed, load_weights, read_checkpoint
+from llmshearing.utils.files import occupied
 from llmshearing.utils.hf_files import read_travelling
-from llmshearing.utils.run_folder import occupied
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def train(config: Config) -> None:
         FileExistsError: when another run is writing to `save_folder`.
     """
     if config.save_folder and dist.get_global_rank() == 0:
-        with occupied(Path(config.save_folder)):
+        with occupied(Path(config.save_folder), "run", "save_folder"):
             _train(config)
     else:
         _train(config)
@@ -312,15 +311,13 @@ def _checkpointing(config: Config) -> Checkpointing:
 
 
 def _dynamic_loading(config: Config, domains: DataLoadingConfig) -> DynamicLoadingCallback:
-    if domains.dynamic and config.eval_interval == "0ba":
-        logger.warning("eval_interval is 0ba: without evaluations the domain weights never change")
     assert domains.set_names is not None
     assert domains.proportion is not None
     return DynamicLoadingCallback(
         domains.target_loss,
         domains.proportion,
         domains.set_names,
-        domains.update_type if domains.dynamic else "constant",
+        domains.update_type if domains.updates else "constant",
         clip_excess=domains.clip_excess,
         smoothing=domains.smoothing,
         step_size=domains.step_size,
@@ -346,20 +343,8 @@ def _preflight(config: Config, source: Checkpoint | None) -> None:
     found = check(config, devices, source)
     if dist.get_global_rank() == 0:
         logger.info("Before the first step:\n%s", describe(config, found, [devices]))
-        _warn_of_another_tokenizer(config, source)
-
-
-def _warn_of_another_tokenizer(config: Config, source: Checkpoint | None) -> None:
-    """A warning and no refusal: the tokenizers may differ in tokens that the data does not have."""
-    manifest = read_manifest(config.train_loader.dataset.local)
-    carried = source.hf_files.get("tokenizer.json") if source is not None else None
-    if manifest is not None and isinstance(carried, str) and not is_made_with(manifest, carried):
-        logger.warning(
-            "the data was made with tokenizer %s; %s carries one with another vocabulary: where they differ, "
-            "the model reads nonsense",
-            manifest.tokenizer["name"],
-            config.model.path,
-        )
+        for warning in found.warnings:
+            logger.warning(warning)
 
 
 def _shows_bar(config: Config) -> bool:

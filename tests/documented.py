@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
-from tests.data.conftest import documents, write_jsonl
+from tests.data.texts import documents, write_jsonl
 from twins import make, save
 
 _SERVER = multiprocessing.get_context("forkserver")

@@ -23,7 +23,7 @@ from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.utils import run_folder
 from llmshearing.utils.composer_to_hf import save_hf_to_composer
 from runs import DOMAINS, SEQ_LEN
-from tests.data.conftest import documents, write_jsonl
+from tests.data.texts import documents, write_jsonl
 from twins import CONFIGS, make, save
 
 

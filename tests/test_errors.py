@@ -1,4 +1,4 @@
-"""What the commands say to mistakes and faults: one table (`mistakes.py`) from an input to its message.
+"""What the commands say to mistakes and faults: one table (`mistakes/`) from an input to its message.
 
 Each row runs a command as a user would, in this process. It must end with status 2 and `error: ...` that
 holds every fragment of the row, without a traceback, and leave nothing half-made behind; with `--debug` the
@@ -44,7 +44,7 @@ FAULTS = {
 }
 INTRODUCTION = """# Every error message
 
-What the commands answer to mistakes and to faults, as tests make and check them (`tests/mistakes.py`).
+What the commands answer to mistakes and to faults, as tests make and check them (`tests/mistakes`).
 A command then ends with status 2, without a traceback (`--debug` shows it) and with nothing half-written.
 [troubleshooting.md](troubleshooting.md) has the background.
 """

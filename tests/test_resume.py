@@ -5,6 +5,7 @@ import torch
 
 from llmshearing.callbacks.resume import changes
 from llmshearing.utils import run_folder
+from llmshearing.utils.files import occupied
 from processes import Ranks, assert_close, assert_same, run, weights, write_config
 from runs import write_data
 
@@ -63,7 +64,7 @@ def test_a_complete_run_is_left_alone_and_a_longer_one_goes_on(tmp_path, data):
 @pytest.mark.world_size
 def test_one_run_at_a_time_writes_to_a_folder(tmp_path, data):
     path = write_config(tmp_path / "run", data)
-    with run_folder.occupied(tmp_path / "run"):
+    with occupied(tmp_path / "run", "run", "save_folder"):
         ranks = Ranks([path], 1)
         assert ranks.wait() == [2]
         assert "Another run is writing to" in ranks.output()

@@ -32,24 +32,40 @@ log = logging.getLogger(__name__)
 _PLAIN = ("callbacks", "dataset_state", "rank_zero_seed", "scaler", "schedulers", "timestamp")
 # Keys that a checkpoint decides: another value would have no effect, or none that makes sense.
 _SAME = (
-    *("model", "optimizer", "seed", "train_loader.dataset.split"),
-    *("callbacks.data_loading.set_names", "callbacks.data_loading.proportion"),
+    "model",
+    "optimizer",
+    "seed",
+    "train_loader.dataset.split",
+    "callbacks.data_loading.set_names",
+    "callbacks.data_loading.proportion",
 )
+# Keys that say where and how a run runs, not what it computes.
 _FREE = (
-    *(
-        "model.path",
-        "model.init_device",
-        "model.attn_impl",
-        "model.loss_chunk_tokens",
-        "data_local",
-        "data_remote",
-        "run_name",
-        "load_",
-    ),
-    *("train_loader.dataset.local", "train_loader.dataset.remote", "eval_loader.dataset.local"),
-    *("eval_loader.dataset.remote", "save_", "autoresume", "progress_bar", "log_to_console", "loggers"),
-    *("console_log_interval", "python_log_level", "device_", "fsdp_config", "compile_config", "dist_timeout"),
-    *("max_skipped_steps", "max_duration"),
+    "model.path",
+    "model.init_device",
+    "model.attn_impl",
+    "model.loss_chunk_tokens",
+    "data_local",
+    "data_remote",
+    "train_loader.dataset.local",
+    "train_loader.dataset.remote",
+    "eval_loader.dataset.local",
+    "eval_loader.dataset.remote",
+    "run_name",
+    "load_",
+    "save_",
+    "autoresume",
+    "max_duration",
+    "max_skipped_steps",
+    "progress_bar",
+    "log_to_console",
+    "console_log_interval",
+    "python_log_level",
+    "loggers",
+    "device_",
+    "fsdp_config",
+    "compile_config",
+    "dist_timeout",
 )
 
 
@@ -109,16 +125,16 @@ class Resume(Callback):
             )
         record = saved.get("callbacks", {}).get("RunRecord", {}).get("config")
         changed, differing = ([], []) if record is None else changes(record, self.config)
-        if differing:
-            log.warning(
-                "from here on other settings hold than in the run that wrote %s: %s",
-                self.path,
-                "; ".join(differing),
-            )
         if changed:
             raise ValueError(
                 f"{self.path} is of a run with another configuration: " + "; ".join(changed) + ". Restore "
                 "these keys, or begin a new run from its weights: load_weights_only=true."
+            )
+        if differing and dist.get_global_rank() == 0:
+            log.warning(
+                "from here on other settings hold than in the run that wrote %s: %s",
+                self.path,
+                "; ".join(differing),
             )
 
 
@@ -177,7 +193,7 @@ def _check_undamaged(checkpoint: Path) -> None:
 def changes(recorded: str, current: str) -> tuple[list[str], list[str]]:
     """How two configurations (YAML) differ: in keys that must not change while a run goes on, and in others.
 
-    Keys that say where and how a run runs, not what it computes, may change and are left out.
+    Keys that may change without a word are left out.
     """
     before, now = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (recorded, current))
     differing = {
@@ -185,8 +201,8 @@ def changes(recorded: str, current: str) -> tuple[list[str], list[str]]:
         for key in before | now
         if before.get(key) != now.get(key) and not key.startswith(_FREE)
     }
-    fixed = [text for key, text in differing.items() if key.startswith(_SAME)]
-    return fixed, [text for key, text in differing.items() if not key.startswith(_SAME)]
+    fixed = [key for key in differing if key.startswith(_SAME)]
+    return [differing.pop(key) for key in fixed], list(differing.values())
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,12 +1,10 @@
 """Run the stages of preparation through datatrove's executors: on this machine, with Ray, with Slurm."""
 
 import errno
-import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,12 @@ from datatrove.executor.local import LocalPipelineExecutor
 from tqdm import tqdm
 
 from llmshearing.data import stages
-from llmshearing.data.stages import Job, Progress
-
-logger = logging.getLogger(__name__)
+from llmshearing.data.job import Job, Progress
+from llmshearing.utils.progress import bar, watching
 
 EXECUTORS = ("local", "slurm", "ray")
-_REFRESH_SECONDS = 0.5
-_LINE_SECONDS = 15.0
-_BYTES_PER_PACKER = (
-    1 << 30
-)  # packing is quick, and importing mosaicml-streaming takes seconds in each process
+# Packing is quick, and importing mosaicml-streaming takes seconds in each process.
+_BYTES_PER_PACKER = 1 << 30
 
 
 class Step:
@@ -66,7 +60,7 @@ def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, s
     if kind == "slurm":
         return _submit(job, plan, slurm_partition, slurm_time)
     build = _local if kind == "local" else _ray
-    with _progress_bar(job), _disk_full_explained(job):
+    with _showing(job), _disk_full_explained(job):
         for function, tasks, at_once in plan:
             executor = build(Step(function, job), tasks, min(at_once, tasks), _logs(job, function))
             executor.run()
@@ -130,36 +124,18 @@ def _submit(job: Job, plan: list[Any], partition: str | None, limit: str) -> Non
     last.run()
 
 
-@contextmanager
-def _progress_bar(job: Job) -> Iterator[None]:
-    """How far tokenizing is: a bar on a terminal, a line now and then elsewhere."""
-    over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(job, over), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-
-
-def _watch(job: Job, over: threading.Event) -> None:
-    """Show bytes of text done, tokens a second and the time left, until it is over."""
+def _showing(job: Job) -> AbstractContextManager[None]:
+    """Show how far tokenizing is: bytes of text done, tokens a second and the time left."""
     total = sum(task.size for task in job.tasks)
-    start = said = time.monotonic()
-    with tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
-        while not over.wait(_REFRESH_SECONDS):
-            done, tokens = Progress.total(job.work)
-            now = time.monotonic()
-            rate = tokens / (now - start)
-            if done < total:
-                bar.set_postfix_str(f"{tokens / 1e6:.1f} M tokens, {rate / 1e6:.2f} M/s")
-            else:
-                bar.set_description("packing")
-            bar.update(done - bar.n)
-            if bar.disable and now - said > _LINE_SECONDS and 0 < done < total:
-                said, left = now, (now - start) * (total - done) / done
-                logger.info(
-                    "tokenizing: %3.0f %% of %.1f MB, %.1f M tokens, %.2f M tokens/s, %.0f s left",
-                    *(100 * done / total, total / 1e6, tokens / 1e6, rate / 1e6, left),
-                )
+    start = time.monotonic()
+
+    def look(progress: tqdm) -> None:
+        done, tokens = Progress.total(job.work)
+        rate = tokens / (time.monotonic() - start)
+        if done < total:
+            progress.set_postfix_str(f"{tokens / 1e6:.1f} M tokens, {rate / 1e6:.2f} M/s", refresh=False)
+        else:
+            progress.set_description("packing", refresh=False)
+        progress.update(done - progress.n)
+
+    return watching(bar("tokenizing", total=total), look)

@@ -9,26 +9,24 @@ Example: python -m llmshearing.data.prepare --input text --output data --tokeniz
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from llmshearing.data.executors import EXECUTORS, run_stages
+from llmshearing.data.job import Job
 from llmshearing.data.manifest import MANIFEST, Manifest, read_manifest
 from llmshearing.data.sources import list_tasks
 from llmshearing.data.splits import SPLITS
-from llmshearing.data.stages import EVAL_MERGE, Job, pack_tasks
+from llmshearing.data.stages import EVAL_MERGE, pack_tasks
 from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.datasets.sequence_folder import SequenceFolder
 from llmshearing.utils.cli import key_values, run, say
+from llmshearing.utils.files import occupied
 
 logger = logging.getLogger(__name__)
 
@@ -164,27 +162,6 @@ def _is_done(job: Job) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _alone(job: Job) -> Iterator[None]:
-    """Let one process at a time work at an output folder.
-
-    Raises FileExistsError if another one does.
-    """
-    Path(job.output).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(job.output) / ".prepare.lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise FileExistsError(
-            f"{job.output} is being prepared by another process: wait for it, or choose another --output"
-        ) from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
 def report(manifest: Manifest, output: str) -> None:
     """Print what was made."""
     for warning in manifest.settings["warnings"]:
@@ -200,7 +177,7 @@ def main() -> None:
     """The command."""
     args = parse_arguments()
     job = build_job(args)
-    with _alone(job):
+    with occupied(Path(job.output), "preparation", "--output"):
         if not _is_done(job):
             run_stages(job, args.executor, args.workers, args.slurm_partition, args.slurm_time)
     manifest = read_manifest(job.output)

@@ -9,16 +9,11 @@ A task writes beside its place and renames when it is complete, so one that was 
 again and one that is complete is kept. Nothing depends on the number of workers.
 """
 
-import contextlib
-import errno
 import importlib.metadata
 import json
-import os
 import shutil
-import socket
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +21,9 @@ import numpy as np
 from datatrove.io import get_datafolder
 from numpy.typing import NDArray
 
+from llmshearing.data.job import Job, Progress, whole
 from llmshearing.data.manifest import Manifest
-from llmshearing.data.sources import DocumentReader, Task, sha256
+from llmshearing.data.sources import DocumentReader, sha256
 from llmshearing.data.splits import BINS, SPLITS, SplitPlan, cut_bins, document_bin, plan_budgets
 from llmshearing.data.tokenizer import TextTokenizer, load_tokenizer
 
@@ -35,7 +31,6 @@ EVAL_MERGE = "eval_merge"
 _BATCH_BYTES = 4 << 20  # of text that is tokenized at a time
 LEFT_OVER_SHARE = 0.02  # of a domain's tokens that may be left out without a word
 _CHUNK_TOKENS = 1 << 22  # that packing holds in memory
-_PROGRESS_SECONDS = 0.5
 _LIBRARIES = (
     "tokenizers",
     "transformers",
@@ -47,61 +42,6 @@ _LIBRARIES = (
 )
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is prepared from what; every worker gets it whole."""
-
-    input: str
-    output: str
-    work: str
-    tokenizer: str
-    seq_length: int
-    text_field: str
-    eval_tokens: int
-    prune_tokens: int
-    ft_tokens: int | None
-    proportion: dict[str, float] | None
-    seed: int
-    max_broken: int
-    tasks: tuple[Task, ...]
-
-    @property
-    def domains(self) -> list[str]:
-        """In the order of the tasks."""
-        return list(dict.fromkeys(task.domain for task in self.tasks))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that the result depends on beside the sources."""
-        settings = asdict(self)
-        for key in ("input", "output", "work", "tasks", "tokenizer"):
-            del settings[key]
-        return settings
-
-    def token_folder(self, number: int) -> Path:
-        """Where the tokens of a task lie."""
-        return Path(self.work) / "tokens" / f"{number:06d}"
-
-
-@contextlib.contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write to that takes its name once it is complete.
-
-    Its name till then is this process's own: one that outlived a killed run may be at the same task.
-    """
-    partial = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        try:
-            partial.rename(folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise  # else the other one has written the very same
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 # Tokenize
 
 
@@ -111,7 +51,7 @@ def tokenize(job: Job, number: int) -> None:
     if folder.exists():
         return
     tokenizer = load_tokenizer(job.tokenizer)
-    with _whole(folder) as partial:
+    with whole(folder) as partial:
         writer = _TokenWriter(job, number, tokenizer, partial)
         files = [writer.add_file(source.name, source.size) for source in job.tasks[number].files]
         writer.finish()
@@ -172,38 +112,6 @@ class _TokenWriter:
 def _read_documents(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
     """Lengths in tokens and bins of the documents of a task."""
     return np.fromfile(folder / "lengths.bin", np.int64), np.fromfile(folder / "bins.bin", np.uint16)
-
-
-class Progress:
-    """A small file that says how far a tokenizing task is, for whoever watches."""
-
-    def __init__(self, work: str, number: int):
-        self.tokens = 0
-        self._bytes = 0
-        self._path = Path(work) / "progress" / str(number)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._written = 0.0
-
-    def report(self, bytes_of_file: int) -> None:
-        """Note bytes done of the current file, now and then."""
-        if time.monotonic() - self._written > _PROGRESS_SECONDS:
-            self._write(self._bytes + bytes_of_file)
-
-    def file_done(self, size: int) -> None:
-        """Note that a file is complete."""
-        self._bytes += size
-        self._write(self._bytes)
-
-    def _write(self, done: int) -> None:
-        self._written = time.monotonic()
-        self._path.write_text(f"{done} {self.tokens}")
-
-    @staticmethod
-    def total(work: str) -> tuple[int, int]:
-        """Bytes and tokens of all tasks so far."""
-        texts = [path.read_text().split() for path in (Path(work) / "progress").glob("*")]
-        counts = [(int(text[0]), int(text[1])) for text in texts if len(text) == 2]
-        return sum(done for done, _ in counts), sum(tokens for _, tokens in counts)
 
 
 # Plan
@@ -300,7 +208,7 @@ def pack(job: Job, number: int) -> None:
     if folder.exists():
         return
     dtype = load_tokenizer(job.tokenizer).dtype
-    with _whole(folder) as partial, MDSWriter(out=str(partial), columns=MDS_COLUMNS) as writer:
+    with whole(folder) as partial, MDSWriter(out=str(partial), columns=MDS_COLUMNS) as writer:
         for sequence in _sequences(job, domain, cut, dtype):
             writer.write({"tokens": sequence.tobytes(), "set": domain})
 

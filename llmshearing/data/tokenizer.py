@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from llmshearing.data.manifest import Manifest
+from llmshearing.utils.special_tokens import special_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -105,14 +106,8 @@ def _from_folder(name: str, folder: Path) -> TextTokenizer:
     """Without importing transformers, which takes seconds in every process."""
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = {key: _token_id(backend, config.get(key)) for key in ("bos_token", "eos_token")}
-    return _from_backend(name, backend, ids["bos_token"], ids["eos_token"])
-
-
-def _token_id(backend: Tokenizer, token: Any) -> int | None:
-    """Id of a token of tokenizer_config.json: its text, or a description with the text as `content`."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return backend.token_to_id(text) if text is not None else None
+    ids = special_token_ids(backend, config)
+    return _from_backend(name, backend, ids.get("bos_token_id"), ids.get("eos_token_id"))
 
 
 def _from_backend(name: str, backend: Tokenizer, bos: int | None, eos: int | None) -> TextTokenizer:

@@ -12,7 +12,7 @@ from typing import Any
 
 from llmshearing.config import Config, config_problems
 from llmshearing.data.manifest import read_manifest
-from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
+from llmshearing.data.tokenizer import check_tokenizer, is_made_with, load_tokenizer
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_of, target_of
@@ -29,6 +29,8 @@ class Findings:
 
     problems: list[str] = field(default_factory=list)
     """What stops the run, each with what to change."""
+    warnings: list[str] = field(default_factory=list)
+    """What the run would do, though nobody can want it."""
     source: Architecture | None = None
     """The model at the first step."""
     target: Architecture | None = None
@@ -60,11 +62,12 @@ def examine(config: Config, devices: int = 1, checkpoint: Checkpoint | None = No
         checkpoint: what `config.model.path` holds, where it has been read already.
     """
     found = Findings(problems=config_problems(config))
-    _examine_model(config, checkpoint, found)
+    checkpoint = _examine_model(config, checkpoint, found)
     _examine_target(config, found)
+    _examine_updates(config, found)
     _examine_batch(config, devices, found)
     if _data_exists(config, found):
-        _examine_tokenizer(config, found)
+        _examine_tokenizers(config, checkpoint, found)
         _examine_training_data(config, found)
         _examine_evaluation_data(config, devices, found)
     return found
@@ -85,7 +88,8 @@ def check(config: Config, devices: int, checkpoint: Checkpoint | None) -> Findin
 # ----------------------------------------------------------------------- parts
 
 
-def _examine_model(config: Config, checkpoint: Checkpoint | None, found: Findings) -> None:
+def _examine_model(config: Config, checkpoint: Checkpoint | None, found: Findings) -> Checkpoint | None:
+    """Returns the checkpoint that the run starts from."""
     section = config.model
     with found.collecting():
         if checkpoint is None and section.path:
@@ -95,10 +99,11 @@ def _examine_model(config: Config, checkpoint: Checkpoint | None, found: Finding
             section = completed(section, checkpoint)
             check_weights(checkpoint.weights, architecture_of(section), checkpoint.path)
     if section.path and checkpoint is None and section.d_model is None:
-        return  # nothing but the missing checkpoint could tell the sizes
+        return None  # nothing but the missing checkpoint could tell the sizes
     with found.collecting():
         found.source = architecture_of(section)
         model_class(section.name)(replace(section, l0_module=None, init_device="meta"))
+    return checkpoint
 
 
 def _examine_target(config: Config, found: Findings) -> None:
@@ -110,6 +115,11 @@ def _examine_target(config: Config, found: Findings) -> None:
         found.kinds = list(l0.pruning_modules or (needed_kinds(found.source, target) if target else []))
         found.add(pruning_problems(found.source, target, found.kinds))
         found.target = target
+
+
+def _examine_updates(config: Config, found: Findings) -> None:
+    if config.data_loading.updates and config.eval_interval == "0ba":
+        found.warnings.append("eval_interval is 0ba: without evaluations the domain weights never change.")
 
 
 def _examine_batch(config: Config, devices: int, found: Findings) -> None:
@@ -144,14 +154,24 @@ def _data_exists(config: Config, found: Findings) -> bool:
     return False
 
 
-def _examine_tokenizer(config: Config, found: Findings) -> None:
-    """The tokenizer that is to travel with the model must be the one the data was made with."""
-    name = config.tokenizer_name
-    if name and Path(name).is_dir():
-        with found.collecting():
-            manifest = read_manifest(config.train_loader.dataset.local)
-            if manifest is not None:
-                check_tokenizer(manifest, load_tokenizer(name))
+def _examine_tokenizers(config: Config, checkpoint: Checkpoint | None, found: Findings) -> None:
+    """The tokenizer that is to travel with the model must be the data's.
+
+    One that the source carries is warned about only: it may differ in tokens that the data does not have.
+    """
+    with found.collecting():
+        manifest = read_manifest(config.train_loader.dataset.local)
+        if manifest is None:
+            return
+        name = config.tokenizer_name
+        if name and Path(name).is_dir():
+            check_tokenizer(manifest, load_tokenizer(name))
+        carried = checkpoint.hf_files.get("tokenizer.json") if checkpoint is not None else None
+        if isinstance(carried, str) and not is_made_with(manifest, carried):
+            found.warnings.append(
+                f"The data was made with tokenizer {manifest.tokenizer['name']}; {config.model.path} carries "
+                "one with another vocabulary: where they differ, the model reads nonsense."
+            )
 
 
 def _examine_training_data(config: Config, found: Findings) -> None:
@@ -182,7 +202,7 @@ def _examine_evaluation_data(config: Config, devices: int, found: Findings) -> N
 def _missing_domains(config: Config, counts: dict[str, int]) -> list[str]:
     domains = config.data_loading
     missing = [name for name, count in counts.items() if not count]
-    if not missing or not domains.dynamic or domains.update_type == "constant":
+    if not missing or not domains.updates:
         return []
     return [
         f"The evaluation data has no sequences of {', '.join(missing)}, which the update of domain weights "

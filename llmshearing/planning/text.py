@@ -160,12 +160,13 @@ def describe_time(
 
 
 def describe_problems(found: Findings) -> list[str]:
-    """The problems, or that there are none."""
+    """Warnings, and the problems, or that there are none."""
+    warnings = [f"Warning: {warning}" for warning in found.warnings]
     if not found.problems:
-        return ["No problems found."]
+        return [*warnings, "No problems found."]
     count = len(found.problems)
     title = f"{count} problem{'s' if count > 1 else ''}; the run would stop before its first step:"
-    return [title, *(f"  {i}. {problem}" for i, problem in enumerate(found.problems, 1))]
+    return [*warnings, title, *(f"  {i}. {problem}" for i, problem in enumerate(found.problems, 1))]
 
 
 def describe(config: Config, found: Findings, devices: Sequence[int]) -> str:

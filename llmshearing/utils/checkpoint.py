@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.serialization import config as serialization
 
@@ -23,11 +24,12 @@ from llmshearing.models.families import (
     size_keys,
 )
 from llmshearing.utils.files import replacing
-from llmshearing.utils.hf_files import CONFIG, from_hf, is_hf, read_hf, special_token_ids
+from llmshearing.utils.hf_files import CONFIG, from_hf, is_hf, read_hf
 from llmshearing.utils.key_map import PREFIX
-from llmshearing.utils.progress import watching
+from llmshearing.utils.progress import writing
 from llmshearing.utils.safe_load import load_omegaconf, load_tensors
-from llmshearing.utils.weights import L0_PREFIX, check_weights, sizes_of
+from llmshearing.utils.special_tokens import special_token_ids
+from llmshearing.utils.weights import L0_PREFIX, check_weights, sizes_of, total_bytes
 
 RECORD_KEY = "llmshearing"
 _LLAMA_2 = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
@@ -134,10 +136,9 @@ def write_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Ma
     Raises:
         OSError: when it cannot be written.
     """
-    size = sum(weight.nbytes for weight in weights.values())
     with (
         replacing(Path(path)) as temporary,
-        watching(temporary, size, f"writing {Path(path).name}"),
+        writing(temporary, total_bytes(weights), Path(path).name),
         serialization.patch("save.compute_crc32", False),  # type: ignore[attr-defined]
     ):
         torch.save({"state": {"model": dict(weights)}, RECORD_KEY: dict(record)}, temporary)
@@ -206,8 +207,10 @@ def describe(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Arch
     base = _described_by(checkpoint, overrides)
     arch = base.resized(**sizes_of(checkpoint.weights, base.head_dim, checkpoint.path))
     hf = architecture_to_hf(arch, checkpoint.hf_config)
-    if checkpoint.hf_config is None:  # a model trained from scratch
-        hf |= special_token_ids(checkpoint.hf_files)
+    files = checkpoint.hf_files
+    if checkpoint.hf_config is None and "tokenizer.json" in files:  # a model trained from scratch
+        tokenizer = Tokenizer.from_str(str(files["tokenizer.json"]))
+        hf |= special_token_ids(tokenizer, json.loads(files.get("tokenizer_config.json", "{}")))
     _check_overrides(hf, overrides, arch.family, checkpoint.path)
     hf |= {key: value for key, value in overrides.items() if key != "model_class"}
     arch = architecture_from_hf(hf)

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from llmshearing.utils.files import FULL
+
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.I)  # YAML 1.1 reads 5e5 as a text
 USER_ERRORS = (ValueError, OSError, ImportError)
 
@@ -34,7 +36,9 @@ def run(main: Callable[[], None]) -> None:
 def message(error: BaseException) -> str:
     """What to tell a user; what the system itself refused is said in words, with what to look at."""
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}; check that it is what you meant and that you may use it."
+        full = error.errno in FULL
+        advice = "make room there" if full else "check that it is what you meant and that you may use it"
+        return f"{error.filename}: {error.strerror}; {advice}."
     return str(error)
 
 

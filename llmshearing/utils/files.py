@@ -1,11 +1,13 @@
-"""Writing files and folders whole or not at all."""
+"""Writing files and folders whole or not at all, and by one process at a time."""
 
 import errno
+import fcntl
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,9 @@ from safetensors import SafetensorError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+logger = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LITTLE = 2**30  # bytes left on a file system that count as full
 
 
@@ -76,19 +80,55 @@ def save_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> None:
 
 
 @contextmanager
+def occupied(folder: Path, by: str, setting: str) -> Iterator[None]:
+    """Hold a folder against other processes; the system lets go of it however this one ends.
+
+    A folder that is still empty in the end is removed.
+
+    Args:
+        by: what writes there, for the message.
+        setting: what names the folder, for the message.
+
+    Raises:
+        FileExistsError: when another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(
+                f"Another {by} is writing to {folder} now: wait for it, stop it, or set another {setting}."
+            ) from None
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): start no second %s there", folder, error, by)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
 def _explaining(path: Path) -> Iterator[None]:
     """Turn what torch, safetensors and a full file system raise into an OSError that names `path`."""
     try:
         yield
-    except (RuntimeError, SafetensorError, OSError) as error:
-        full = isinstance(error, OSError)
-        if full and error.errno not in _FULL:
+    except (RuntimeError, SafetensorError) as error:  # a failed write, also where the disk is full
+        reason = plain_words(str(error).splitlines()[0])
+        room = _room(path) if shutil.disk_usage(path.parent).free < LITTLE else ""
+        raise OSError(f"Writing {path} failed: {reason}{room}.") from error
+    except OSError as error:
+        if error.errno not in FULL:
             raise
-        reason = error.strerror if full else plain_words(str(error).splitlines()[0])
-        free = shutil.disk_usage(path.parent).free
-        if full or free < LITTLE:
-            reason = f"{reason} ({path.parent} has {free:,} bytes left: make room, or write elsewhere)"
-        raise OSError(f"Writing {path} failed: {reason}.") from error
+        raise OSError(f"Writing {path} failed: {error.strerror}{_room(path)}.") from error
+
+
+def _room(path: Path) -> str:
+    free = shutil.disk_usage(path.parent).free
+    return f" ({path.parent} has {free:,} bytes left: make room, or write elsewhere)"
 
 
 def plain_words(line: str) -> str:

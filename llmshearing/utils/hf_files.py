@@ -17,9 +17,9 @@ from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_from_hf
 from llmshearing.utils.files import replacing_folder, save_tensors
 from llmshearing.utils.key_map import is_weight, to_composer
-from llmshearing.utils.progress import watching
+from llmshearing.utils.progress import writing
 from llmshearing.utils.safe_load import load_tensors
-from llmshearing.utils.weights import check_weights
+from llmshearing.utils.weights import check_weights, total_bytes
 
 SHARD_SIZE = "1GB"  # small enough that even a small model is written by several threads
 WRITERS = 4
@@ -104,19 +104,6 @@ def read_travelling(folder: Path) -> dict[str, str | bytes]:
     }
 
 
-def special_token_ids(files: Mapping[str, str | bytes]) -> dict[str, int]:
-    """`bos_token_id`, `eos_token_id` and `pad_token_id`, as far as the tokenizer's JSON files tell them."""
-    config, tokenizer = (json.loads(files.get(f"tokenizer{end}.json", "{}")) for end in ("_config", ""))
-    ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    found = {}
-    for kind in ("bos", "eos", "pad"):
-        token = config.get(f"{kind}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        if text in ids:
-            found[f"{kind}_token_id"] = ids[text]
-    return found
-
-
 def parse_config(text: str | bytes, source: str | Path) -> dict[str, Any]:
     """The dict that a config.json holds.
 
@@ -150,8 +137,8 @@ def write_hf(
             shard = {name: weights[name].contiguous() for name in split.filename_to_tensors[file]}
             save_tensors(shard, folder / file)
 
-        size = sum(weight.nbytes for weight in weights.values())
-        with watching(folder, size, f"writing {Path(out).name}"), ThreadPoolExecutor(WRITERS) as writers:
+        shown = writing(folder, total_bytes(weights), Path(out).name)
+        with shown, ThreadPoolExecutor(WRITERS) as writers:
             list(writers.map(write, split.filename_to_tensors))
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

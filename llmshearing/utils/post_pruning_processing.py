@@ -25,7 +25,7 @@ from llmshearing.utils.composer_to_hf import export, record_of, with_dtype
 from llmshearing.utils.progress import bar
 from llmshearing.utils.pruning import prune
 from llmshearing.utils.trained_masks import Convergence, convergence, load_masks
-from llmshearing.utils.weights import shape_in_words
+from llmshearing.utils.weights import shape_in_words, total_bytes
 
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
 
@@ -80,11 +80,11 @@ def prune_checkpoint(checkpoint: Checkpoint, target: Mapping[str, Any]) -> Prune
     arch, config = describe(checkpoint, {})
     module = load_masks(checkpoint, arch, target)
     zs, weights, smaller = module(), {}, arch
-    with bar("cutting", total=sum(weight.nbytes for weight in checkpoint.weights.values())) as progress:
+    with bar("cutting", total=total_bytes(checkpoint.weights)) as progress:
         for piece in in_pieces(checkpoint):
             part, smaller = prune(piece, zs, arch)  # type: ignore[arg-type]
             weights |= part
-            progress.update(sum(weight.nbytes for weight in piece.values()))
+            progress.update(total_bytes(piece))
     _check_target(smaller, module.target)
     return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, convergence(module))
 

@@ -9,52 +9,19 @@ A name without a manifest, or a manifest without its checkpoint, is what a kille
 counts as absent. `latest-rank0.pt` points to the one written last.
 """
 
-import fcntl
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 LATEST = "latest-rank0.pt"
 _NAME = re.compile(r"ep\d+-ba(\d+)(-rank0\.pt)?")
 _BLOCK = 2**24
-
-
-@contextmanager
-def occupied(folder: Path) -> Iterator[None]:
-    """Hold a run's folder against other runs; the system lets go of it however this process ends.
-
-    A folder that is still empty in the end is removed.
-
-    Raises:
-        FileExistsError: when another run holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".lock"
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileExistsError(
-                f"Another run is writing to {folder} now: wait for it, stop it, or set another save_folder."
-            ) from None
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): start no second run there", folder, error)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            with suppress(OSError):
-                folder.rmdir()
 
 
 def checkpoint_name(epoch: int, step: int, sharded: bool) -> str:

@@ -82,6 +82,11 @@ def check_weights(weights: Mapping[str, Tensor], arch: Architecture, source: str
         )
 
 
+def total_bytes(weights: Mapping[str, Tensor]) -> int:
+    """Bytes of all tensors."""
+    return sum(weight.nbytes for weight in weights.values())
+
+
 def _shape(weights: Mapping[str, Tensor], name: str, source: str | Path) -> tuple[int, ...]:
     if PREFIX + name not in weights:
         some = ", ".join(list(weights)[:3]) or "none"

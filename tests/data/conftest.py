@@ -1,13 +1,13 @@
-"""A small tokenizer, and text whose every document can be recognized by its tokens."""
+"""A small tokenizer, text, and what preparing makes of it."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-WORDS = [f"w{i}" for i in range(500)]
+from tests.data.preparing import run
+from tests.data.texts import WORDS, write_text
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +27,15 @@ def tokenizer_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def documents(count: int, seed: int = 0, longest: int = 60) -> list[str]:
-    """Random documents of up to `longest` words."""
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, rng.integers(1, longest))) for _ in range(count)]
+@pytest.fixture
+def text(tmp_path) -> Path:
+    return write_text(tmp_path / "text")
 
 
-def write_jsonl(path: Path, texts: list[str]) -> None:
-    """One record a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tokenizer_folder) -> tuple[Path, Path]:
+    """Text and what the command makes of it, to look at only."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(monkeypatch, write_text(folder / "text"), folder / "out", tokenizer_folder)
+    return folder / "text", folder / "out"

@@ -13,7 +13,7 @@ from datatrove.io import get_datafolder
 
 from llmshearing.data import sources
 from llmshearing.data.sources import DocumentReader, list_tasks
-from tests.data.conftest import documents, write_jsonl
+from tests.data.texts import documents, write_jsonl
 
 TEXTS = ["plain", "Ünïcode \U0001f600 \x00 and\nlines", "   spaces  ", "last"]
 LINES = b"".join(orjson.dumps({"id": 1, "body": text}) + b"\n" for text in TEXTS)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from llmshearing.data import tokenizer
 from llmshearing.data.manifest import Manifest
 from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
-from tests.data.conftest import documents
+from tests.data.texts import documents
 
 
 def test_a_folder_gives_the_ids_of_transformers(tokenizer_folder):

@@ -1,5 +1,7 @@
 """How commands read their arguments and end."""
 
+import errno
+import os
 import sys
 
 import pytest
@@ -30,6 +32,16 @@ def test_a_users_mistake_ends_with_its_message_and_status_2(monkeypatch, capsys)
         cli.run(fail)
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: d_model is 3; expected 4.\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, "No space left on device; make room there."), (errno.EACCES, "you may use it.")],
+)
+def test_what_the_system_refuses_comes_with_what_to_do(number, advice):
+    told = cli.message(OSError(number, os.strerror(number), "out"))
+    assert told.startswith("out: ")
+    assert told.endswith(advice)
 
 
 def test_debug_shows_the_traceback_and_is_not_seen_by_the_command(monkeypatch):

@@ -151,8 +151,18 @@ def test_finds_every_problem_at_once(tmp_path: Path, data: Path) -> None:
 
 def test_a_good_configuration_has_no_problem(data: Path) -> None:
     found = examine(run_config(data), devices=2)
-    assert found.problems == []
+    assert (found.problems, found.warnings) == ([], [])
     assert found.kinds == ["head", "intermediate", "layer", "hidden"]
+
+
+def test_what_cannot_be_meant_is_a_warning_and_no_problem(data: Path) -> None:
+    config = run_config(data, eval_interval="0ba")
+    found = examine(config)
+    assert found.problems == []
+    shown = plan.render(config, found, [1])
+    assert "Warning: eval_interval is 0ba: without evaluations the domain weights never change." in shown
+    config = run_config(data, eval_interval="0ba", callbacks__data_loading__update_type="constant")
+    assert examine(config).warnings == []
 
 
 def test_a_bare_state_dict_is_described_by_the_configuration(tmp_path: Path, data: Path) -> None:

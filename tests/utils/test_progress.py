@@ -3,7 +3,7 @@
 import time
 
 from llmshearing.utils import progress
-from llmshearing.utils.progress import watching, written
+from llmshearing.utils.progress import writing, written
 
 
 def test_bytes_of_files_and_folders_are_counted(tmp_path):
@@ -17,13 +17,18 @@ def test_bytes_of_files_and_folders_are_counted(tmp_path):
 def test_a_long_write_is_shown_with_how_far_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "_SHORT_SECONDS", 0.0)
     monkeypatch.setattr(progress, "_LOOK_SECONDS", 0.01)
-    with watching(tmp_path / "a", 400_000, "writing a"):
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.01)
+    with writing(tmp_path / "a", 400_000, "a"):
         (tmp_path / "a").write_bytes(bytes(100_000))
         time.sleep(0.3)
-    assert "writing a:  25%" in capsys.readouterr().err
+    first, *lines, last = capsys.readouterr().err.split("\n")
+    assert first.startswith("writing a:   0%")
+    assert len(lines) == 1
+    assert lines[0].startswith("writing a:  25%")
+    assert not last.strip()
 
 
 def test_a_short_write_is_not_shown(tmp_path, capsys):
-    with watching(tmp_path / "a", 10, "writing a"):
+    with writing(tmp_path / "a", 10, "a"):
         (tmp_path / "a").write_bytes(bytes(10))
     assert capsys.readouterr().err == ""

@@ -1,0 +1,103 @@
+"""What a preparation does, as every worker gets it, and how the workers write and tell how far they are."""
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmshearing.data.sources import Task
+
+_PROGRESS_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is prepared from what; every worker gets it whole."""
+
+    input: str
+    output: str
+    work: str
+    tokenizer: str
+    seq_length: int
+    text_field: str
+    eval_tokens: int
+    prune_tokens: int
+    ft_tokens: int | None
+    proportion: dict[str, float] | None
+    seed: int
+    max_broken: int
+    tasks: tuple[Task, ...]
+
+    @property
+    def domains(self) -> list[str]:
+        """In the order of the tasks."""
+        return list(dict.fromkeys(task.domain for task in self.tasks))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the result depends on beside the sources."""
+        settings = asdict(self)
+        for key in ("input", "output", "work", "tasks", "tokenizer"):
+            del settings[key]
+        return settings
+
+    def token_folder(self, number: int) -> Path:
+        """Where the tokens of a task lie."""
+        return Path(self.work) / "tokens" / f"{number:06d}"
+
+
+@contextlib.contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder to write to that takes its name once it is complete.
+
+    Its name till then is this process's own: one that outlived a killed run may be at the same task.
+    """
+    partial = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # else the other one has written the very same
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class Progress:
+    """A small file that says how far a tokenizing task is, for whoever watches."""
+
+    def __init__(self, work: str, number: int):
+        self.tokens = 0
+        self._bytes = 0
+        self._path = Path(work) / "progress" / str(number)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._written = 0.0
+
+    def report(self, bytes_of_file: int) -> None:
+        """Note bytes done of the current file, now and then."""
+        if time.monotonic() - self._written > _PROGRESS_SECONDS:
+            self._write(self._bytes + bytes_of_file)
+
+    def file_done(self, size: int) -> None:
+        """Note that a file is complete."""
+        self._bytes += size
+        self._write(self._bytes)
+
+    def _write(self, done: int) -> None:
+        self._written = time.monotonic()
+        self._path.write_text(f"{done} {self.tokens}")
+
+    @staticmethod
+    def total(work: str) -> tuple[int, int]:
+        """Bytes and tokens of all tasks so far."""
+        texts = [path.read_text().split() for path in (Path(work) / "progress").glob("*")]
+        counts = [(int(text[0]), int(text[1])) for text in texts if len(text) == 2]
+        return sum(done for done, _ in counts), sum(tokens for _, tokens in counts)
