@@ -40,6 +40,17 @@ class MaskKind:
     target_key: str  # the key of `target_model` that names this kind's size
 
 
+def _of_layers(*outputs: str) -> MaskKind:
+    """One gate a layer."""
+    return MaskKind(
+        outputs=outputs,
+        shape=lambda a: (a.n_layers,),
+        z_shape=lambda a: (a.n_layers,),
+        size=lambda a, grouped: a.n_layers,
+        target_key="n_layers",
+    )
+
+
 MASK_KINDS: dict[str, MaskKind] = {
     "head": MaskKind(
         outputs=("head_z",),
@@ -55,13 +66,7 @@ MASK_KINDS: dict[str, MaskKind] = {
         size=lambda a, grouped: a.n_kv_heads,
         target_key="n_kv_heads",
     ),
-    "head_layer": MaskKind(
-        outputs=("head_layer_z",),
-        shape=lambda a: (a.n_layers,),
-        z_shape=lambda a: (a.n_layers,),
-        size=lambda a, grouped: a.n_layers,
-        target_key="n_layers",
-    ),
+    "head_layer": _of_layers("head_layer_z"),
     "intermediate": MaskKind(
         outputs=("intermediate_z",),
         shape=lambda a: (a.n_layers, a.intermediate_size),
@@ -69,20 +74,8 @@ MASK_KINDS: dict[str, MaskKind] = {
         size=lambda a, grouped: a.intermediate_size,
         target_key="intermediate_size",
     ),
-    "mlp": MaskKind(
-        outputs=("mlp_z",),
-        shape=lambda a: (a.n_layers,),
-        z_shape=lambda a: (a.n_layers,),
-        size=lambda a, grouped: a.n_layers,
-        target_key="n_layers",
-    ),
-    "layer": MaskKind(
-        outputs=("head_layer_z", "mlp_z"),
-        shape=lambda a: (a.n_layers,),
-        z_shape=lambda a: (a.n_layers,),
-        size=lambda a, grouped: a.n_layers,
-        target_key="n_layers",
-    ),
+    "mlp": _of_layers("mlp_z"),
+    "layer": _of_layers("head_layer_z", "mlp_z"),
     "hidden": MaskKind(
         outputs=("hidden_z",),
         shape=lambda a: (a.d_model,),

@@ -1,7 +1,6 @@
 """A model in, the same model out, bit for bit; what is broken is refused and leaves nothing behind."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -9,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from llmshearing.utils import cli, composer_to_hf, hf_files, test_composer_hf_eq
+from commands import status_of
+from llmshearing.utils import composer_to_hf, hf_files, test_composer_hf_eq
 from llmshearing.utils.checkpoint import read_checkpoint
 from llmshearing.utils.composer_to_hf import save_composer_to_hf, save_hf_to_composer
 from twins import CONFIGS, SIZES, make, masked_checkpoint, save, tokens
@@ -27,16 +27,6 @@ def assert_same(a, b):
     for name in a:
         assert a[name].dtype == b[name].dtype, name
         assert torch.equal(a[name], b[name]), name
-
-
-def command(monkeypatch, module, *words) -> int:
-    """The exit status of a command."""
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
-    try:
-        cli.run(module.main)
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -130,12 +120,12 @@ def test_tokenizer_and_generation_config_travel_and_the_model_generates(tmp_path
 
 def test_the_commands_convert_and_check(tmp_path, monkeypatch, capsys):
     hf, ckpt, back = save(make(CONFIGS["llama"]), tmp_path / "hf"), tmp_path / "c.pt", tmp_path / "back"
-    assert command(monkeypatch, composer_to_hf, "save_hf_to_composer", hf, ckpt) == 0
+    assert status_of(monkeypatch, composer_to_hf, "save_hf_to_composer", hf, ckpt) == 0
     sizes = ["hidden_size=32", "num_attention_heads=4", "num_hidden_layers=2", "intermediate_size=56"]
     words = ["model_class=LlamaForCausalLM", *sizes, "num_key_value_heads=4", "_name_or_path=Tiny"]
-    assert command(monkeypatch, composer_to_hf, "save_composer_to_hf", ckpt, back, *words) == 0
+    assert status_of(monkeypatch, composer_to_hf, "save_composer_to_hf", ckpt, back, *words) == 0
     assert json.loads((back / "config.json").read_text())["_name_or_path"] == "Tiny"
-    assert command(monkeypatch, test_composer_hf_eq, back, ckpt, "0.025M") == 0
+    assert status_of(monkeypatch, test_composer_hf_eq, back, ckpt, "0.025M") == 0
     assert capsys.readouterr().out.endswith("equal\n")
 
 
@@ -143,9 +133,9 @@ def test_the_check_fails_on_another_model_or_size(tmp_path, monkeypatch, capsys)
     hf = save(make(CONFIGS["llama"]), tmp_path / "hf")
     save_hf_to_composer(hf, tmp_path / "c.pt")
     other = save(make(CONFIGS["llama"]), tmp_path / "other")
-    assert command(monkeypatch, test_composer_hf_eq, other, tmp_path / "c.pt") == 2
+    assert status_of(monkeypatch, test_composer_hf_eq, other, tmp_path / "c.pt") == 2
     assert "error: The models are not equal" in capsys.readouterr().err
-    assert command(monkeypatch, test_composer_hf_eq, hf, tmp_path / "c.pt", "7B") == 2
+    assert status_of(monkeypatch, test_composer_hf_eq, hf, tmp_path / "c.pt", "7B") == 2
     assert "SIZE is 7B, but" in capsys.readouterr().err
 
 
@@ -231,16 +221,16 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
 def test_folders_without_config_or_weights_are_refused(tmp_path, monkeypatch, capsys):
     folder = save(make(CONFIGS["llama"]), tmp_path / "hf")
     (folder / "model.safetensors").unlink()
-    assert command(monkeypatch, composer_to_hf, "save_hf_to_composer", folder, tmp_path / "c.pt") == 2
+    assert status_of(monkeypatch, composer_to_hf, "save_hf_to_composer", folder, tmp_path / "c.pt") == 2
     assert "has no weights; expected one of model.safetensors" in capsys.readouterr().err
     (folder / "config.json").write_text("{")
-    assert command(monkeypatch, composer_to_hf, "save_hf_to_composer", folder, tmp_path / "c.pt") == 2
+    assert status_of(monkeypatch, composer_to_hf, "save_hf_to_composer", folder, tmp_path / "c.pt") == 2
     assert "config.json is not JSON" in capsys.readouterr().err
     (folder / "config.json").unlink()
-    assert command(monkeypatch, composer_to_hf, "save_hf_to_composer", folder, tmp_path / "c.pt") == 2
+    assert status_of(monkeypatch, composer_to_hf, "save_hf_to_composer", folder, tmp_path / "c.pt") == 2
     assert "has no config.json" in capsys.readouterr().err
     assert (
-        command(monkeypatch, composer_to_hf, "save_hf_to_composer", tmp_path / "absent", tmp_path / "c.pt")
+        status_of(monkeypatch, composer_to_hf, "save_hf_to_composer", tmp_path / "absent", tmp_path / "c.pt")
         == 2
     )
     assert "neither a folder or file nor a model" in capsys.readouterr().err

@@ -1,14 +1,13 @@
 """Pruning makes exactly the target, keeps what masks open, and says how converged they were."""
 
-import sys
-
 import pytest
 import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
+from commands import status_of
 from llmshearing.models.families import architecture_from_hf
-from llmshearing.utils import cli, post_pruning_processing, test_pruning
+from llmshearing.utils import post_pruning_processing, test_pruning
 from llmshearing.utils.checkpoint import read_checkpoint, write_checkpoint
 from llmshearing.utils.hf_files import HFModel, from_hf
 from llmshearing.utils.post_pruning_processing import prune_and_save_model, prune_checkpoint
@@ -16,16 +15,6 @@ from llmshearing.utils.pruning import prune
 from twins import CONFIGS, make, masked_checkpoint
 
 PREFIX = "model.transformer."
-
-
-def command(monkeypatch, module, *words) -> int:
-    """The exit status of a command."""
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
-    try:
-        cli.run(module.main)
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def twin(name="llama grouped"):
@@ -186,7 +175,7 @@ def test_half_layers_are_refused_by_name(tmp_path):
 def test_the_command_writes_both_forms_and_the_check_passes(tmp_path, monkeypatch, capsys, name):
     path = masked_checkpoint(tmp_path / "m.pt", name, **TARGET)
     words = ["prune_and_save_model", path, tmp_path / "small.pt", "--hf", tmp_path / "hf", *WORDS]
-    assert command(monkeypatch, post_pruning_processing, *words) == 0
+    assert status_of(monkeypatch, post_pruning_processing, *words) == 0
     said = capsys.readouterr().out
     assert "before  d_model 32, 4 heads (2 KV)" in said
     assert "after   d_model 16, 2 heads (1 KV)" in said
@@ -195,14 +184,14 @@ def test_the_command_writes_both_forms_and_the_check_passes(tmp_path, monkeypatc
     small = read_checkpoint(tmp_path / "small.pt")
     assert architecture_from_hf(model.config.to_dict()) == small.architecture()
     assert torch.equal(model.get_input_embeddings().weight, small.weights[f"{PREFIX}wte.weight"])
-    assert command(monkeypatch, test_pruning, path, *WORDS) == 0
+    assert status_of(monkeypatch, test_pruning, path, *WORDS) == 0
     assert capsys.readouterr().out.endswith("equal\n")
 
 
 def test_pythia_is_pruned_too(tmp_path, monkeypatch):
     words = ["d_model=16", "n_heads=2", "n_layers=1"]
     path = masked_checkpoint(tmp_path / "m.pt", "gpt_neox", d_model=16, n_heads=2, n_layers=1)
-    assert command(monkeypatch, test_pruning, path, *words) == 0
+    assert status_of(monkeypatch, test_pruning, path, *words) == 0
 
 
 def test_the_check_fails_when_pruning_is_wrong(tmp_path, monkeypatch, capsys):
@@ -214,7 +203,7 @@ def test_the_check_fails_when_pruning_is_wrong(tmp_path, monkeypatch, capsys):
         return pruned, smaller
 
     monkeypatch.setattr(post_pruning_processing, "prune", wrong)
-    assert command(monkeypatch, test_pruning, path, *WORDS) == 2
+    assert status_of(monkeypatch, test_pruning, path, *WORDS) == 2
     assert "error: The models are not equal" in capsys.readouterr().err
 
 
