@@ -7,7 +7,7 @@ Prunes when the configuration has `model.l0_module`, trains otherwise. Example:
 
 import sys
 
-from llmshearing.config import load_config
+from llmshearing.config_file import load_config
 from llmshearing.training import train
 from llmshearing.utils.cli import run
 

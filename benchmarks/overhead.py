@@ -24,7 +24,8 @@ from streaming.base.format.mds import MDSWriter
 
 from benchmarks.common import BODY_25M, write_result
 from benchmarks.steps import our_step
-from llmshearing.config import Config, build, load_config
+from llmshearing.config import Config, build
+from llmshearing.config_file import load_config
 from llmshearing.training import build_trainer
 
 ROOT = Path(__file__).parents[1]

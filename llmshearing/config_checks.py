@@ -1,10 +1,9 @@
 """What a configuration says against itself: values out of range and keys that contradict one another."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from llmshearing.config import Config, DataLoadingConfig
+from llmshearing.config import Config, DataLoadingConfig
 
 _PRECISIONS = ("fp32", "amp_bf16", "amp_fp16", "amp_fp8")
 _LEAST = {
@@ -21,12 +20,12 @@ _LEAST = {
 }
 
 
-def config_problems(config: "Config") -> list[str]:
+def config_problems(config: Config) -> list[str]:
     """Contradictions between keys, each with what to change; empty when there are none."""
     return _domain_problems(config.data_loading) + _duration_problems(config) + _range_problems(config)
 
 
-def _domain_problems(domains: "DataLoadingConfig") -> list[str]:
+def _domain_problems(domains: DataLoadingConfig) -> list[str]:
     if domains.set_names is None:
         stray = [k for k in ("proportion", "target_loss") if getattr(domains, k) is not None]
         return [f"callbacks.data_loading.{key} is set without set_names; name the domains." for key in stray]
@@ -53,7 +52,7 @@ def _domain_problems(domains: "DataLoadingConfig") -> list[str]:
     return problems
 
 
-def _duration_problems(config: "Config") -> list[str]:
+def _duration_problems(config: Config) -> list[str]:
     problems = []
     for key in ("max_duration", "eval_interval", "save_interval", "console_log_interval"):
         value = getattr(config, key)
@@ -69,7 +68,7 @@ def _duration_problems(config: "Config") -> list[str]:
     return problems
 
 
-def _range_problems(config: "Config") -> list[str]:
+def _range_problems(config: Config) -> list[str]:
     problems = []
     for key, least in _LEAST.items():
         value: Any = config

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from llmshearing.config import Config, build, load_config
+from llmshearing.config import Config, build
+from llmshearing.config_file import load_config
 from runs import run_values
 
 ROOT = Path(__file__).parents[1]

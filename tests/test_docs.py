@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llmshearing.config import load_config
+from llmshearing.config_file import load_config
 from llmshearing.utils import config_reference
 
 ROOT = Path(__file__).parents[1]

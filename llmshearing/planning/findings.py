@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llmshearing.config import Config, config_problems
+from llmshearing.config import Config
+from llmshearing.config_checks import config_problems
 from llmshearing.data.manifest import read_manifest
 from llmshearing.data.tokenizer import check_tokenizer, is_made_with, load_tokenizer
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from llmshearing.config import Config, read_config
+from llmshearing.config import Config
+from llmshearing.config_file import read_config
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_of, target_of
 

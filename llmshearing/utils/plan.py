@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 
-from llmshearing.config import Config, read_config
+from llmshearing.config import Config
+from llmshearing.config_file import read_config
 from llmshearing.planning import text
 from llmshearing.planning.findings import Findings, examine
 from llmshearing.utils import cli

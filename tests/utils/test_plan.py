@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmshearing.config import load_config, read_config
+from llmshearing.config_file import load_config, read_config
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.decoder import Block
