@@ -5,7 +5,12 @@ from typing import Any
 
 from llmshearing.config import Config, DataLoadingConfig
 
-_PRECISIONS = ("fp32", "amp_bf16", "amp_fp16", "amp_fp8")
+_CHOICES = {
+    "precision": ("fp32", "amp_bf16", "amp_fp16"),
+    "optimizer.name": ("decoupled_adamw", "adamw"),
+    "scheduler.name": ("cosine_with_warmup", "linear_decay_with_warmup", "constant_with_warmup"),
+    "data_loading.update_type": ("doremi", "bandit", "constant"),
+}
 _LEAST = {
     "global_train_batch_size": 1,
     "device_eval_batch_size": 1,
@@ -44,11 +49,6 @@ def _domain_problems(domains: DataLoadingConfig) -> list[str]:
     total = sum(domains.proportion or [1.0])
     if abs(total - 1) > 1e-3:
         problems.append(f"callbacks.data_loading.proportion sums to {total:.6g}; expected 1.")
-    if domains.update_type not in ("doremi", "bandit", "constant"):
-        problems.append(
-            f"callbacks.data_loading.update_type is {domains.update_type!r}; expected doremi, bandit or "
-            "constant."
-        )
     return problems
 
 
@@ -59,10 +59,16 @@ def _duration_problems(config: Config) -> list[str]:
         units = ("ba", "tok", "sp") if key == "max_duration" else ("ba",)
         if not re.fullmatch(rf"\d+({'|'.join(units)})", value):
             problems.append(
-                f"{key} is {value!r}; expected a number and a unit out of {', '.join(units)}, such as 3200ba."
+                f"{key} is {value!r}; expected a whole number and a unit out of {', '.join(units)}, such as "
+                "3200ba."
             )
         elif key == "max_duration" and re.fullmatch(r"0+\D+", value):
             problems.append("max_duration is 0; expected at least one batch, such as 3200ba.")
+    if not re.fullmatch(r"\d+(ba|tok|sp)|\d*\.?\d+dur", config.scheduler.t_warmup):
+        problems.append(
+            f"scheduler.t_warmup is {config.scheduler.t_warmup!r}; expected a whole number and a unit out of "
+            "ba, tok, sp, such as 320ba, or a part of the run, such as 0.03dur."
+        )
     if config.autoresume and not config.save_folder:
         problems.append("autoresume is true without save_folder; set the folder to resume from.")
     return problems
@@ -71,14 +77,24 @@ def _duration_problems(config: Config) -> list[str]:
 def _range_problems(config: Config) -> list[str]:
     problems = []
     for key, least in _LEAST.items():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
+        value = _value(config, key)
         if not (isinstance(value, int | float) and value >= least) and not _is_auto(key, value):
             problems.append(f"{key} is {value!r}; expected a number, {least} or more.")
-    if config.precision not in _PRECISIONS:
-        problems.append(f"precision is {config.precision!r}; expected one of {', '.join(_PRECISIONS)}.")
+    for key, choices in _CHOICES.items():
+        if _value(config, key) not in choices:
+            place = f"callbacks.{key}" if key.startswith("data_loading") else key
+            problems.append(f"{place} is {_value(config, key)!r}; expected one of {', '.join(choices)}.")
+    betas = config.optimizer.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        problems.append(f"optimizer.betas is {betas}; expected two numbers from 0 to less than 1.")
     return problems
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _is_auto(key: str, value: Any) -> bool:

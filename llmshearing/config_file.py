@@ -1,6 +1,7 @@
 """From a YAML file and `key=value` overrides to a `Config`, checked before anything is built."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -9,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llmshearing.config import Config, DataLoadingConfig
 from llmshearing.config_checks import config_problems
-from llmshearing.schema import build
+from llmshearing.schema import build_what_fits
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -19,10 +20,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         FileNotFoundError: when there is no such file.
         ValueError: for unknown keys (naming the nearest), a wrong type or contradicting values.
     """
-    config = read_config(path, overrides)
-    problems = config_problems(config)
+    config, problems = read_what_fits(path, overrides)
+    problems += [f"{path}: {problem}" for problem in config_problems(config)]
     if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise ValueError("\n".join(problems))
     return config
 
 
@@ -32,6 +33,19 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: for unknown keys (naming the nearest) or a wrong type.
+    """
+    config, problems = read_what_fits(path, overrides)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return config
+
+
+def read_what_fits(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """A `Config` of what fits its schema, and what does not: unknown keys, naming the nearest; wrong types.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is no YAML, or a key is missing that everything depends on.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"Configuration file {path} does not exist.")
@@ -45,9 +59,14 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not plain YAML: {error}") from error
-    config = build(Config, loaded, source=str(path))
-    build(DataLoadingConfig, config.callbacks.get("data_loading") or {}, f"{path}: callbacks.data_loading")
-    return config
+    config, problems = build_what_fits(Config, loaded, source=str(path))
+    if config is None:
+        raise ValueError("\n".join(problems))
+    section = config.callbacks.get("data_loading") or {}
+    domains, more = build_what_fits(DataLoadingConfig, section, f"{path}: callbacks.data_loading")
+    if more:
+        config.callbacks["data_loading"] = asdict(domains)
+    return config, problems + more
 
 
 def _checked(overrides: Sequence[str]) -> list[str]:

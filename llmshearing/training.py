@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import composer.algorithms
-import composer.callbacks
-import composer.loggers
 import torch
 from composer import Evaluator, Trainer
-from composer.core import Algorithm, Callback
+from composer.core import Callback
 from composer.loggers import LoggerDestination
 from composer.optim import (
     ComposerScheduler,
@@ -38,6 +35,7 @@ from llmshearing.callbacks.resume import Resume, find_checkpoint
 from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.callbacks.signals import StopOnSignal
 from llmshearing.callbacks.watchdog import Watchdog
+from llmshearing.components import build_components
 from llmshearing.config import Config, DataLoadingConfig, FsdpConfig
 from llmshearing.data.manifest import manifest_sha256
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
@@ -52,22 +50,10 @@ from llmshearing.utils.hf_files import read_travelling
 
 logger = logging.getLogger(__name__)
 
-_COMPOSER_CALLBACKS = {
-    "speed_monitor": composer.callbacks.SpeedMonitor,
-    "lr_monitor": composer.callbacks.LRMonitor,
-    "memory_monitor": composer.callbacks.MemoryMonitor,
-    "optimizer_monitor": composer.callbacks.OptimizerMonitor,
-    "runtime_estimator": composer.callbacks.RuntimeEstimator,
-    "system_metrics_monitor": composer.callbacks.SystemMetricsMonitor,
+_SCHEDULERS = {
+    "cosine_with_warmup": CosineAnnealingWithWarmupScheduler,
+    "linear_decay_with_warmup": LinearWithWarmupScheduler,
 }
-_ALWAYS: dict[str, Any] = {"speed_monitor": {"window_size": 10}}
-_COMPOSER_LOGGERS = {
-    "wandb": composer.loggers.WandBLogger,
-    "tensorboard": composer.loggers.TensorboardLogger,
-    "mlflow": composer.loggers.MLFlowLogger,
-    "file_logger": composer.loggers.FileLogger,
-}
-_ALGORITHMS = {"gradient_clipping": composer.algorithms.GradientClipping}
 
 
 def train(config: Config) -> None:
@@ -112,7 +98,7 @@ def _train(config: Config) -> None:
 def build_trainer(config: Config, watchdog: Watchdog | None = None) -> Trainer:
     """A Composer Trainer ready to `fit`, watched by `watchdog`."""
     reproducibility.seed_all(config.seed)
-    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=config.dist_timeout)
+    _meet(config.dist_timeout)
     begin = _find_checkpoint(config)
     source = read_checkpoint(config.model.path) if config.model.path else None
     _preflight(config, source)
@@ -127,7 +113,7 @@ def build_trainer(config: Config, watchdog: Watchdog | None = None) -> Trainer:
         max_duration=config.max_duration,
         optimizers=build_optimizer(config, model),
         schedulers=build_scheduler(config),
-        algorithms=build_algorithms(config),
+        algorithms=build_components(config, "algorithms"),
         callbacks=[*([watchdog] if watchdog else []), *build_callbacks(config, model, source, begin)],
         loggers=build_loggers(config),
         run_name=config.run_name,
@@ -197,15 +183,10 @@ def build_optimizer(config: Config, model: ComposerMosaicLlama) -> torch.optim.O
 
     `decoupled_adamw` is torch's AdamW with the weight decay divided by the peak learning rate, which is
     Composer's DecoupledAdamW exactly: each step shrinks a weight by weight_decay x lr / peak lr.
-
-    Raises:
-        ValueError: for an unknown optimizer.
     """
     settings = config.optimizer
     groups = _parameter_groups(config, model)
     betas = (settings.betas[0], settings.betas[1])
-    if settings.name not in ("decoupled_adamw", "adamw"):
-        raise ValueError(f"optimizer.name is {settings.name!r}; expected decoupled_adamw or adamw.")
     for group in groups:
         if settings.name == "decoupled_adamw" and group["lr"]:
             group["weight_decay"] /= group["lr"]
@@ -230,27 +211,11 @@ def _parameter_groups(config: Config, model: ComposerMosaicLlama) -> list[dict[s
 
 
 def build_scheduler(config: Config) -> ComposerScheduler:
-    """The schedule that all parameter groups share.
-
-    Raises:
-        ValueError: for an unknown schedule.
-    """
+    """The schedule that all parameter groups share."""
     settings = config.scheduler
-    if settings.name == "cosine_with_warmup":
-        return CosineAnnealingWithWarmupScheduler(t_warmup=settings.t_warmup, alpha_f=settings.alpha_f)
-    if settings.name == "linear_decay_with_warmup":
-        return LinearWithWarmupScheduler(t_warmup=settings.t_warmup, alpha_f=settings.alpha_f)
     if settings.name == "constant_with_warmup":
         return ConstantWithWarmupScheduler(t_warmup=settings.t_warmup)
-    raise ValueError(
-        f"scheduler.name is {settings.name!r}; expected cosine_with_warmup, linear_decay_with_warmup or "
-        "constant_with_warmup."
-    )
-
-
-def build_algorithms(config: Config) -> list[Algorithm]:
-    """Composer algorithms by name."""
-    return [_make(_ALGORITHMS, "algorithms", name, kwargs) for name, kwargs in config.algorithms.items()]
+    return _SCHEDULERS[settings.name](t_warmup=settings.t_warmup, alpha_f=settings.alpha_f)
 
 
 def build_loggers(config: Config) -> list[LoggerDestination]:
@@ -260,7 +225,7 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
     """
     if "wandb" in config.loggers:
         os.environ.setdefault("WANDB_MODE", "offline")
-    loggers = [_make(_COMPOSER_LOGGERS, "loggers", name, kwargs) for name, kwargs in config.loggers.items()]
+    loggers = build_components(config, "loggers")
     if not _shows_bar(config) and (config.progress_bar or config.log_to_console):
         loggers.append(ProgressLines(config.console_log_interval))
     if config.save_folder:
@@ -291,11 +256,7 @@ def build_callbacks(
     callbacks.append(FiniteGuard(config.max_skipped_steps, domains.set_names))
     checkpointing = _checkpointing(config) if config.save_folder else None
     callbacks += [*([checkpointing] if checkpointing else []), StopOnSignal(checkpointing)]
-    return callbacks + [
-        _make(_COMPOSER_CALLBACKS, "callbacks", name, kwargs)
-        for name, kwargs in (_ALWAYS | config.callbacks).items()
-        if name != "data_loading"
-    ]
+    return callbacks + build_components(config, "callbacks")
 
 
 def _checkpointing(config: Config) -> Checkpointing:
@@ -328,6 +289,22 @@ def _dynamic_loading(config: Config, domains: DataLoadingConfig) -> DynamicLoadi
 # --------------------------------------------------------------------- helpers
 
 
+def _meet(timeout: float) -> None:
+    """Join the other processes.
+
+    Raises:
+        TimeoutError: when they are not all there in time.
+    """
+    try:
+        dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=timeout)
+    except torch.distributed.DistError as error:
+        raise TimeoutError(
+            f"Rank {dist.get_global_rank()} did not find all {dist.get_world_size()} processes within "
+            f"dist_timeout ({timeout:g} s): {str(error).splitlines()[0]} Look at the log of every "
+            "rank; every node must be up and reach the first one."
+        ) from error
+
+
 def _fsdp(config: Config) -> FsdpConfig:
     return config.fsdp_config or FsdpConfig()
 
@@ -349,15 +326,6 @@ def _preflight(config: Config, source: Checkpoint | None) -> None:
 
 def _shows_bar(config: Config) -> bool:
     return config.progress_bar and sys.stderr.isatty()
-
-
-def _make(registry: dict[str, Any], section: str, name: str, kwargs: dict[str, Any] | None) -> Any:
-    if name not in registry:
-        raise ValueError(f"{section}.{name} is not known; expected some of: {', '.join(registry)}.")
-    try:
-        return registry[name](**(kwargs or {}))
-    except TypeError as error:
-        raise ValueError(f"{section}.{name}: {error}.") from error
 
 
 def _record(config: Config, source: Checkpoint | None) -> dict[str, Any]:

@@ -177,6 +177,21 @@ def trained(*edits: Callable[[Path], Any]) -> Callable[[SimpleNamespace], None]:
     return apply
 
 
+def beside(name: str, edit: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Another file in the folder of a checkpoint, edited."""
+
+    def apply(checkpoint: Path) -> None:
+        edit(checkpoint.with_name(name))
+
+    return apply
+
+
+def lose_manifest(checkpoint: Path) -> None:
+    """A checkpoint copied without its manifest, and alone."""
+    for manifest in checkpoint.parent.glob("ep0-*.json"):
+        manifest.unlink()
+
+
 def cut_short(path: Path) -> None:
     """A file without its end."""
     os.truncate(path, path.stat().st_size - 100)

@@ -193,21 +193,25 @@ def test_shipped_files_are_valid_and_resolve_to_yaml(path):
         ("max_durations=3ba", "unknown key max_durations; did you mean max_duration"),
         ("train_loader.dataset.splitt=x", "did you mean train_loader.dataset.split"),
         ("global_train_batch_size=many", "global_train_batch_size"),
-        ("max_duration=3", "max_duration is '3'; expected a number and a unit"),
+        ("max_duration=3", "max_duration is '3'; expected a whole number and a unit"),
         ("max_duration=0ba", "max_duration is 0; expected at least one batch"),
         ("global_train_batch_size=0", "global_train_batch_size is 0; expected a number, 1 or more"),
         ("device_eval_batch_size=0", "device_eval_batch_size is 0; expected a number, 1 or more"),
         ("device_train_microbatch_size=0", "device_train_microbatch_size is 0; expected a number, 1 or more"),
         ("device_train_microbatch_size=few", "device_train_microbatch_size is 'few'; expected a number"),
         ("optimizer.lr=-1", "optimizer.lr is -1.0; expected a number, 0 or more"),
+        ("optimizer.betas=[2,0.9]", r"optimizer.betas is \[2.0, 0.9\]; expected two numbers from 0 to less"),
+        ("optimizer.betas=[0.9]", r"optimizer.betas is \[0.9\]; expected two numbers"),
+        ("optimizer.betas=5", "optimizer.betas: Invalid value"),
+        ("scheduler.t_warmup=soon", "scheduler.t_warmup is 'soon'; expected a whole number and a unit"),
         ("seed=-1", "seed is -1; expected a number, 0 or more"),
         ("precision=fp8", "precision is 'fp8'; expected one of fp32, amp_bf16"),
-        ("max_duration=1ep", "expected a number and a unit out of ba, tok, sp"),
+        ("max_duration=1ep", "expected a whole number and a unit out of ba, tok, sp"),
         ("callbacks.data_loading.proportion=[0.5,0.2,0.2]", "proportion sums to 0.9; expected 1"),
         ("callbacks.data_loading.proportion=[0.5,0.5]", "has 2 numbers for 3 domains"),
         ("callbacks.data_loading.target_loss=[1]", "target_loss has 1 numbers for 3 domains"),
         ("callbacks.data_loading.target_loss=null", "target_loss is missing"),
-        ("callbacks.data_loading.update_type=doremy", "expected doremi, bandit or constant"),
+        ("callbacks.data_loading.update_type=doremy", "expected one of doremi, bandit, constant"),
         ("callbacks.data_loading.set_name=[a]", "unknown key set_name"),
         ("model.n_heads=4 5", "n_heads"),
         ("autoresume=true", "autoresume is true without save_folder"),
@@ -218,6 +222,18 @@ def test_what_is_wrong_is_named_with_what_was_expected(tmp_path, override, messa
     path = write(tmp_path, run_values(tmp_path / "data"))
     with pytest.raises(ValueError, match=message):
         load_config(path, [override])
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path):
+    path = write(tmp_path, run_values(tmp_path / "data"))
+    overrides = ["sed=1", "seed=many", "optimizer.lrr=1", "optimizer.lr=high", "max_duration=3"]
+    overrides += ["callbacks.data_loading.smoothng=1", "callbacks.data_loading.proportion=[1]"]
+    with pytest.raises(ValueError, match="did you mean") as found:
+        load_config(path, overrides)
+    lines = str(found.value).splitlines()
+    wrong = ("sed", "optimizer.lrr", "seed", "optimizer.lr:", "smoothng", "proportion", "max_duration")
+    assert len(lines) == len(wrong)
+    assert all(any(key in line for line in lines) for key in wrong)
 
 
 def test_missing_keys_and_files_are_named(tmp_path):

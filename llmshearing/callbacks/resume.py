@@ -104,8 +104,8 @@ class Resume(Callback):
         self._rng = contents["rng"]
         log.info("going on from %s, step %d", self.path, state.timestamp.batch.value)
 
-    def fit_start(self, state: State, logger: Logger) -> None:
-        if self._rng is not None:  # the trainer seeds anew after loading
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if self._rng is not None:  # the trainer seeds anew after loading, and the loader draws a number
             reproducibility.load_rng_state(self._rng)
             self._rng = None
 
@@ -154,10 +154,12 @@ def find_checkpoint(
         ValueError: when the checkpoint is damaged, naming the complete one before it.
     """
     own = run_folder.checkpoints(folder) if folder is not None else []
+    strays = run_folder.without_manifest(folder) if folder is not None else []
     choice = own[0] if own and autoresume else Path(load_path).resolve() if load_path else None
-    agreed: list[Any] = [own, choice]
+    agreed: list[Any] = [own, strays, choice]
     dist.broadcast_object_list(agreed)
-    own, choice = agreed
+    own, strays, choice = agreed
+    _check_strays(strays, own, choice, overwrite)
     if own and not (autoresume or overwrite or choice in own):
         raise FileExistsError(
             f"{folder} holds checkpoints of an earlier run, the last of step {run_folder.step_of(own[0])}: "
@@ -170,6 +172,20 @@ def find_checkpoint(
     return choice
 
 
+def _check_strays(strays: list[Path], own: list[Path], choice: Path | None, overwrite: bool) -> None:
+    """Refuse to write over what may be a checkpoint of later steps, copied here without its manifest."""
+    if not strays or overwrite or choice in strays:
+        return
+    last = strays[0]
+    if own and run_folder.step_of(last) <= run_folder.step_of(own[0]):
+        return
+    raise FileExistsError(
+        f"{last.parent} holds {last.name} without {last.name}.json, which says whether it is complete: copy "
+        f"that too, go on from it as it is with load_path={last}, begin anew with save_overwrite=true, or "
+        "set another save_folder."
+    )
+
+
 def _check_undamaged(checkpoint: Path) -> None:
     """Compare a checkpoint with its manifest, each rank a share of its files; others' may have none."""
     manifest = run_folder.read_manifest(checkpoint)
@@ -177,17 +193,7 @@ def _check_undamaged(checkpoint: Path) -> None:
         return
     mine = sorted(manifest["files"])[dist.get_global_rank() :: dist.get_world_size()]
     shares = dist.all_gather_object(run_folder.damage(checkpoint, mine))
-    problems = [problem for share in shares for problem in share]
-    if problems:
-        others = run_folder.checkpoints(checkpoint.parent)
-        earlier = others[others.index(checkpoint) + 1 :]
-        offer = (
-            f"The one before it is {earlier[0]}: delete {checkpoint} and its .json to go on from there with "
-            f"autoresume=true, or begin in another save_folder with load_path={earlier[0]}."
-            if earlier
-            else "There is none before it in this folder."
-        )
-        raise ValueError(f"The checkpoint {checkpoint} is damaged. {' '.join(problems)} {offer}")
+    run_folder.refuse(checkpoint, [problem for share in shares for problem in share])
 
 
 def changes(recorded: str, current: str) -> tuple[list[str], list[str]]:

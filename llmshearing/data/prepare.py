@@ -96,8 +96,6 @@ def build_job(args: argparse.Namespace) -> Job:
             raise ValueError(f"--{name} is {getattr(args, name)}: expected {least} or more")
     output = Path(args.output).expanduser()
     source = args.input if "://" in args.input else str(Path(args.input).expanduser())
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"--output {output} is a file: give a folder, which may be new")
     if "://" not in source and output.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(
             f"--output {output} lies in --input {source}, where it would be taken for text the next time: "

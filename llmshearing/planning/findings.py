@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llmshearing.components import REGISTRIES, component_problems
 from llmshearing.config import Config
 from llmshearing.config_checks import config_problems
 from llmshearing.data.manifest import read_manifest
@@ -20,7 +21,7 @@ from llmshearing.models.families import architecture_of, target_of
 from llmshearing.models.masks import needed_kinds
 from llmshearing.models.model_registry import model_class
 from llmshearing.models.shape_checks import pruning_problems
-from llmshearing.utils.checkpoint import Checkpoint, completed, read_checkpoint
+from llmshearing.utils.checkpoint import Checkpoint, completed, open_checkpoint
 from llmshearing.utils.weights import check_weights
 
 
@@ -63,6 +64,8 @@ def examine(config: Config, devices: int = 1, checkpoint: Checkpoint | None = No
         checkpoint: what `config.model.path` holds, where it has been read already.
     """
     found = Findings(problems=config_problems(config))
+    for section in REGISTRIES:
+        found.add(component_problems(config, section))
     checkpoint = _examine_model(config, checkpoint, found)
     _examine_target(config, found)
     _examine_updates(config, found)
@@ -94,13 +97,13 @@ def _examine_model(config: Config, checkpoint: Checkpoint | None, found: Finding
     section = config.model
     with found.collecting():
         if checkpoint is None and section.path:
-            checkpoint = read_checkpoint(section.path)
+            checkpoint = open_checkpoint(section.path)
     with found.collecting():
         if checkpoint is not None:
             section = completed(section, checkpoint)
             check_weights(checkpoint.weights, architecture_of(section), checkpoint.path)
-    if section.path and checkpoint is None and section.d_model is None:
-        return None  # nothing but the missing checkpoint could tell the sizes
+    if section.path and section.d_model is None:
+        return checkpoint  # nothing else could tell the sizes, and what is wrong with it is noted
     with found.collecting():
         found.source = architecture_of(section)
         model_class(section.name)(replace(section, l0_module=None, init_device="meta"))

@@ -23,6 +23,7 @@ from llmshearing.models.families import (
     nearest,
     size_keys,
 )
+from llmshearing.utils import run_folder
 from llmshearing.utils.files import replacing
 from llmshearing.utils.hf_files import CONFIG, from_hf, is_hf, read_hf
 from llmshearing.utils.key_map import PREFIX
@@ -73,7 +74,21 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a Composer checkpoint (whole or sharded), a bare state dict or an HF model: weights alone.
+    """`open_checkpoint`, which must be as it was written where a run's manifest tells how that was.
+
+    Raises:
+        FileNotFoundError: when there is nothing at `path`.
+        ValueError: when it is no checkpoint, damaged, holds more than data, or has no model weights.
+    """
+    place = Path(path).resolve()
+    manifest = run_folder.read_manifest(place)
+    if manifest is not None:
+        run_folder.refuse(place, run_folder.damage(place, manifest["files"]))
+    return open_checkpoint(path)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Map a Composer checkpoint (whole or sharded), a bare state dict or an HF model: weights alone.
 
     Raises:
         FileNotFoundError: when there is nothing at `path`.
@@ -115,7 +130,7 @@ def in_pieces(checkpoint: Checkpoint, size: int = 2**28) -> Iterator[dict[str, T
         held += weight.nbytes
     for names in pieces:
         is_file = checkpoint.path.is_file()
-        weights = read_checkpoint(checkpoint.path).weights if is_file else checkpoint.weights
+        weights = open_checkpoint(checkpoint.path).weights if is_file else checkpoint.weights
         yield {name: weights[name] for name in names}
 
 

@@ -90,8 +90,10 @@ def occupied(folder: Path, by: str, setting: str) -> Iterator[None]:
         setting: what names the folder, for the message.
 
     Raises:
-        FileExistsError: when another process holds it.
+        FileExistsError: when another process holds it, or it is no folder.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{setting} is {folder}, which is a file: give a folder, which may be new.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / ".lock"
     with lock.open("w") as file:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 
 from llmshearing.config import Config
-from llmshearing.config_file import read_config
+from llmshearing.config_file import read_what_fits
 from llmshearing.planning import text
 from llmshearing.planning.findings import Findings, examine
 from llmshearing.utils import cli
@@ -75,8 +75,9 @@ def main() -> None:
     arguments = parse(sys.argv[1:])
     if arguments.devices < 1:
         raise ValueError(f"--devices is {arguments.devices}; expected at least 1.")
-    config = read_config(arguments.config, arguments.overrides)
+    config, problems = read_what_fits(arguments.config, arguments.overrides)
     found = examine(config, arguments.devices)
+    found.problems[:0] = problems
     devices = powers_of_two(arguments.devices)
     cli.say(render(config, found, devices, arguments.gpu, arguments.tokens_per_second))
     if found.problems:

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of `folder`, the one written last first."""
     found = [path for path in folder.glob("ep*-ba*") if _NAME.fullmatch(path.name) and read_manifest(path)]
     return sorted(found, key=lambda path: (read_manifest(path) or {})["written"], reverse=True)
+
+
+def without_manifest(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint and no manifest, the latest step first: copied here without it."""
+    found = [
+        path for path in folder.glob("ep*-ba*") if _NAME.fullmatch(path.name) and not read_manifest(path)
+    ]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -71,6 +79,28 @@ def damage(checkpoint: Path, files: Iterable[str]) -> list[str]:
         elif describe_file(path) != expected:
             problems.append(f"{path} has other contents than were written: its SHA-256 differs.")
     return problems
+
+
+def refuse(checkpoint: Path, problems: Sequence[str]) -> None:
+    """Refuse a damaged checkpoint, naming the complete one before it.
+
+    Args:
+        problems: `damage` of its files.
+
+    Raises:
+        ValueError: when there are any.
+    """
+    if not problems:
+        return
+    others = checkpoints(checkpoint.parent)
+    earlier = others[others.index(checkpoint) + 1 :]
+    offer = (
+        f"The one before it is {earlier[0]}: take that. To go on from it with autoresume=true, delete "
+        f"{checkpoint} and its .json; or begin in another save_folder with load_path={earlier[0]}."
+        if earlier
+        else "There is none before it in this folder."
+    )
+    raise ValueError(f"The checkpoint {checkpoint} is damaged. {' '.join(problems)} {offer}")
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -123,18 +153,23 @@ def commit(written: Path, step: int, files: Mapping[str, Any]) -> Path:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint, its manifest first: half-way through it is absent, not damaged."""
+    """Delete a checkpoint: it leaves its place whole, and half-way through it is absent, not damaged."""
+    away = place_of_writing(checkpoint.parent) / f"removed-{checkpoint.name}"
+    away.parent.mkdir(exist_ok=True)
+    if checkpoint.exists():
+        checkpoint.rename(away)
     _manifest_path(checkpoint).unlink(missing_ok=True)
-    if checkpoint.is_dir():
-        shutil.rmtree(checkpoint)
+    if away.is_dir():
+        shutil.rmtree(away)
     else:
-        checkpoint.unlink(missing_ok=True)
+        away.unlink(missing_ok=True)
 
 
 def keep_last(folder: Path, count: int) -> None:
     """Delete all but the `count` checkpoints written last; one always stays."""
     for checkpoint in checkpoints(folder)[max(1, count) :]:
         remove(checkpoint)
+    clear_incomplete(folder)
 
 
 def sync(path: Path) -> None:

@@ -155,7 +155,7 @@ def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokeni
     with pytest.raises(ValueError, match="lies in --input"):
         run(monkeypatch, text, text / "out", tokenizer_folder)
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError, match="file is a file: give a folder"):
+    with pytest.raises(FileExistsError, match="file, which is a file: give a folder"):
         run(monkeypatch, text, tmp_path / "file", tokenizer_folder)
     monkeypatch.setenv("HOME", str(tmp_path))
     run(monkeypatch, Path("~/text"), Path("~/out"), tokenizer_folder)

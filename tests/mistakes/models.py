@@ -10,6 +10,7 @@ from spoiling import (
     hf_folder,
     integer_weights,
     lose_a_shard,
+    lose_manifest,
     malicious_hf,
     masked_nowhere,
     sharded_hf,
@@ -91,6 +92,19 @@ CASES: dict[str, list[Case]] = {
             *GO_ON,
             ("is damaged", "bytes; ", "were written", "The one before it is", "ep0-ba2-rank0.pt"),
             trained(cut_short),
+        ),
+        Case(
+            "a checkpoint copied without its manifest",
+            *GO_ON,
+            ("holds ep0-ba4-rank0.pt without ep0-ba4-rank0.pt.json", "load_path=", "save_overwrite=true"),
+            trained(lose_manifest),
+        ),
+        Case(
+            "pruning from a flipped bit",
+            PRUNE,
+            "prune_and_save_model {f}/run/latest-rank0.pt",
+            ("is damaged", "its SHA-256 differs", "The one before it is", "ep0-ba2-rank0.pt"),
+            trained(flip_a_bit),
         ),
         Case(
             "resuming from a flipped bit",

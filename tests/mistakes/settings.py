@@ -50,7 +50,9 @@ CASES: dict[str, list[Case]] = {
             "{y} {d}.target_loss=[2.0]",
             ("has 1 numbers for 3 domains",),
         ),
-        Case("unknown update", TRAIN, "{y} {d}.update_type=magic", ("'magic'; expected doremi, bandit or",)),
+        Case("unknown update", TRAIN, "{y} {d}.update_type=magic", ("'magic'; expected one of doremi",)),
+        Case("a file for a folder", TRAIN, "{y} save_folder={y}", ("save_folder is", "which is a file")),
+        Case("betas", TRAIN, "{y} optimizer.betas=[2,3]", ("optimizer.betas is [2.0, 3.0]; expected two",)),
         Case(
             "unknown logger", TRAIN, "{y} loggers.paper={{}}", ("loggers.paper is not known", "tensorboard")
         ),
@@ -61,9 +63,14 @@ CASES: dict[str, list[Case]] = {
             "unknown optimizer",
             TRAIN,
             "{y} optimizer.name=sgd",
-            ("'sgd'; expected decoupled_adamw or adamw",),
+            ("'sgd'; expected one of decoupled_adamw, adamw",),
         ),
-        Case("unknown schedule", TRAIN, "{y} scheduler.name=step", ("'step'; expected cosine_with_warmup",)),
+        Case(
+            "unknown schedule",
+            TRAIN,
+            "{y} scheduler.name=step",
+            ("'step'; expected one of cosine",),
+        ),
     ],
     "Model and target": [
         Case(

@@ -33,6 +33,16 @@ def test_a_dead_rank_ends_all_and_is_named(tmp_path, data, table, rank):
 
 
 @pytest.mark.world_size
+def test_a_rank_that_never_comes_ends_the_others(tmp_path, data, table):
+    path = write_config(tmp_path, data)
+    ranks = Ranks([path, "dist_timeout=5"], 1, env={"WORLD_SIZE": "2"})
+    assert ranks.wait(120) == [2], ranks.output()[-3000:]
+    assert "error: Rank 0 did not find all 2 processes within dist_timeout (5 s)" in ranks.output()
+    assert "Traceback" not in ranks.output()
+    table("a rank never starts", "the others end within dist_timeout, saying so")
+
+
+@pytest.mark.world_size
 def test_a_hang_ends_with_the_stacks_of_every_rank(tmp_path, data, table):
     path = write_config(tmp_path, data)
     fault = partial(faults.hang_at, "after_backward", 3, 1)

@@ -132,11 +132,16 @@ def test_finds_every_problem_at_once(tmp_path: Path, data: Path) -> None:
         model__attn_pdrop=0.1,
         callbacks__data_loading__proportion=[0.5, 0.25, 0.5],
         callbacks__data_loading__set_names=["code", "books", "poems"],
-        scheduler__name="cosine_with_warmup",
+        scheduler__name="step",
+        algorithms__freezing={},
+        loggers__file_logger={"colour": "red"},
     )
     problems = "\n".join(examine(config, devices=2).problems)
     for part in (
         "proportion sums to 1.25",
+        "scheduler.name is 'step'; expected one of cosine_with_warmup",
+        "algorithms.freezing is not known; expected some of: gradient_clipping",
+        "loggers.file_logger: got an unexpected keyword argument 'colour'",
         "missing.pt",
         "attn_pdrop is 0.1",
         "target_model.d_model is 64, more than the source's 32",

@@ -1,5 +1,7 @@
 """Checkpoints of a folder: complete or absent, latest first, checked against their manifests."""
 
+from pathlib import Path
+
 import pytest
 
 from llmshearing.utils import run_folder
@@ -36,6 +38,29 @@ def test_what_a_killed_process_leaves_is_absent(tmp_path):
     (tmp_path / "ep0-ba4-rank0.pt").write_bytes(b"a manifest cut off")
     (tmp_path / "ep0-ba4-rank0.pt.json").write_text('{"step": 4, "wri')
     assert run_folder.checkpoints(tmp_path) == [complete]
+
+
+def test_what_has_no_manifest_is_told_apart_the_latest_first(tmp_path):
+    write(tmp_path, "ep0-ba1-rank0.pt")
+    for name in ("ep0-ba9", "ep0-ba10-rank0.pt", "ep0-ba2-rank0.pt", "other"):
+        (tmp_path / name).touch()
+    found = [path.name for path in run_folder.without_manifest(tmp_path)]
+    assert found == ["ep0-ba10-rank0.pt", "ep0-ba9", "ep0-ba2-rank0.pt"]
+
+
+@pytest.mark.parametrize("name", ["ep0-ba1-rank0.pt", "ep0-ba1"])
+def test_a_checkpoint_whose_removal_is_cut_short_is_absent(tmp_path, monkeypatch, name):
+    checkpoint = write(tmp_path, name)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_folder.remove(checkpoint)
+    assert run_folder.checkpoints(tmp_path) == []
+    assert run_folder.without_manifest(tmp_path) == []
 
 
 def test_no_folder_has_no_checkpoints(tmp_path):
