@@ -257,7 +257,7 @@ class Config:
     eval_first: bool = False
     """Evaluate before the first step."""
     eval_subset_num_batches: int = -1
-    """Batches of an evaluation; -1: all."""
+    """Batches of an evaluation on each device; -1: all."""
     global_train_batch_size: int = MISSING
     """Sequences in a step, over all devices."""
     device_eval_batch_size: int = 8

@@ -57,7 +57,7 @@ def read_what_fits(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Con
         OmegaConf.resolve(loaded)
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not plain YAML: {error}") from error
     config, problems = build_what_fits(Config, loaded, source=str(path))
     if config is None:

@@ -205,12 +205,24 @@ def test_shipped_files_are_valid_and_resolve_to_yaml(path):
         ("optimizer.betas=5", "optimizer.betas: Invalid value"),
         ("scheduler.t_warmup=soon", "scheduler.t_warmup is 'soon'; expected a whole number and a unit"),
         ("seed=-1", "seed is -1; expected a number, 0 or more"),
+        ("max_seq_len=1", "max_seq_len is 1; expected a number, 2 or more"),
+        ("max_skipped_steps=-1", "max_skipped_steps is -1; expected a number, 0 or more"),
+        ("optimizer.lag_lr=-1", "optimizer.lag_lr is -1.0; expected a number, 0 or more"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay is -1.0; expected a number, 0 or more"),
+        ("scheduler.alpha_f=-1", "scheduler.alpha_f is -1.0; expected a number, 0 or more"),
         ("precision=fp8", "precision is 'fp8'; expected one of fp32, amp_bf16"),
         ("max_duration=1ep", "expected a whole number and a unit out of ba, tok, sp"),
+        ("eval_interval=9tok", "eval_interval is '9tok'; expected a whole number and a unit out of ba,"),
+        ("save_interval=9", "save_interval is '9'; expected a whole number and a unit out of ba,"),
+        (
+            "console_log_interval=1ep",
+            "console_log_interval is '1ep'; expected a whole number and a unit out of ba,",
+        ),
         ("callbacks.data_loading.proportion=[0.5,0.2,0.2]", "proportion sums to 0.9; expected 1"),
         ("callbacks.data_loading.proportion=[0.5,0.5]", "has 2 numbers for 3 domains"),
         ("callbacks.data_loading.target_loss=[1]", "target_loss has 1 numbers for 3 domains"),
         ("callbacks.data_loading.target_loss=null", "target_loss is missing"),
+        ("callbacks.data_loading.set_names=null", "proportion is set without set_names; name the domains"),
         ("callbacks.data_loading.update_type=doremy", "expected one of doremi, bandit, constant"),
         ("callbacks.data_loading.set_name=[a]", "unknown key set_name"),
         ("model.n_heads=4 5", "n_heads"),
@@ -234,6 +246,12 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path):
     wrong = ("sed", "optimizer.lrr", "seed", "optimizer.lr:", "smoothng", "proportion", "max_duration")
     assert len(lines) == len(wrong)
     assert all(any(key in line for line in lines) for key in wrong)
+
+
+@pytest.mark.parametrize("fixed", ["dynamic=false", "update_type=constant"])
+def test_weights_that_never_change_need_no_references(tmp_path, fixed):
+    overrides = ["callbacks.data_loading.target_loss=null", f"callbacks.data_loading.{fixed}"]
+    assert load_config(write(tmp_path, run_values(tmp_path / "data")), overrides).data_loading.proportion
 
 
 def test_missing_keys_and_files_are_named(tmp_path):

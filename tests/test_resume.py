@@ -1,13 +1,21 @@
 """An interrupted run that goes on is the uninterrupted one, on any number of processes."""
 
+import json
+import random
+
 import pytest
 import torch
+from composer.core import Callback
 
+from llmshearing import training
 from llmshearing.callbacks.resume import changes
 from llmshearing.utils import run_folder
+from llmshearing.utils.checkpoint import read_checkpoint
 from llmshearing.utils.files import occupied
+from llmshearing.utils.safe_load import load_tensors
 from processes import Ranks, assert_close, assert_same, run, weights, write_config
-from runs import write_data
+from reliability import faults
+from runs import run_config, write_data
 
 SHARDED = {"state_dict_type": "sharded"}
 
@@ -102,6 +110,54 @@ def test_weights_only_begins_a_new_run(tmp_path, data):
         assert torch.equal(weight, weights(tmp_path / "second")[name])
 
 
+class Draws(Callback):
+    """Draws a number in every step, as a part of Composer's might."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def batch_end(self, state, logger):
+        self.drawn.append((random.random(), torch.rand(()).item()))
+
+
+def test_random_numbers_and_evaluations_go_on_where_they_stopped(tmp_path, data, monkeypatch):
+    build = training.build_callbacks
+    draws = {}
+    for name, ends in {"whole": [4], "resumed": [2, 4]}.items():
+        draws[name] = Draws()
+        monkeypatch.setattr(training, "build_callbacks", build)
+        faults.add(draws[name])
+        for end in ends:
+            settings = {"max_duration": f"{end}ba", "autoresume": True, "eval_first": True}
+            training.train(run_config(data, tmp_path / name, **settings))
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        assert [v["step"] for v in lines if "metrics/eval/LanguageCrossEntropy" in v] == [0, *ends]
+        record = read_checkpoint(tmp_path / name / "latest-rank0.pt").record
+        assert "max_duration: 4ba" in record["config"]
+    assert draws["resumed"].drawn == draws["whole"].drawn
+
+
+def test_weights_saved_alone_cannot_be_gone_on_from(tmp_path, data):
+    training.train(run_config(data, tmp_path, max_duration="1ba", save_weights_only=True))
+    state = load_tensors(tmp_path / "latest-rank0.pt")["state"]
+    assert [*state, *state["callbacks"]] == ["model", "callbacks", "RunRecord"]
+    with pytest.raises(ValueError, match="its optimizer state is of nothing, this run's is of AdamW"):
+        training.train(run_config(data, tmp_path, max_duration="2ba", autoresume=True))
+
+
+def test_steps_left_out_count_over_launches(tmp_path, data, monkeypatch):
+    def spoil(state):
+        next(p.grad for p in state.model.parameters() if p.grad is not None).fill_(float("nan"))
+
+    monkeypatch.setattr(training, "build_callbacks", training.build_callbacks)  # `add` replaces it
+    for step in (1, 3):
+        faults.add(faults.At("after_backward", step, spoil))
+    settings = {"autoresume": True, "max_skipped_steps": 1}
+    training.train(run_config(data, tmp_path / "run", max_duration="3ba", **settings))
+    with pytest.raises(ValueError, match="Step 3 is not finite"):
+        training.train(run_config(data, tmp_path / "run", max_duration="4ba", **settings))
+
+
 def test_a_folder_with_checkpoints_is_not_written_over_unasked(tmp_path, data):
     path = write_config(tmp_path, data, max_duration="2ba")
     run([path])
@@ -116,7 +172,8 @@ def test_changes_names_what_a_run_cannot_go_on_with_and_what_else_differs():
     before = "{model: {d_model: 8, path: a, l0_module: {noise: shared}}, optimizer: {name: adamw, lr: 1}}"
     now = (
         "{model: {d_model: 16, path: b, l0_module: null}, optimizer: {name: adamw, lr: 2}, save_folder: x, "
-        "seed: 18, device_eval_batch_size: 3, precision: fp32}"
+        "seed: 18, device_eval_batch_size: 3, precision: fp32, train_loader: {dataset: {split: for_ft}}, "
+        "callbacks: {data_loading: {set_names: [a], proportion: [1], dynamic: true}}}"
     )
     fixed, others = changes(before, now)
     assert fixed == [
@@ -124,8 +181,14 @@ def test_changes_names_what_a_run_cannot_go_on_with_and_what_else_differs():
         "model.l0_module.noise was 'shared', is None",
         "optimizer.lr was 1, is 2",
         "seed was None, is 18",
+        "train_loader.dataset.split was None, is 'for_ft'",
+        "callbacks.data_loading.set_names was None, is ['a']",
+        "callbacks.data_loading.proportion was None, is [1]",
     ]
-    assert others == ["precision was None, is 'fp32'"]
+    assert others == [
+        "precision was None, is 'fp32'",
+        "callbacks.data_loading.dynamic was None, is True",
+    ]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from composer.utils import dist
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 
@@ -142,6 +143,13 @@ def test_another_tokenizer_than_the_datas_is_refused_and_in_a_model_warned_about
     write_checkpoint(tmp_path / "source.pt", weights, {"hf_files": files, "config": None})
     build_trainer(run_config(folder, model__path=str(tmp_path / "source.pt"))).close()
     assert ("carries one with another vocabulary" in caplog.text) != same
+
+
+def test_processes_wait_for_one_another_as_long_as_configured(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(dist, "initialize_dist", lambda device, timeout: waits.append(timeout))
+    build_trainer(run_config(write_data(tmp_path / "data"), dist_timeout=77.0)).close()
+    assert set(waits) == {77.0}
 
 
 def test_optimizer_groups_are_model_masks_and_multipliers(tmp_path):

@@ -39,7 +39,7 @@ class MetricsFile(LoggerDestination):
         if dist.get_global_rank() != 0:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
         begin = state.timestamp.batch.value
         with replacing(self.path) as draft:
             draft.write_text("".join(f"{line}\n" for line in lines if _is_before(line, begin)))
@@ -66,9 +66,9 @@ class MetricsFile(LoggerDestination):
 
 
 def _is_before(line: str, step: int) -> bool:
-    """Whether a line was written before step `step` began; a line cut off by a kill was not."""
+    """Whether a line was written before step `step` began; one cut off or spoilt counts as later."""
     try:
         values = json.loads(line)
-    except json.JSONDecodeError:
+        return values["step"] < step or (values["step"] == step and "loss/train/total" not in values)
+    except (ValueError, TypeError, KeyError):
         return False
-    return values["step"] < step or (values["step"] == step and "loss/train/total" not in values)

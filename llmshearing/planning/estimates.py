@@ -170,4 +170,4 @@ def checkpoints_kept(config: Config) -> int:
     steps, interval = planned_steps(config), steps_in(config.save_interval, config)
     written = math.ceil(steps / interval) if interval else 0
     keep = config.save_num_checkpoints_to_keep
-    return written if keep < 0 else min(keep, written)
+    return written if keep < 0 else min(max(1, keep), written)

@@ -21,6 +21,8 @@ def write_report(folders: Sequence[Path], path: Path) -> None:
         ValueError: when a run's files cannot be understood.
         OSError: when the report cannot be written.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected a file to write, such as {path}/report.html.")
     page = render([read_run(Path(folder)) for folder in folders])
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

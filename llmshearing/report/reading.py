@@ -6,18 +6,23 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from llmshearing.config import Config
 from llmshearing.config_file import read_config
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_of, target_of
+from llmshearing.models.masks import MASK_KINDS, needed_kinds
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 _MASKS = re.compile(r"zs_s(\d+)\.safetensors")
+_WITHOUT_MASKS = "Copy it again, or delete it: the report can do without it."
+_RECORD = 'expected numbers such as {"step": 7, "loss/train/total": 3.1}; remove the line.'
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Run:
     config: Config
     metrics: dict[str, Series]
     mask_files: dict[int, Path]
-    """Mask files by step, in the order of steps."""
+    """Mask files by step, in the order of steps; none when the run does not prune."""
 
     @property
     def name(self) -> str:
@@ -81,9 +86,30 @@ class Run:
             return self.metrics.get(f"metrics/eval/{domain}_LanguageCrossEntropy")
         return self.metrics.get(f"metrics/train/{domain}_{kind}")
 
+    @property
+    def mask_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each kind of gates that the run learns."""
+        l0 = self.config.model.l0_module
+        names = (l0 and l0.pruning_modules) or (needed_kinds(self.source, self.target) if self.target else [])
+        return {name: kind.shape(self.source) for name, kind in MASK_KINDS.items() if name in names}
+
     def masks(self, step: int) -> dict[str, NDArray[np.float32]]:
-        """The deterministic gates after `step` steps by kind, [the shapes of `models/masks.py`]."""
-        return load_file(self.mask_files[step])
+        """The deterministic gates after `step` steps by kind, [the shapes of `models/masks.py`].
+
+        Raises:
+            ValueError: when the file is damaged or holds something else.
+        """
+        path = self.mask_files[step]
+        try:
+            gates = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as masks ({error}). {_WITHOUT_MASKS}") from error
+        shapes = {name: gate.shape for name, gate in gates.items()}
+        if shapes != self.mask_shapes:
+            raise ValueError(
+                f"{path} holds {shapes}; expected the masks {self.mask_shapes}. {_WITHOUT_MASKS}"
+            )
+        return gates
 
 
 def read_run(folder: Path) -> Run:
@@ -98,8 +124,13 @@ def read_run(folder: Path) -> Run:
             raise FileNotFoundError(
                 f"There is no {path}; expected the save_folder of a run, which holds {CONFIG} and {METRICS}."
             )
-    run = Run(folder, read_config(folder / CONFIG), read_metrics(folder / METRICS), _mask_files(folder))
-    assert run.source  # a configuration without sizes is refused here, with its file's name
+    config = read_config(folder / CONFIG)
+    mask_files = _mask_files(folder) if config.model.l0_module else {}
+    run = Run(folder, config, read_metrics(folder / METRICS), mask_files)
+    try:
+        assert run.source
+    except ValueError as error:  # a configuration without sizes
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
     return run
 
 
@@ -107,24 +138,33 @@ def read_metrics(path: Path) -> dict[str, Series]:
     """Every metric by name, finite values only; a last line that is being written is left out.
 
     Raises:
-        ValueError: for any other line that is not JSON.
+        ValueError: for any other line that does not hold a step and numbers.
     """
     steps: dict[str, list[int]] = defaultdict(list)
     values: dict[str, list[float]] = defaultdict(list)
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line) if line else {}
-        except json.JSONDecodeError as error:
-            if number == len(lines):
+            record = json.loads(line.decode()) if line.strip() else {}
+        except (ValueError, RecursionError) as error:
+            if number == len(lines) and isinstance(error, json.JSONDecodeError):
                 break
-            raise ValueError(f"{path}, line {number}: not JSON ({error}); remove the line.") from None
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); {_RECORD}") from None
+        if not _is_record(record):
+            raise ValueError(f"{path}, line {number}: found {line[:60].decode(errors='replace')}; {_RECORD}")
         step = record.pop("step", 0)
         for key, value in record.items():
             steps[key].append(step)
             values[key].append(value)
     found = {key: _series(steps[key], values[key]) for key in steps}
     return {key: series for key, series in found.items() if len(series.steps)}
+
+
+def _is_record(found: Any) -> bool:
+    """Whether what a line holds is a step and metrics, all within what numpy can count."""
+    if not isinstance(found, dict) or not isinstance(found.get("step", 0), int):
+        return False
+    return all(isinstance(v, float) or (isinstance(v, int) and abs(v) < 2**63) for v in found.values())
 
 
 def _series(steps: list[int], values: list[float]) -> Series:

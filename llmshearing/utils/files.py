@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _explaining(path):
+        with _explaining(path, temporary):
             yield temporary
             temporary.replace(path)
     finally:
@@ -54,9 +54,9 @@ def replacing_folder(path: Path, marker: str) -> Iterator[Path]:
         raise FileExistsError(f"{path} exists and holds no {marker}; choose another folder or remove it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    temporary.mkdir()
     try:
-        with _explaining(path):
+        with _explaining(path, temporary):
+            temporary.mkdir()
             yield temporary
             if path.exists():
                 path.rename(old)
@@ -114,8 +114,8 @@ def occupied(folder: Path, by: str, setting: str) -> Iterator[None]:
 
 
 @contextmanager
-def _explaining(path: Path) -> Iterator[None]:
-    """Turn what torch, safetensors and a full file system raise into an OSError that names `path`."""
+def _explaining(path: Path, temporary: Path) -> Iterator[None]:
+    """Turn what torch, safetensors and the file system raise into an OSError that names `path`."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:  # a failed write, also where the disk is full
@@ -124,6 +124,8 @@ def _explaining(path: Path) -> Iterator[None]:
         raise OSError(f"Writing {path} failed: {reason}{room}.") from error
     except OSError as error:
         if error.errno not in FULL:
+            if str(error.filename).startswith(str(temporary)):
+                error.filename = str(path)
             raise
         raise OSError(f"Writing {path} failed: {error.strerror}{_room(path)}.") from error
 

@@ -69,6 +69,19 @@ def test_rate_leaves_evaluations_out_and_time_left_counts_them(monkeypatch: pyte
     assert step.endswith("0:00:30 left")  # 6 steps at 5 seconds each
 
 
+@pytest.mark.parametrize(("rank", "steps"), [(0, ["4", "8", "10"]), (1, [])])
+def test_rank_0_writes_at_the_interval_and_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, rank: int, steps: list[str]
+) -> None:
+    monkeypatch.setattr(progress_lines.dist, "get_global_rank", lambda: rank)
+    stream = io.StringIO()
+    lines = ProgressLines("4ba", stream)
+    lines.fit_start(at_step(0, 10, 0), None)  # type: ignore[arg-type]
+    for step in range(1, 11):
+        lines.batch_end(at_step(step, 10, step), None)  # type: ignore[arg-type]
+    assert re.findall(r"step +(\d+)/10", stream.getvalue()) == steps
+
+
 def test_run_without_a_terminal_writes_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = write_data(tmp_path / "data")
     config = run_config(data, max_duration="6ba", console_log_interval="2ba", log_to_console=True)

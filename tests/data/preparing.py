@@ -1,6 +1,7 @@
 """The command in tests: small text, how it is run, and what it wrote."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,11 @@ def read_documents(folder: Path) -> list[str]:
         "|" if token == EOS else f"w{token - 2}" for token in read_tokens(folder) if token != BOS
     )
     return [document.strip() for document in joined.split("|")[:-1]]
+
+
+def other_words(tokenizer: Path, folder: Path) -> Path:
+    """The tokenizer with another word in its vocabulary."""
+    shutil.copytree(tokenizer, folder)
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('"w7"', '"seven"'))
+    return folder

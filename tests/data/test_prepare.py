@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from tests.data.preparing import (
     BOS,
     EOS,
     SEQ_LEN,
+    other_words,
     read_documents,
     read_tokens,
     run,
@@ -118,9 +118,7 @@ def test_the_loaders_read_it(prepared, tokenizer_folder, tmp_path):
     evaluation = build_text_dataloader(section("eval_merge"), 4, set_names=names)
     assert evaluation.dataset.samples_per_domain() == {"book": 20, "wiki": 20}
     build_text_dataloader(section("eval_merge", tokenizer_name=str(tokenizer_folder)), 4)
-    other = shutil.copytree(tokenizer_folder, tmp_path / "other")
-    text = (other / "tokenizer.json").read_text()
-    (other / "tokenizer.json").write_text(text.replace('"w7"', '"seven"'))
+    other = other_words(tokenizer_folder, tmp_path / "other")
     with pytest.raises(ValueError, match="has another vocabulary than the one the data was made with"):
         build_text_dataloader(section("eval_merge", tokenizer_name=str(other)), 4)
     with pytest.raises(ValueError, match="prepared with seq_length 32, max_seq_len is 64"):
@@ -158,6 +156,8 @@ def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokeni
     with pytest.raises(FileExistsError, match="file, which is a file: give a folder"):
         run(monkeypatch, text, tmp_path / "file", tokenizer_folder)
     monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="lies in --input"):
+        run(monkeypatch, Path("~/text"), text / "out", tokenizer_folder)
     run(monkeypatch, Path("~/text"), Path("~/out"), tokenizer_folder)
     assert (tmp_path / "out" / "manifest.json").is_file()
 
@@ -172,6 +172,7 @@ def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokeni
         (documents(99), ("--text_field", "body"), r"line \d+: no field 'body', it has text: more than 100"),
         (documents(99), ("--proportion", "book=0.5"), "--proportion names book, expected each of book, wiki"),
         (documents(99), ("--proportion", "book=0.5", "wiki=1"), "--proportion sums to 1.5"),
+        (documents(99), ("--proportion", "book=0", "wiki=1"), "expected shares above 0 that sum to 1"),
         (documents(99), ("--seq_length", "0"), "--seq_length is 0: expected 1 or more"),
     ],
 )

@@ -1,6 +1,7 @@
 """Preparing interrupted, repeated, divided otherwise or on other executors: the same result, or a refusal."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -11,7 +12,7 @@ import pytest
 from llmshearing.data import merge_data, sources, stages
 from llmshearing.data.job import whole
 from llmshearing.utils.files import occupied
-from tests.data.preparing import run, start, tree_hash
+from tests.data.preparing import other_words, run, start, tree_hash
 from tests.data.texts import documents, write_jsonl
 
 
@@ -34,6 +35,8 @@ def test_done_work_is_recognized_and_other_work_refused(monkeypatch, tmp_path, t
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     with pytest.raises(FileExistsError, match=r"holds data prepared otherwise \(manifest.json\)"):
         run(monkeypatch, text, out, tokenizer_folder, "--seed", "18")
+    with pytest.raises(FileExistsError, match="holds data prepared otherwise"):
+        run(monkeypatch, text, out, other_words(tokenizer_folder, tmp_path / "other"))
     write_jsonl(text / "book" / "more.jsonl", ["w1"])
     with pytest.raises(FileExistsError, match="holds data prepared otherwise"):
         run(monkeypatch, text, out, tokenizer_folder)
@@ -63,12 +66,12 @@ def test_one_process_at_a_time_works_at_a_folder(monkeypatch, tmp_path, text, to
     assert not list(out.glob(".*"))
 
 
-def test_a_task_that_another_process_completes_meanwhile_is_kept(tmp_path):
+def test_a_task_that_another_process_completes_meanwhile_is_kept(monkeypatch, tmp_path):
     with whole(tmp_path / "task") as mine:
         (mine / "text").write_text("the same")
-        with whole(tmp_path / "task2") as other:
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+        with whole(tmp_path / "task") as other:
             (other / "text").write_text("the same")
-        (tmp_path / "task2").rename(tmp_path / "task")
     assert [path.name for path in tmp_path.iterdir()] == ["task"]
     assert (tmp_path / "task" / "text").read_text() == "the same"
 
@@ -84,6 +87,26 @@ def test_nothing_of_an_interrupted_run_with_other_settings_stays(
     assert len(list(out.glob(".prepare-*"))) == 1
     run(monkeypatch, text, out, tokenizer_folder)
     assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("changed", ["text", "tokenizer"])
+def test_half_done_work_on_what_has_changed_since_is_begun_anew(
+    monkeypatch, tmp_path, text, tokenizer_folder, changed
+):
+    """Under the same names and with the same sizes."""
+    tokenizer = shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "cut_bins", None)
+        with pytest.raises(TypeError):
+            run(monkeypatch, text, tmp_path / "out", tokenizer)
+    if changed == "text":
+        file, old, new = text / "book" / "all.jsonl", "w7 ", "w8 "
+    else:
+        file, old, new = tokenizer / "tokenizer.json", '"w7"', '"x7"'
+    file.write_text(file.read_text().replace(old, new))
+    for folder in ("out", "fresh"):
+        run(monkeypatch, text, tmp_path / folder, tokenizer)
+    assert tree_hash(tmp_path / "out") == tree_hash(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("stage", ["tokenize", "plan", "pack", "finish"])

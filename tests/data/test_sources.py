@@ -23,10 +23,10 @@ def reader(tmp_path, name, max_broken=0):
     return DocumentReader(get_datafolder(str(tmp_path)), name, "body", max_broken)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "A.PARQUET"])
 def test_every_format_gives_the_same_documents(tmp_path, name):
     path = tmp_path / name
-    if name.endswith("parquet"):
+    if name.lower().endswith("parquet"):
         pq.write_table(pa.table({"id": range(len(TEXTS)), "body": TEXTS}), path)
     elif name.endswith("gz"):
         path.write_bytes(gzip.compress(LINES))
@@ -48,9 +48,9 @@ def test_a_byte_order_mark_and_capital_names_are_read(tmp_path):
     assert documents.broken == 0
 
 
-def test_a_domain_may_be_a_link(tmp_path):
+def test_a_domain_may_be_a_link_and_is_not_hidden(tmp_path):
     write_jsonl(tmp_path / "elsewhere" / "a.jsonl", documents(2))
-    (tmp_path / "text").mkdir()
+    write_jsonl(tmp_path / "text" / ".cache" / "a.jsonl", documents(2))
     (tmp_path / "text" / "book").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "text" / "notes.txt").touch()
     (task,) = list_tasks(str(tmp_path / "text"), None)

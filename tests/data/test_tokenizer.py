@@ -4,7 +4,7 @@ import json
 
 import pytest
 import sentencepiece
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from llmshearing.data import tokenizer
@@ -40,6 +40,15 @@ def test_one_token_for_both_ends_stands_after_the_document(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     loaded = load_tokenizer(str(tmp_path))
     assert (loaded.prefix, loaded.suffix) == ((), (0,))
+
+
+def test_ids_that_the_tokenizer_puts_around_a_text_come_once(tmp_path):
+    loaded = Tokenizer(models.WordLevel({"<s>": 0, "a": 1}, unk_token="a"))
+    loaded.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    loaded.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    ours = load_tokenizer(str(tmp_path))
+    assert ([list(ids) for ids in ours.encode(["a"])], ours.prefix) == ([[1]], (0,))
 
 
 def test_truncation_stored_in_the_tokenizer_is_not_applied(tmp_path):

@@ -217,3 +217,7 @@ def test_a_checkpoint_of_another_stream_is_refused():
         make(seed=2).load_state_dict(state)
     with pytest.raises(ValueError, match="checkpoint's sizes"):
         make(seed=1, sizes=[13, 40, 7, 99]).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"checkpoint's exhausted .* is repeat, this run's is stop"):
+        make(seed=1, exhausted="stop").load_state_dict(state)
+    with pytest.raises(ValueError, match=r"checkpoint's shuffle .* is True, this run's is False"):
+        Mixture(NAMES, SIZES, WEIGHTS, 1, shuffle=False).load_state_dict(state)

@@ -16,6 +16,12 @@ CASES: dict[str, list[Case]] = {
     "Configuration": [
         Case("no configuration", TRAIN, "{f}/none.yaml", ("none.yaml does not exist",)),
         Case("no YAML", *START, ("run.yaml is not plain YAML",), lambda p: p.yaml.write_text("a: [1")),
+        Case(
+            "no UTF-8",
+            *START,
+            ("run.yaml is not plain YAML",),
+            lambda p: p.yaml.write_bytes(b"seed: \xff\xfe"),
+        ),
         Case("a list", *START, ("expected keys and values",), lambda p: p.yaml.write_text("- 1")),
         Case("override without =", TRAIN, "{y} seed", ("'seed' is not of the form key=value",)),
         Case("unknown key", TRAIN, "{y} optimizer.lrr=1", ("optimizer.lrr", "did you mean optimizer.lr?")),

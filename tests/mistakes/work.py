@@ -4,6 +4,7 @@ import gzip
 
 from mistakes.case import CONVERT, FROM_WEIGHTS, PREPARE, PRUNE, TRAIN, Case
 from spoiling import (
+    beside,
     converted,
     hf_folder,
     small_disk,
@@ -14,6 +15,7 @@ from spoiling import (
 
 SETTINGS = "--tokenizer {t} --seq_length 32 --eval_tokens 64 --workers 1"
 PREPARED = (PREPARE, f"--input {{f}}/text --output {{f}}/out {SETTINGS}")
+REPORT = ("llmshearing.report.__main__", "{f}/run")
 FEW_BROKEN = (PREPARE, f"{PREPARED[1]} --max_broken 3")
 BROKEN = b'{"text": "w1"}\n' + b"{broken\n" * 5
 
@@ -50,6 +52,31 @@ CASES: dict[str, list[Case]] = {
         Case("plan for no device", "llmshearing.utils.plan", "{y} --devices 0", ("--devices is 0",)),
         Case(
             "report of no run", "llmshearing.report.__main__", "{f}", ("expected the save_folder of a run",)
+        ),
+        Case(
+            "report with damaged masks",
+            *REPORT,
+            ("run/zs_s4.safetensors cannot be read as masks", "delete it: the report can do without it"),
+            trained(beside("zs_s4.safetensors", lambda path: path.write_bytes(b"\x40\x00"))),
+        ),
+        Case(
+            "report of a line that is a list",
+            *REPORT,
+            ("run/metrics.jsonl, line 1: found [1,2]", "expected numbers such as", "remove the line"),
+            trained(beside("metrics.jsonl", lambda path: path.write_text("[1,2]\n"))),
+        ),
+        Case(
+            "report of a binary line",
+            *REPORT,
+            ("run/metrics.jsonl, line 1: not JSON", "expected numbers such as", "remove the line"),
+            trained(beside("metrics.jsonl", lambda path: path.write_bytes(b"\xff\xfe"))),
+        ),
+        Case(
+            "report to a folder",
+            REPORT[0],
+            f"{REPORT[1]} --out {{f}}/data",
+            ("data is a folder", "expected a file to write, such as", "data/report.html"),
+            trained(),
         ),
     ],
     "While it runs": [

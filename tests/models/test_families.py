@@ -166,3 +166,10 @@ def test_sequences_may_be_shorter_than_the_checkpoints_where_rotations_do_not_de
     assert complete(ModelConfig(max_seq_len=16), arch_of("llama"), "W").max_seq_len == LIMIT
     with pytest.raises(ValueError, match=r"model.max_seq_len is 16"):
         complete(ModelConfig(max_seq_len=16), arch_of("llama rope yarn"), "W")
+
+
+def test_padding_on_the_left_is_refused():
+    model, ids = ours(make(CONFIGS["llama"])), tokens(4)
+    model({"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1, 0]]).expand_as(ids)})
+    with pytest.raises(ValueError, match="padding on the left; pad on the right"):
+        model({"input_ids": ids, "attention_mask": torch.tensor([[0, 1, 1, 1]]).expand_as(ids)})

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from llmshearing.models import hard_concrete as hc
+from llmshearing.models import l0_module
 from llmshearing.models.l0_module import L0Module
+from llmshearing.models.lagrangian import scheduled_target
 
 TARGET = {"d_model": 32, "n_heads": 2, "n_layers": 2, "intermediate_size": 48, "vocab_size": 50}
 
@@ -70,6 +72,12 @@ def test_lagrangian_with_a_target_equals_the_formula(step):
         assert values[f"target_{name}_sparsity"].item() == pytest.approx(now)
         assert values[f"expected_{name}_sparsity"].item() == pytest.approx(sparsity.mean().item(), rel=1e-6)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_targets_rise_from_their_start_and_stay():
+    targets = [scheduled_target(step, 10, 0.2, 0.6) for step in (0, 5, 10, 25)]
+    assert targets == pytest.approx([0.2, 0.4, 0.6, 0.6])
+    assert scheduled_target(0, 0, 0.2, 0.6) == pytest.approx(0.6)
 
 
 def test_lagrangian_without_a_target_constrains_the_whole_model():
@@ -142,6 +150,17 @@ def test_shared_noise_is_one_draw_a_step():
     assert torch.equal(l0()["hidden_z"], l0()["hidden_z"])
 
 
+@pytest.mark.parametrize(("noise", "same"), [("per_rank", False), ("shared", True)])
+def test_each_rank_draws_its_own_noise_unless_it_is_shared(monkeypatch, noise, same):
+    l0 = module(noise=noise)
+    drawn = []
+    for rank in (0, 1):
+        monkeypatch.setattr(l0_module, "_rank", lambda rank=rank: rank)
+        l0.set_step(2)
+        drawn.append(l0()["hidden_z"])
+    assert torch.equal(*drawn) == same
+
+
 def test_masks_stay_fp32_under_autocast():
     l0 = module()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -163,6 +182,8 @@ def test_masks_stay_fp32_under_autocast():
         ({"pruning_modules": ["layer", "mlp", "head", "hidden", "intermediate"]}, "keep layer"),
         ({"target_model": {**TARGET, "vocab_size": 40}}, "a vocabulary is not pruned"),
         ({"target_model": {}}, "nothing would be pruned"),
+        ({"target_model": None}, "pruning_modules is empty: nothing would be pruned"),
+        ({"pruning_modules": ["head", "head", "intermediate", "layer", "hidden"]}, "names a mask twice"),
         ({"pruning_modules": ["kv_head", "head", "intermediate", "layer", "hidden"]}, "use head"),
         ({"target_modle": None}, "did you mean"),
     ],

@@ -5,6 +5,7 @@ import torch
 
 from llmshearing.models import masks
 from llmshearing.models.architecture import Architecture
+from llmshearing.models.shape_checks import pruning_problems
 
 MHA = Architecture(
     d_model=64,
@@ -90,3 +91,13 @@ def test_grouped_heads_compete_within_their_group():
     log_alpha = torch.arange(24.0).view(3, 8)
     assert masks.rows("head", log_alpha, GQA).shape == (6, 4)
     assert masks.rows("head", torch.zeros(3, 4), MHA).shape == (3, 4)
+
+
+def test_shapes_that_cannot_be_reached_or_exported_are_refused():
+    (problem,) = pruning_problems(GQA, GQA.resized(n_heads=6, n_kv_heads=1), ["head", "kv_head"])
+    assert "6 query heads for each KV head, the source has 4; groups only shrink" in problem
+    neox = MHA.resized(family="gpt_neox")
+    kinds = ["head", "hidden"]
+    (problem,) = pruning_problems(neox, neox.resized(n_heads=2, n_kv_heads=2, d_model=48), kinds)
+    assert problem.endswith("d_model must be n_heads times 16: set d_model=32.")
+    assert not pruning_problems(neox, neox.resized(n_heads=2, n_kv_heads=2, d_model=32), kinds)

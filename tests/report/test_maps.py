@@ -32,9 +32,9 @@ def test_units_of_closed_layers_are_closed(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=10, interval=10)
     gates = {
         "head": np.ones((4, 8), np.float32),
-        "intermediate": np.repeat(np.float32([[0.9, 0.0]]), 4, 0),
+        "intermediate": np.tile(np.float32([0.9, 0.0]), (4, 48)),
         "layer": np.float32([1, 0, 1, 1]),
-        "hidden": np.float32([0, 0.5, 0, 0]),
+        "hidden": np.float32([0, 0.5] + 62 * [0]),
     }
     save_file(gates, folder / "zs_s10.safetensors")
     history = MaskHistory(read_run(folder))
@@ -43,7 +43,7 @@ def test_units_of_closed_layers_are_closed(tmp_path: Path) -> None:
     assert history.intermediate is not None
     assert history.intermediate[:, 0].tolist() == [0.5, 0, 0.5, 0.5]
     assert history.hidden is not None
-    assert history.hidden[:, 0].tolist() == [0, 1, 0, 0]
+    assert history.hidden[:, 0].tolist() == [0, 1] + 62 * [0]
 
 
 def test_moments_are_spread_with_both_ends() -> None:

@@ -1,9 +1,12 @@
 """Reading a run's folder, finished or in the middle of being written."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs_on_disk import SHAPE, TARGET, write_run
+from safetensors.numpy import save_file
 
 from llmshearing.report.reading import read_metrics, read_run
 
@@ -37,10 +40,51 @@ def test_of_two_values_at_a_step_the_last_counts(tmp_path: Path) -> None:
     assert read_metrics(path)["a"].values.tolist() == [7.0]
 
 
-def test_refuses_broken_lines_and_folders_of_no_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b"hello\n", "not JSON (Expecting value"),
+        (b"\xff\xfe\x00", "not JSON ('utf-8' codec can't decode byte 0xff"),  # as a last line too
+        (b"[" * 100_000 + b"\n", "not JSON (maximum recursion depth"),
+        (b"[1,2]", "found [1,2]"),
+        (b'{"step": "x", "a": 1}', 'found {"step": "x"'),
+        (b'{"step": 2, "a": null}', 'found {"step": 2, "a": null}'),
+        (b'{"step": 2, "a": 1' + b"0" * 400 + b"}", 'found {"step": 2, "a": 1000'),
+    ],
+    ids=["text", "binary", "nested", "list", "step", "null", "huge"],
+)
+def test_refuses_a_line_that_is_no_record(tmp_path: Path, line: bytes, found: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nhello\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not JSON"):
+    path.write_bytes(b'{"step": 1, "a": 3}\n' + line)
+    with pytest.raises(ValueError, match=re.escape(f"metrics.jsonl, line 2: {found}")) as error:
         read_metrics(path)
+    assert "expected numbers such as" in str(error.value)
+    assert str(error.value).endswith("remove the line.")
+
+
+def test_refuses_damaged_masks_and_those_of_another_run(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", steps=40, interval=10))
+    (tmp_path / "run" / "zs_s20.safetensors").write_bytes(run.mask_files[20].read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"zs_s20.safetensors cannot be read as masks .* delete it"):
+        run.masks(20)
+    save_file({"head": np.ones((4, 6), np.float32)}, tmp_path / "run" / "zs_s30.safetensors")
+    with pytest.raises(
+        ValueError, match=r"zs_s30.safetensors holds {'head': \(4, 6\)}; expected .* delete it"
+    ):
+        run.masks(30)
+
+
+def test_a_run_that_does_not_prune_has_no_masks(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", prune=False)
+    (folder / "zs_s10.safetensors").write_bytes(b"left by another run")
+    assert read_run(folder).mask_files == {}
+
+
+def test_refuses_folders_of_no_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config.yaml; expected the save_folder of a run"):
         read_run(tmp_path)
+    folder = write_run(tmp_path / "run")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("d_model: 64", "d_model: null"))
+    with pytest.raises(ValueError, match=r"config.yaml: model.d_model is not set"):
+        read_run(folder)

@@ -15,7 +15,13 @@ from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.families import architecture_from_hf, complete
-from llmshearing.utils.checkpoint import Checkpoint, load_weights, read_checkpoint, write_checkpoint
+from llmshearing.utils.checkpoint import (
+    Checkpoint,
+    in_pieces,
+    load_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
 from llmshearing.utils.hf_files import from_hf, read_hf
 from twins import CONFIGS, make, masked_checkpoint, save
 
@@ -88,6 +94,16 @@ def test_a_written_checkpoint_is_read_as_it_was(tmp_path):
     assert equal(found.weights, weights)
     assert found.record == RECORD
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["c.pt"]
+
+
+def test_a_checkpoint_comes_whole_in_pieces(tmp_path):
+    write_checkpoint(tmp_path / "c.pt", weights_of(), {})
+    checkpoint = read_checkpoint(tmp_path / "c.pt")
+    pieces = list(in_pieces(checkpoint, size=4000))
+    largest = max(weight.nbytes for weight in checkpoint.weights.values())
+    assert len(pieces) > 2
+    assert all(sum(w.nbytes for w in piece.values()) < 4000 + largest for piece in pieces)
+    assert equal({name: w for piece in pieces for name, w in piece.items()}, checkpoint.weights)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

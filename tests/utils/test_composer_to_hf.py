@@ -53,10 +53,12 @@ def test_a_config_tells_the_type_that_training_gave_the_weights(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "back", torch_dtype="auto").dtype == torch.float32
 
 
-def test_a_model_from_scratch_gets_the_special_tokens_of_its_tokenizer(tmp_path):
+@pytest.mark.parametrize(("pad", "pad_id"), [(None, "absent"), ("<end>", 2)])
+def test_a_model_from_scratch_gets_the_special_tokens_of_its_tokenizer(tmp_path, pad, pad_id):
     save_hf_to_composer(save(make(CONFIGS["llama"]), tmp_path / "hf"), tmp_path / "c.pt")
     words = Tokenizer(models.WordLevel({"w": 0, "<begin>": 1, "<end>": 2, "<stop>": 3}, unk_token="w"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<begin>", eos_token="<stop>")
+    ends = {"bos_token": "<begin>", "eos_token": "<stop>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, **ends)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     record = {"hf_files": hf_files.read_travelling(tmp_path / "tokenizer"), "config": None}
     composer_to_hf.write_checkpoint(tmp_path / "c.pt", read_checkpoint(tmp_path / "c.pt").weights, record)
@@ -65,7 +67,7 @@ def test_a_model_from_scratch_gets_the_special_tokens_of_its_tokenizer(tmp_path)
     )
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 3)
-    assert "pad_token_id" not in config
+    assert config.get("pad_token_id", "absent") == pad_id
 
 
 @pytest.mark.parametrize("safe", [True, False])

@@ -54,6 +54,13 @@ def test_a_failure_to_write_names_the_file_and_the_room_left(tmp_path, monkeypat
     assert not names(tmp_path)
 
 
+def test_what_is_not_allowed_names_the_file_and_not_its_draft(tmp_path):
+    for place in (replacing(tmp_path / "a"), replacing_folder(tmp_path / "a", marker="m")):
+        with pytest.raises(PermissionError) as found, place as temporary:
+            raise PermissionError(errno.EACCES, "Permission denied", str(temporary / "weights"))
+        assert found.value.filename == str(tmp_path / "a")
+
+
 def test_other_failures_are_not_blamed_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**40))
     with pytest.raises(OSError, match=r"Writing .*a failed: no storage\.$"), replacing(tmp_path / "a"):

@@ -92,6 +92,8 @@ def test_sharded_memory_falls_with_devices_and_states_add_up() -> None:
     count = 6_738_415_616
     assert one.weights + one.gradients + one.optimizer == 16 * count
     assert eight.weights + eight.gradients + eight.optimizer == 2 * count
+    block = 4 * 4096**2 + 3 * 4096 * 11008
+    assert (one.gathered, eight.gathered) == (0, 2 * (3 * block + 2 * 32000 * 4096))
     assert eight.recomputed < eight.activations / 10
     assert eight.total(True) < 30 * 2**30 < one.total(True)
 
@@ -114,6 +116,19 @@ def test_domain_budgets_count_passes_at_the_starting_weights(data: Path) -> None
     code = budgets["code"]  # 56 sequences, half of each batch of 8, 12 steps
     assert (code.sequences, code.evaluation) == (56, 8)
     assert (code.steps_a_pass, code.passes) == (pytest.approx(14), pytest.approx(48 / 56))
+
+
+def test_checkpoints_and_evaluations_are_counted() -> None:
+    config = run_config(Path("nowhere"), save_interval="5ba")  # 12 steps
+    assert estimates.checkpoint_bytes(config, LLAMA_7B) == 12 * 6_738_415_616
+    config.save_weights_only = True
+    assert estimates.checkpoint_bytes(config, LLAMA_7B) == 4 * 6_738_415_616
+    for keep, kept in ((-1, 3), (0, 1), (2, 2), (9, 3)):
+        config.save_num_checkpoints_to_keep = keep
+        assert estimates.checkpoints_kept(config) == kept
+    assert sizes.evaluations(config) == 3
+    config.eval_first = True
+    assert sizes.evaluations(config) == 4
 
 
 @pytest.mark.parametrize(("duration", "steps"), [("7ba", 7), ("65sp", 9), ("1025tok", 9), ("128tok", 1)])
@@ -170,6 +185,12 @@ def test_what_cannot_be_meant_is_a_warning_and_no_problem(data: Path) -> None:
     assert examine(config).warnings == []
 
 
+def test_a_part_of_an_evaluation_is_counted_over_all_devices(data: Path) -> None:
+    config = run_config(data, eval_subset_num_batches=1, device_eval_batch_size=8)
+    for devices, counts in ((1, [8, 0, 0]), (2, [8, 8, 0]), (4, [8, 8, 8])):
+        assert examine(config, devices).evaluation == dict(zip(DOMAINS, counts, strict=True))
+
+
 def test_a_bare_state_dict_is_described_by_the_configuration(tmp_path: Path, data: Path) -> None:
     config = run_config(data, model__l0_module=None)
     torch.save(ComposerMosaicLlama(config.model).state_dict(), tmp_path / "original.pt")
@@ -180,6 +201,13 @@ def test_a_bare_state_dict_is_described_by_the_configuration(tmp_path: Path, dat
     assert (found.source.n_heads, found.source.head_dim) == (4, 8)
     config.model.n_layers = 5
     assert "model.n_layers is 5, but the checkpoint" in examine(config).problems[0]
+
+
+def test_microbatches_of_a_step_are_equally_large(data: Path) -> None:
+    config = run_config(data, device_train_microbatch_size=3)
+    (problem,) = examine(config).problems
+    assert "microbatch_size is 3, which does not divide the 8 sequences of a device" in problem
+    assert not examine(config, devices=4).problems
 
 
 def test_a_missing_data_folder_is_one_problem() -> None:

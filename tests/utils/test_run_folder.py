@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from llmshearing.callbacks.resume import find_checkpoint
 from llmshearing.utils import run_folder
 
 
@@ -90,3 +91,14 @@ def test_the_last_one_always_stays(tmp_path, count, kept):
     run_folder.keep_last(tmp_path, count)
     assert [run_folder.step_of(path) for path in run_folder.checkpoints(tmp_path)] == kept
     assert len(list(tmp_path.glob("ep0-*"))) == 2 * len(kept)
+
+
+def test_a_run_begins_from_its_own_checkpoint_before_one_from_elsewhere(tmp_path):
+    own = tmp_path / "own"
+    elsewhere = write(tmp_path / "other", "ep0-ba9-rank0.pt")
+    assert find_checkpoint(own, str(elsewhere), autoresume=True) == elsewhere
+    first, last = (write(own, f"ep0-ba{step}-rank0.pt") for step in (1, 2))
+    assert find_checkpoint(own, str(elsewhere), autoresume=True) == last
+    assert find_checkpoint(own, str(first)) == first
+    with pytest.raises(FileExistsError, match="the last of step 2"):
+        find_checkpoint(own, str(elsewhere))
