@@ -1,5 +1,6 @@
 """What benchmarks share: the models they compare, paired timing, and the file a result goes to."""
 
+import argparse
 import json
 import os
 import platform
@@ -17,6 +18,13 @@ from llmshearing.models.composer_llama import ComposerMosaicLlama
 
 RESULTS = Path(__file__).parent / "results"
 BODY_25M = {"d_model": 512, "n_heads": 8, "n_layers": 8, "intermediate_size": 1376}
+
+
+def positive(word: str) -> int:
+    """A count on a command line: a whole number of at least 1."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of at least 1")
+    return int(word)
 
 
 def shearing_model(sizes: Mapping[str, int], vocabulary: int, length: int, domains: int, prune: bool):

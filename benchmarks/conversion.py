@@ -1,10 +1,15 @@
 """Conversion and pruning of a model of 1.3 billion random bf16 parameters: time beside copying, and memory.
 
-    python -m benchmarks.conversion
-
 Every run is a process of its own and alternates with a plain copy. Times leave out the imports. Counted as
 memory is what a process holds at its peak beyond what it held after imports, pages of mapped files
 included, over the bytes of the source.
+
+Takes no arguments. Writes `benchmarks/results/conversion.json`. Its models, about 11 GB, lie in a folder that
+is removed at the end: in BENCHMARK_FOLDER where that is set, else where the system keeps what is temporary.
+
+Example:
+
+    BENCHMARK_FOLDER=/scratch python -m benchmarks.conversion
 """
 
 import json
@@ -26,6 +31,7 @@ from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_to_hf, complete
 from llmshearing.models.l0_module import L0Module
+from llmshearing.utils import cli
 from llmshearing.utils.checkpoint import read_checkpoint, write_checkpoint
 from llmshearing.utils.composer_to_hf import export, save_composer_to_hf, save_hf_to_composer
 from llmshearing.utils.post_pruning_processing import prune_and_save_model
@@ -35,6 +41,11 @@ SOURCE = {"d_model": 2048, "n_heads": 16, "n_layers": 24, "intermediate_size": 5
 TARGET = {"d_model": 1024, "n_heads": 8, "n_layers": 24, "intermediate_size": 2816}
 ROUNDS = 5
 CHUNK = 2**24
+ONE_RUN = """
+import json, pathlib, sys
+from benchmarks.conversion import one_run
+print("\\n" + json.dumps(one_run(sys.argv[1], pathlib.Path(sys.argv[2]))))
+"""
 
 
 def prepare(folder: Path) -> None:
@@ -89,7 +100,7 @@ def one_run(name: str, folder: Path) -> tuple[float, int]:
 def measured(name: str, folder: Path) -> tuple[float, int]:
     """`one_run` in a fresh process, whose output is removed."""
     os.sync()  # what an earlier run left to be written would slow this one down
-    run = [sys.executable, "-m", "benchmarks.conversion", name, str(folder)]
+    run = [sys.executable, "-c", ONE_RUN, name, str(folder)]
     seconds, peak = json.loads(
         subprocess.run(run, check=True, capture_output=True, text=True).stdout.split("\n")[-2]
     )
@@ -116,9 +127,7 @@ def measure(rounds: int = ROUNDS) -> dict[str, Any]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        sys.stdout.write(f"\n{json.dumps(one_run(sys.argv[1], Path(sys.argv[2])))}\n")
-        return
+    cli.parser("benchmarks.conversion", __doc__).parse_args()
     values = measure()
     write_result("conversion", {"source": SOURCE, "target": TARGET, "rounds": ROUNDS}, values)
     for name, value in values.items():

@@ -1,6 +1,11 @@
 """Loading and mixing: tokens a second beside a bare MDS read; planning, state and resuming.
 
-python -m benchmarks.data_loading
+The loader reads random sequences of 7 and of 70 domains, shuffled; the bare read takes as many sequences with
+mosaicml-streaming's reader alone.
+
+Takes no arguments. Writes `benchmarks/results/data_loading.json`. Example:
+
+    python -m benchmarks.data_loading
 """
 
 import itertools
@@ -20,6 +25,7 @@ from benchmarks.common import median_ratio, paired_seconds, write_result
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.mixture import Cursor, Mixture
+from llmshearing.utils import cli
 
 SEQ_LEN = 4096
 SEQUENCES = 7000  # over all domains
@@ -103,6 +109,7 @@ def measure_mixture() -> dict[str, float]:
 
 
 def main() -> None:
+    cli.parser("benchmarks.data_loading", __doc__).parse_args()
     values = measure_loading() | measure_mixture()
     config = {"sequence": SEQ_LEN, "batch": BATCH, "batches": BATCHES, "rounds": ROUNDS, "dtype": "uint16"}
     write_result("data_loading", config, values)

@@ -1,10 +1,12 @@
 """Preparation beside a bare tokenizing loop: tokens a second over the same texts on the same cores.
 
-    python -m benchmarks.data_tokenizing
-
 The texts are the Python files of this installation. The bare loop holds them in memory and calls
 `encode_batch` (and, as a second baseline, the faster `encode_batch_fast`); preparation reads them from
 jsonl, hashes, tokenizes, splits, packs and writes them.
+
+Takes no arguments. Writes `benchmarks/results/data_tokenizing.json`. Example:
+
+    python -m benchmarks.data_tokenizing
 """
 
 import json
@@ -21,6 +23,7 @@ from benchmarks.common import median_ratio, paired_seconds, write_result
 from llmshearing.data import stages
 from llmshearing.data.job import Job
 from llmshearing.data.sources import list_tasks
+from llmshearing.utils import cli
 
 MEGABYTES = 24
 VOCABULARY = 16_000
@@ -132,6 +135,7 @@ def measure() -> dict[str, Any]:
 
 
 def main() -> None:
+    cli.parser("benchmarks.data_tokenizing", __doc__).parse_args()
     config = {"megabytes": MEGABYTES, "vocabulary": VOCABULARY, "sequence": SEQ_LEN, "rounds": ROUNDS}
     write_result("data_tokenizing", config, measure())
 

@@ -1,12 +1,15 @@
 """Tokens/s and MFU on one GPU: dense and pruning steps beside transformers', in bf16 at 4,096 tokens.
 
-    python -m benchmarks.gpu                 the shapes of the paper
-    python -m benchmarks.gpu --tiny          the same path with tiny shapes, for a machine without a GPU
+    python -m benchmarks.gpu [--tiny] [--sequences N] [--steps N]
 
 MFU counts matrix products (`Architecture.training_flops`) against the device's peak in bf16.
+Writes `benchmarks/results/gpu.json`; with `--tiny`, which takes 64 tokens, `gpu_tiny_cpu.json` there.
+
+Example:
+
+    python -m benchmarks.gpu --sequences 8
 """
 
-import argparse
 import gc
 import statistics
 import sys
@@ -19,9 +22,10 @@ from typing import Any
 import torch
 from composer.distributed.activation_checkpointing import apply_ac
 
-from benchmarks.common import hf_model, write_result
+from benchmarks.common import hf_model, positive, write_result
 from benchmarks.steps import finish
 from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.utils import cli
 
 SHAPES = {
     "370M": {"d_model": 1024, "n_heads": 8, "n_layers": 24, "intermediate_size": 2816},
@@ -144,13 +148,17 @@ def name_of(device: torch.device) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = cli.parser("benchmarks.gpu", __doc__)
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to prove the path without a GPU")
-    parser.add_argument("--sequences", type=int, default=4, help="sequences of a step (4)")
-    parser.add_argument("--steps", type=int, default=10, help="measured steps of a case (10)")
+    parser.add_argument(
+        "--sequences", type=positive, default=4, metavar="N", help="sequences of a step (default: 4)"
+    )
+    parser.add_argument(
+        "--steps", type=positive, default=10, metavar="N", help="measured steps of each case (default: 10)"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available() and not arguments.tiny:
-        raise SystemExit("error: no CUDA device; `--tiny` proves the path on the CPU.")
+        parser.error("no CUDA device; `--tiny` proves the path on the CPU.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     length, shapes = (64, TINY) if arguments.tiny else (4096, SHAPES)
     ids = torch.randint(0, VOCABULARY, (arguments.sequences, length), device=device)

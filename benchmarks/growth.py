@@ -1,8 +1,10 @@
 """How time and memory of a step grow with layers, width, length and vocabulary, beside transformers'.
 
-    python -m benchmarks.growth
+One size is varied at a time from a small base.
 
-One size is varied at a time from a small base; the figure goes to `docs/growth.svg`.
+Takes no arguments. Writes `benchmarks/results/growth.json`, and the figure `docs/growth.svg`. Example:
+
+    python -m benchmarks.growth
 """
 
 import statistics
@@ -15,6 +17,7 @@ from tqdm import tqdm
 from benchmarks.common import hf_model, paired_seconds, shearing_model, token_batch, write_result
 from benchmarks.memory import measured
 from benchmarks.steps import hf_step, our_step
+from llmshearing.utils import cli
 
 BASE = {"layers": 4, "width": 256, "length": 256, "vocabulary": 8000}
 VARIED = {
@@ -86,6 +89,7 @@ def draw(values: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main() -> None:
+    cli.parser("benchmarks.growth", __doc__).parse_args()
     values = measure()
     write_result("growth", {"base": BASE, "sequences": 4}, values)
     draw(values, FIGURE)

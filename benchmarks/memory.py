@@ -1,9 +1,11 @@
 """Peak memory of a training step: ours, pruning, beside transformers', each in a process of its own.
 
-    python -m benchmarks.memory
-
 Counted is what a process holds at its peak beyond what it held after imports: weights, gradients, AdamW's
 state, activations, logits.
+
+Takes no arguments. Writes `benchmarks/results/memory.json`. Example:
+
+    python -m benchmarks.memory
 """
 
 import multiprocessing
@@ -14,6 +16,7 @@ from typing import Any
 
 from benchmarks.common import BODY_25M, hf_model, shearing_model, token_batch, write_result
 from benchmarks.steps import hf_step, our_step
+from llmshearing.utils import cli
 
 _FRESH = multiprocessing.get_context("forkserver")
 _FRESH.set_forkserver_preload(["benchmarks.steps"])
@@ -62,6 +65,7 @@ def measure() -> dict[str, Any]:
 
 
 def main() -> None:
+    cli.parser("benchmarks.memory", __doc__).parse_args()
     values = measure()
     write_result("memory", {**BODY_25M, "sequences": SEQUENCES, "length": LENGTH}, values)
     for name, value in values.items():

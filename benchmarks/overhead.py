@@ -1,9 +1,11 @@
 """What the trainer adds: wall time of a step in a run beside the bare step, and time to the first step.
 
-    python -m benchmarks.overhead
-
 Both kinds of step run in one process, in turn: a run of Composer's Trainer is stopped after every step by a
 callback, which then takes the same step bare.
+
+Takes no arguments. Writes `benchmarks/results/overhead.json`. Example:
+
+    python -m benchmarks.overhead
 """
 
 import json
@@ -27,6 +29,7 @@ from benchmarks.steps import our_step
 from llmshearing.config import Config, build
 from llmshearing.config_file import load_config
 from llmshearing.training import build_trainer
+from llmshearing.utils import cli
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = "configs/quickstart/source.yaml"
@@ -143,6 +146,7 @@ def measure() -> dict[str, float]:
 
 
 def main() -> None:
+    cli.parser("benchmarks.overhead", __doc__).parse_args()
     values = measure()
     config = {**BODY_25M, "vocabulary": VOCABULARY, "sequences": SEQUENCES, "length": LENGTH, "steps": STEPS}
     write_result("overhead", config, values)

@@ -1,7 +1,13 @@
 """The table of speed and memory: measured values beside their bars.
 
-python -m benchmarks.run_all            measure everything (about 20 minutes on two cores)
-python -m benchmarks.run_all --show     print the table from the results that are there
+    python -m benchmarks.run_all [--show]
+
+Runs steps, memory, overhead, conversion, data_tokenizing and data_loading, about 20 minutes on two cores.
+Each writes `benchmarks/results/NAME.json`; the table is made from these files.
+
+Example:
+
+    python -m benchmarks.run_all --show
 """
 
 import json
@@ -10,6 +16,7 @@ from typing import Any
 
 from benchmarks import conversion, data_loading, data_tokenizing, memory, overhead, steps
 from benchmarks.common import RESULTS
+from llmshearing.utils import cli
 
 # what, result file, key in its values, the bar, and whether the value may not be below it (else: above)
 TABLE: list[tuple[str, str, str, float, bool]] = [
@@ -42,7 +49,9 @@ TABLE: list[tuple[str, str, str, float, bool]] = [
 
 
 def main() -> None:
-    if "--show" not in sys.argv:
+    parser = cli.parser("benchmarks.run_all", __doc__)
+    parser.add_argument("--show", action="store_true", help="measure nothing; print what the files hold")
+    if not parser.parse_args().show:
         for module in (steps, memory, overhead, conversion, data_tokenizing, data_loading):
             sys.argv = [module.__name__]
             module.main()

@@ -1,8 +1,13 @@
 """Time of a training step: ours, dense and pruning, beside transformers', in one process, in turn.
 
-    python -m benchmarks.steps [rounds]
+    python -m benchmarks.steps [ROUNDS]
 
 A step is forward, backward, clipping and AdamW; ours includes masks, Lagrangian and the losses by domain.
+Writes `benchmarks/results/steps.json`.
+
+Example:
+
+    python -m benchmarks.steps 15
 """
 
 import sys
@@ -16,16 +21,19 @@ from benchmarks.common import (
     hf_model,
     median_ratio,
     paired_seconds,
+    positive,
     shearing_model,
     token_batch,
     write_result,
 )
 from llmshearing.models.metrics import domain_sums
+from llmshearing.utils import cli
 
 VOCABULARY, SEQUENCES, LENGTH = 32_000, 4, 512
+ROUNDS = 15
 
 
-def measure(rounds: int = 15) -> dict[str, float]:
+def measure(rounds: int = ROUNDS) -> dict[str, float]:
     """The ratios of the table in `docs/performance.md`."""
     batch = {n: token_batch(VOCABULARY, SEQUENCES, LENGTH, n) for n in (7, 70)}
     models = {
@@ -106,7 +114,16 @@ def our_eval(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    parser = cli.parser("benchmarks.steps", __doc__)
+    parser.add_argument(
+        "rounds",
+        metavar="ROUNDS",
+        nargs="?",
+        type=positive,
+        default=ROUNDS,
+        help=f"measured steps of each kind, taken in turn (default: {ROUNDS})",
+    )
+    rounds = parser.parse_args().rounds
     values = measure(rounds)
     config = {
         **BODY_25M,

@@ -13,9 +13,9 @@ TARGET=${TARGET:-1.3b} # 2.7b | 1.3b | 370m
 CONFIG=${CONFIG:-configs/llama2/$TARGET.yaml}
 RUN_NAME=${RUN_NAME:-llama2_${TARGET}_continued}
 SAVE_FOLDER=${SAVE_FOLDER:-runs/$RUN_NAME}
+AUTORESUME=${AUTORESUME:-false}
 
-# The losses that the scaling law of the source's family predicts for this size.
-case $TARGET in
+case $TARGET in # its losses
   2.7b) losses=[1.8712,0.6883,2.0325,1.5353,1.6297,1.3560,2.0328] ;;
   1.3b) losses=[1.9643,0.7459,2.1393,1.6117,1.7590,1.4449,2.1251] ;;
   370m) losses=[2.1401,0.8694,2.3625,1.7791,2.0470,1.6637,2.3139] ;;
@@ -25,7 +25,7 @@ esac
 # Domains, and the weights that pruning ended with.
 SET_NAMES=${SET_NAMES:-[cc,github,book,stackexchange,wiki,arxiv,c4-rp]}
 PROPORTION=${PROPORTION:-[0.2192,0.0002,0.0791,0.0064,0.0096,0.001,0.6845]}
-TARGET_LOSS=${TARGET_LOSS:-$losses}
+TARGET_LOSS=${TARGET_LOSS:-$losses} # what the scaling law of the source's family predicts for TARGET
 UPDATE_TYPE=${UPDATE_TYPE:-doremi}
 
 # Length and size of the run.
@@ -41,7 +41,7 @@ LR=${LR:-1e-4}
 LR_WARMUP=${LR_WARMUP:-1440ba}
 
 launch "$CONFIG" \
-  run_name="$RUN_NAME" save_folder="$SAVE_FOLDER" save_interval="$SAVE_INTERVAL" autoresume="${AUTORESUME:-false}" \
+  run_name="$RUN_NAME" save_folder="$SAVE_FOLDER" save_interval="$SAVE_INTERVAL" autoresume="$AUTORESUME" \
   model.path="$MODEL" data_local="$DATA" train_loader.dataset.split=for_ft eval_loader.dataset.split=eval_merge \
   max_duration="$MAX_DURATION" global_train_batch_size="$BATCH_SIZE" max_seq_len="$MAX_SEQ_LEN" \
   device_train_microbatch_size="$MICROBATCH_SIZE" eval_interval="$EVAL_INTERVAL" \

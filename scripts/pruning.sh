@@ -13,9 +13,9 @@ TARGET=${TARGET:-1.3b} # 2.7b | 1.3b | 370m
 CONFIG=${CONFIG:-configs/llama2/7b.yaml}
 RUN_NAME=${RUN_NAME:-llama2_7b_pruning_$TARGET}
 SAVE_FOLDER=${SAVE_FOLDER:-runs/$RUN_NAME}
+AUTORESUME=${AUTORESUME:-false}
 
-# The target's shape, and the losses that the scaling law of the source's family predicts for its size.
-case $TARGET in
+case $TARGET in # its shape and losses
   2.7b) shape="2560 20 32 6912" losses=[1.8712,0.6883,2.0325,1.5353,1.6297,1.3560,2.0328] ;;
   1.3b) shape="2048 16 24 5504" losses=[1.9643,0.7459,2.1393,1.6117,1.7590,1.4449,2.1251] ;;
   370m) shape="1024 8 24 2816" losses=[2.1401,0.8694,2.3625,1.7791,2.0470,1.6637,2.3139] ;;
@@ -26,7 +26,7 @@ read -r d_model n_heads n_layers intermediate_size <<< "$shape"
 # Domains and their share of the data the source was trained on.
 SET_NAMES=${SET_NAMES:-[cc,github,book,stackexchange,wiki,arxiv,c4-rp]}
 PROPORTION=${PROPORTION:-[0.67,0.045,0.045,0.02,0.045,0.025,0.15]}
-TARGET_LOSS=${TARGET_LOSS:-$losses}
+TARGET_LOSS=${TARGET_LOSS:-$losses} # what the scaling law of the source's family predicts for TARGET
 UPDATE_TYPE=${UPDATE_TYPE:-doremi}
 
 # Length and size of the run.
@@ -44,7 +44,7 @@ LR_WARMUP=${LR_WARMUP:-320ba}
 LAG_WARMUP=${LAG_WARMUP:-640ba}
 
 launch "$CONFIG" \
-  run_name="$RUN_NAME" save_folder="$SAVE_FOLDER" save_interval="$SAVE_INTERVAL" autoresume="${AUTORESUME:-false}" \
+  run_name="$RUN_NAME" save_folder="$SAVE_FOLDER" save_interval="$SAVE_INTERVAL" autoresume="$AUTORESUME" \
   model.path="$MODEL" data_local="$DATA" train_loader.dataset.split=for_prune eval_loader.dataset.split=eval_merge \
   max_duration="$MAX_DURATION" global_train_batch_size="$BATCH_SIZE" max_seq_len="$MAX_SEQ_LEN" \
   device_train_microbatch_size="$MICROBATCH_SIZE" eval_interval="$EVAL_INTERVAL" \

@@ -2,6 +2,7 @@
 # The whole method on a plain machine, in six minutes: train a small model on the text that every Python
 # installation holds, shear it to less than half, train it on, and compare with training that shape from scratch.
 # Every command it runs is printed, and is the one you would run yourself.
+case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# //p' "$0"; exit 0 ;; esac
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh

@@ -6,8 +6,11 @@ them.
 
 import importlib
 import importlib.util
+import inspect
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +31,11 @@ COMMANDS = [
     ),
     "llmshearing.report",
 ]
+BENCHMARKS = [
+    f"benchmarks.{path.stem}"
+    for path in sorted((ROOT / "benchmarks").glob("*.py"))
+    if '__name__ == "__main__"' in path.read_text()
+]
 CHOICES = {"save_hf_to_composer", "save_composer_to_hf", "prune_and_save_model", "measure", "fit"}
 
 
@@ -36,6 +44,19 @@ class Undocumented:
     first: int = 1
     """Documented."""
     second: int = 2
+
+
+@pytest.fixture
+def no_benchmark(monkeypatch) -> None:
+    """Fail where a benchmark gets past its arguments: only its `main`, and what reads a count, may run."""
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("measures or writes")
+
+    for module in map(importlib.import_module, BENCHMARKS):
+        for name, _ in inspect.getmembers(module, inspect.isfunction):
+            if name not in ("main", "positive"):
+                monkeypatch.setattr(module, name, refuse)
 
 
 def commands(page: Path) -> list[str]:
@@ -61,6 +82,16 @@ def help_of(module: str, words: list[str], monkeypatch, capsys) -> str:
     return capsys.readouterr().out
 
 
+def help_of_script(name: str, words: list[str], folder: Path) -> str:
+    """What `bash name words` prints with nothing set, in a copy where nothing can be set up or started."""
+    shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("setup.sh"))
+    command, path = ["bash", name, *words], {"PATH": "/usr/bin:/bin"}
+    run = subprocess.run(command, cwd=folder / "scripts", env=path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.usefixtures("no_benchmark")
 @pytest.mark.parametrize(("page", "command"), all_commands())
 def test_every_command_exists(page: str, command: str, monkeypatch, capsys) -> None:
     words = shlex.split(command)
@@ -68,7 +99,7 @@ def test_every_command_exists(page: str, command: str, monkeypatch, capsys) -> N
         words.pop(0)  # settings of the environment
     if not words:
         return
-    if words[:2] == ["python", "-m"] and words[2].split(".")[0] == "llmshearing":
+    if words[:2] == ["python", "-m"] and words[2].split(".")[0] in ("llmshearing", "benchmarks"):
         subcommand = [word for word in words[3:4] if word in CHOICES]
         text = help_of(words[2], subcommand, monkeypatch, capsys)
         options = [word.split("=")[0] for word in words[3:] if word.startswith("--")]
@@ -82,12 +113,63 @@ def test_every_command_exists(page: str, command: str, monkeypatch, capsys) -> N
         )
 
 
-@pytest.mark.parametrize("module", COMMANDS)
+@pytest.mark.usefixtures("no_benchmark")
+@pytest.mark.parametrize("module", COMMANDS + BENCHMARKS)
 def test_help_says_what_a_command_does_and_shows_one(module: str, monkeypatch, capsys) -> None:
     text = help_of(module, [], monkeypatch, capsys)
     assert text.startswith(f"usage: python -m {module}")
     example = " ".join(text.split("Example:")[1].split("\n\noptions")[0].split())
-    assert f"python -m {module} " in example
+    assert f"python -m {module} " in f"{example} "
+
+
+@pytest.mark.usefixtures("no_benchmark")
+@pytest.mark.parametrize("module", BENCHMARKS)
+def test_a_benchmark_says_what_it_measures_and_where_it_writes(module: str, monkeypatch, capsys) -> None:
+    text = help_of(module, [], monkeypatch, capsys)
+    assert (sys.modules[module].__doc__ or "").splitlines()[0] in text
+    name = "NAME" if module == "benchmarks.run_all" else module.split(".")[1]
+    assert f"rites `benchmarks/results/{name}.json`" in text
+
+
+@pytest.mark.usefixtures("no_benchmark")
+@pytest.mark.parametrize(
+    ("module", "words", "reason"),
+    [
+        *((module, ["--unknown"], "unrecognized arguments: --unknown") for module in BENCHMARKS),
+        ("benchmarks.steps", ["0"], "'0' is not a whole number of at least 1"),
+        ("benchmarks.steps", ["many"], "'many' is not a whole number of at least 1"),
+        ("benchmarks.gpu", ["--tiny", "--sequences", "-1"], "'-1' is not a whole number of at least 1"),
+        ("benchmarks.gpu", ["--tiny", "--steps", "0"], "'0' is not a whole number of at least 1"),
+    ],
+)
+def test_a_benchmark_refuses_what_it_does_not_know(
+    module: str, words: list[str], reason: str, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    with pytest.raises(SystemExit) as stop:
+        sys.modules[module].main()
+    assert stop.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["max_seq_len=64", "-h"]])
+@pytest.mark.parametrize("script", ["pruning", "continue_pretraining"])
+def test_a_recipe_prints_every_setting_with_its_default(
+    script: str, words: list[str], tmp_path: Path
+) -> None:
+    text = help_of_script(f"{script}.sh", words, tmp_path)
+    assert "MODEL (required): " in text
+    assert "DATA (required): " in text
+    assert "\n  TARGET=1.3b # 2.7b | 1.3b | 370m\n" in text
+    settings = re.findall(r"\$\{([A-Z_]+):[-?]", (ROOT / "scripts" / f"{script}.sh").read_text())
+    assert settings == re.findall(
+        r"^  ([A-Z_]+)(?:=| \(required\)).*", text.split("\n\n", 1)[1], re.MULTILINE
+    )
+    assert all(f"{name}=" in text for name in ("LAUNCHER", "DRY_RUN"))
+
+
+def test_the_quickstart_says_what_it_does(tmp_path: Path) -> None:
+    assert help_of_script("quickstart.sh", ["--help"], tmp_path).startswith("The whole method on")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -99,7 +181,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_module_named_exists(page: Path) -> None:
-    for name in re.findall(r"python -m (llmshearing[\w.]*)", page.read_text()):
+    for name in re.findall(r"python -m ((?:llmshearing|benchmarks)[\w.]*)", page.read_text()):
         assert importlib.util.find_spec(name.rstrip(".")) is not None, name
     for path in re.findall(
         r"`((?:llmshearing|scripts|configs|tests|benchmarks)/[\w./-]*)`", page.read_text()
