@@ -1,6 +1,7 @@
 """How time and memory of a step grow with layers, width, length and vocabulary, beside transformers'.
 
-One size is varied at a time from a small base.
+One size is varied at a time from a small base. The line `added` is what growing from the first size to the
+last adds, over what it adds to HF's: what a layer, a token or a vocabulary entry more costs.
 
 Takes no arguments. Writes `benchmarks/results/growth.json`, and the figure `docs/growth.svg`. Example:
 
@@ -21,7 +22,7 @@ from llmshearing.utils import cli
 
 BASE = {"layers": 4, "width": 256, "length": 256, "vocabulary": 8000}
 VARIED = {
-    "layers": (2, 4, 8),
+    "layers": (2, 4, 8, 16),
     "width": (128, 256, 512),
     "length": (128, 256, 512, 1024),
     "vocabulary": (4000, 16000, 64000),
@@ -37,7 +38,7 @@ def sizes_of(point: dict[str, int]) -> dict[str, int]:
     return {"d_model": width, "n_heads": width // 64, "n_layers": point["layers"], "intermediate_size": mlp}
 
 
-def measure_point(point: dict[str, int], rounds: int = 5) -> dict[str, Any]:
+def measure_point(point: dict[str, int], rounds: int = 9) -> dict[str, Any]:
     """Seconds (median), ratios to HF (paired) and peak bytes of a step at one point."""
     sizes, vocabulary, length = sizes_of(point), point["vocabulary"], point["length"]
     batch = token_batch(vocabulary, 4, length, 7)
@@ -62,6 +63,12 @@ def measure() -> dict[str, list[dict[str, Any]]]:
     for name, size in tqdm(points, "points"):
         values[name].append(measure_point({**BASE, name: size}))
     return values
+
+
+def added(points: list[dict[str, Any]], measure: str, kind: str) -> float:
+    """What growing from the first point to the last adds to a step, over what it adds to HF's."""
+    first, last = points[0][measure], points[-1][measure]
+    return (last[kind] - first[kind]) / (last["hf"] - first["hf"])
 
 
 def draw(values: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -103,6 +110,10 @@ def main() -> None:
                 f"{name:12}{point['point'][name]:9,}{ratio['dense']:10.3f}{ratio['pruning']:12.3f}"
                 f"{memory[0]:11.2f}{memory[1]:13.2f}\n"
             )
+        cells = [added(points, what, kind) for what in ("seconds", "peak bytes") for kind in KINDS[1:]]
+        sys.stdout.write(
+            f"{'':12}{'added':>9}{cells[0]:10.3f}{cells[1]:12.3f}{cells[2]:11.2f}{cells[3]:13.2f}\n"
+        )
 
 
 if __name__ == "__main__":

@@ -59,19 +59,33 @@ def layer_masks(zs: Mapping[str, Tensor], layer: int, head_dim: int) -> LayerMas
     )
 
 
-class _ScaledWeight(torch.autograd.Function):
-    """rows[:, None] * W * columns, keeping only its inputs for the backward pass."""
+class _MaskedLinear(torch.autograd.Function):
+    """x (rows[:, None] * W * columns)^T, making the product of masks and weight anew for the backward pass.
+
+    Under autocast both operands take its type, as those of a plain linear layer do.
+    """
 
     @staticmethod
-    def forward(ctx, weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, rows, columns)
-        return (weight * rows[:, None]).mul_(columns).to(weight.dtype)
+    def forward(ctx, x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        ctx.x_dtype, x = x.dtype, x.to(dtype)
+        ctx.save_for_backward(x, weight, rows, columns)
+        return F.linear(x, _scaled(weight, rows, columns, dtype))
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
-        weight, rows, columns = ctx.saved_tensors
-        outer = grads[0].to(rows.dtype) * weight
-        return (grads[0] * rows[:, None]).mul_(columns).to(weight.dtype), outer @ columns, rows @ outer
+        x, weight, rows, columns = ctx.saved_tensors
+        grad = grads[0]
+        grad_x = (grad @ _scaled(weight, rows, columns, grad.dtype)).to(ctx.x_dtype)
+        grad_scaled = grad.flatten(0, -2).t() @ x.flatten(0, -2)
+        outer = grad_scaled.to(rows.dtype) * weight
+        grad_weight = _scaled(grad_scaled, rows, columns, weight.dtype)
+        return grad_x, grad_weight, outer @ columns, rows @ outer
+
+
+def _scaled(weight: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    return (weight * rows[:, None]).mul_(columns).to(dtype)
 
 
 def masked_linear(x: Tensor, linear: nn.Linear, rows: list[Tensor | None], columns: Tensor | None) -> Tensor:
@@ -89,8 +103,8 @@ def masked_linear(x: Tensor, linear: nn.Linear, rows: list[Tensor | None], colum
     ones = torch.ones((), dtype=torch.float32, device=x.device)
     row = (ones if row is None else row).expand(linear.out_features)
     columns = (ones if columns is None else columns).expand(linear.in_features)
-    bias = None if linear.bias is None else linear.bias * row.to(linear.bias.dtype)
-    return F.linear(x, _ScaledWeight.apply(linear.weight, row, columns), bias)  # type: ignore[arg-type]
+    out: Tensor = _MaskedLinear.apply(x, linear.weight, row, columns)  # type: ignore[assignment]
+    return out if linear.bias is None else out + (linear.bias * row).to(out.dtype)
 
 
 def survivors(hidden_z: Tensor | None, size: int) -> Tensor | int:
@@ -169,9 +183,10 @@ class Attention(nn.Module):
         q, k, v = self.project(x_BSD)
         if self.arch.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         q, k = rotate(q, *rope), rotate(k, *rope)
-        out_BHSE = self.function(q.to(v.dtype), k.to(v.dtype), v, self.arch.sliding_window)
+        # Transposed views: the output then has the layout of q, and flattening it below copies nothing.
+        q, k, v = (t.to(v.dtype).transpose(1, 2) for t in (q, k, v))
+        out_BHSE = self.function(q, k, v, self.arch.sliding_window)
         out = out_BHSE.transpose(1, 2).flatten(2)
         heads = None if masks.heads is None else self._columns(masks.heads)
         return masked_linear(out, self.out_proj, [masks.hidden, masks.attention], heads)

@@ -22,11 +22,12 @@ def rope_tables(arch: Architecture, length: int, device: torch.device) -> tuple[
     return angles.cos() * scale, angles.sin() * scale
 
 
-def rotate(x_BHSE: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
+def rotate(x_BSHE: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
     """Rotate the first R of E dimensions of every head, pairing dimension i with i + R/2 (HF's layout)."""
     half = cos_SR.shape[-1]
-    first, second, rest = x_BHSE.split([half, half, x_BHSE.shape[-1] - 2 * half], dim=-1)
-    parts = [first * cos_SR - second * sin_SR, second * cos_SR + first * sin_SR]
+    first, second, rest = x_BSHE.split([half, half, x_BSHE.shape[-1] - 2 * half], dim=-1)
+    cos, sin = cos_SR[:, None], sin_SR[:, None]
+    parts = [first * cos - second * sin, second * cos + first * sin]
     return torch.cat([*parts, rest] if rest.shape[-1] else parts, dim=-1)
 
 

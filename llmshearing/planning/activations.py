@@ -21,7 +21,7 @@ class SavedBytes:
     per_token: float
     """Bytes for each token of a microbatch."""
     fixed: float
-    """Bytes whatever the microbatch: casts of weights, and weights times masks."""
+    """Bytes whatever the microbatch, such as casts of weights."""
 
     def of(self, tokens: int) -> float:
         """Bytes for a microbatch of so many tokens."""

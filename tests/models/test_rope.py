@@ -50,12 +50,12 @@ def test_products_depend_on_distances_alone(seed, shift):
 
 
 def test_only_the_rotary_part_of_a_head_turns():
-    x = torch.randn(1, 2, 6, 8)
+    x = torch.randn(1, 6, 2, 8)
     cos, sin = rope_tables(arch(rotary_pct=0.5), 6, CPU)
     turned = rotate(x, cos, sin)
     assert torch.equal(turned[..., 4:], x[..., 4:])
-    assert torch.equal(turned[:, :, 0], x[:, :, 0])
-    assert not torch.allclose(turned[:, :, 1:, :4], x[:, :, 1:, :4])
+    assert torch.equal(turned[:, 0], x[:, 0])
+    assert not torch.allclose(turned[:, 1:, :, :4], x[:, 1:, :, :4])
     assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-5)
 
 

@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.common import BODY_25M
+from benchmarks.common import BODY_25M, hf_model
+from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_of
 from llmshearing.planning import estimates
+from llmshearing.planning.activations import saved_bytes
 from llmshearing.planning.findings import Findings
 from runs import run_config
 
@@ -32,3 +35,27 @@ def test_the_estimate_is_near_the_peak_of_real_steps(kind: str) -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
     assert estimate == pytest.approx(int(done.stdout.split()[-1]), rel=0.25)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_block_keeps_no_more_than_transformers_for_its_backward_pass(masked: bool) -> None:
+    sizes = {"d_model": 64, "n_heads": 4, "n_layers": 1, "intermediate_size": 176}
+    tokens, kept = 128, {}
+    hf = hf_model(sizes, 128, tokens)
+    own = {parameter.untyped_storage().data_ptr() for parameter in hf.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    x = torch.randn(4, tokens, 64, requires_grad=True)
+    rope = hf.model.rotary_emb(x, torch.arange(tokens)[None])
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hf.model.layers[0](x, position_embeddings=rope)
+    theirs = sum(storage.nbytes() for storage in kept.values())
+    arch = Architecture(64, 4, 4, 16, 1, 176, 128, tokens)
+    ours = saved_bytes(arch, torch.float32, torch.float32, masked)
+    assert ours.of(4 * tokens) <= 1.01 * theirs
+    assert ours.fixed < 64 * 64 * 4  # no weight times its masks
