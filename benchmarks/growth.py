@@ -85,8 +85,9 @@ def draw(values: dict[str, list[dict[str, Any]]], path: Path) -> None:
             time = [point["ratio to HF"][kind] for point in points]
             memory = [point["peak bytes"][kind] / point["peak bytes"]["hf"] for point in points]
             for row, series in enumerate((time, memory)):
-                axes[row][column].plot(sizes, series, marker="o", label=kind)
+                axes[row][column].plot(sizes, series, marker="o", label=kind.replace("hf", "HF"))
                 axes[row][column].set_xscale("log", base=2)
+                axes[row][column].set_xticks(sizes, [f"{size:,}" for size in sizes])
                 axes[row][column].grid(alpha=0.3)
         axes[1][column].set_xlabel(name)
     axes[0][0].set_ylabel("time of a step / HF")
