@@ -92,8 +92,9 @@ def refuse(checkpoint: Path, problems: Sequence[str]) -> None:
     """
     if not problems:
         return
+    written = (read_manifest(checkpoint) or {})["written"]
     others = checkpoints(checkpoint.parent)
-    earlier = others[others.index(checkpoint) + 1 :]
+    earlier = [other for other in others if (read_manifest(other) or {})["written"] < written]
     offer = (
         f"The one before it is {earlier[0]}: take that. To go on from it with autoresume=true, delete "
         f"{checkpoint} and its .json; or begin in another save_folder with load_path={earlier[0]}."
@@ -186,4 +187,4 @@ def _manifest_path(checkpoint: Path) -> Path:
 
 
 def _file(checkpoint: Path, name: str) -> Path:
-    return checkpoint if name == checkpoint.name else checkpoint / name
+    return checkpoint / name if checkpoint.is_dir() else checkpoint

@@ -49,6 +49,18 @@ def test_what_has_no_manifest_is_told_apart_the_latest_first(tmp_path):
     assert found == ["ep0-ba10-rank0.pt", "ep0-ba9", "ep0-ba2-rank0.pt"]
 
 
+def test_a_damaged_one_is_refused_with_the_one_before_it_whatever_its_name(tmp_path):
+    first, second = (write(tmp_path, f"ep0-ba{step}-rank0.pt") for step in (1, 2))
+    best = tmp_path / "best.pt"
+    second.rename(best)
+    second.with_name(f"{second.name}.json").rename(tmp_path / "best.pt.json")
+    files = [second.name]
+    run_folder.refuse(best, run_folder.damage(best, files))
+    best.write_bytes(b"weightS")
+    with pytest.raises(ValueError, match=rf"{best} is damaged.*The one before it is {first}:"):
+        run_folder.refuse(best, run_folder.damage(best, files))
+
+
 @pytest.mark.parametrize("name", ["ep0-ba1-rank0.pt", "ep0-ba1"])
 def test_a_checkpoint_whose_removal_is_cut_short_is_absent(tmp_path, monkeypatch, name):
     checkpoint = write(tmp_path, name)
