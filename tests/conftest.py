@@ -21,3 +21,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    # Files with slow tests first: at the end short ones keep every process busy.
+    slow = {item.path for item in items if "slow" in item.keywords or "reliability" in item.keywords}
+    items.sort(key=lambda item: item.path not in slow)

@@ -20,6 +20,7 @@ NOT_RUN = {
     "python -m benchmarks.run_all": "takes minutes",
     "python -m benchmarks.data_loading": "takes minutes",
     "python -m benchmarks.data_tokenizing": "takes minutes",
+    "python -m benchmarks.growth": "takes minutes",
     "python -m benchmarks.gpu": "needs a GPU",
     "python -m llmshearing.utils.family_table docs/models.md": "run by tests/utils/test_family_table.py",
 }

@@ -8,6 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llmshearing import training
+from llmshearing.components import REGISTRIES
 from runs import DOMAINS, run_config, write_data
 
 PROMISED = {
@@ -78,7 +79,7 @@ def test_wandb_is_offline_unless_told_otherwise(
     given: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    monkeypatch.setitem(training._COMPOSER_LOGGERS, "wandb", lambda **settings: made.append(settings))
+    monkeypatch.setitem(REGISTRIES["loggers"], "wandb", lambda **settings: made.append(settings))
     monkeypatch.setenv("WANDB_MODE", given or "")
     if given is None:
         monkeypatch.delenv("WANDB_MODE")

@@ -1,7 +1,6 @@
 """Writing files and folders whole or not at all, and by one process at a time."""
 
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 if TYPE_CHECKING:
@@ -95,22 +95,22 @@ def occupied(folder: Path, by: str, setting: str) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{setting} is {folder}, which is a file: give a folder, which may be new.")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".lock"
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileExistsError(
-                f"Another {by} is writing to {folder} now: wait for it, stop it, or set another {setting}."
-            ) from None
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): start no second %s there", folder, error, by)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            with suppress(OSError):
-                folder.rmdir()
+    lock = FileLock(folder / ".lock", blocking=False)  # which children do not inherit
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FileExistsError(
+            f"Another {by} is writing to {folder} now: wait for it, stop it, or set another {setting}."
+        ) from None
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): start no second %s there", folder, error, by)
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

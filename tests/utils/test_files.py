@@ -3,6 +3,9 @@
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from llmshearing.utils.files import replacing, replacing_folder, save_tensors
+from llmshearing.utils.files import occupied, replacing, replacing_folder, save_tensors
 
 
 def names(folder):
@@ -59,6 +62,28 @@ def test_what_is_not_allowed_names_the_file_and_not_its_draft(tmp_path):
         with pytest.raises(PermissionError) as found, place as temporary:
             raise PermissionError(errno.EACCES, "Permission denied", str(temporary / "weights"))
         assert found.value.filename == str(tmp_path / "a")
+
+
+def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
+    code = (
+        "import os, sys, time; from pathlib import Path; from llmshearing.utils.files import occupied\n"
+        "with occupied(Path(sys.argv[1]), 'run', 'save_folder'):\n"
+        "    child = os.fork()\n"
+        "    if child: print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as parent:
+        try:
+            assert parent.stdout.readline() == b"held\n"
+            with pytest.raises(FileExistsError), occupied(tmp_path, "run", "save_folder"):
+                pass
+            parent.kill()
+            parent.wait()
+            with occupied(tmp_path, "run", "save_folder"):
+                pass
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
 def test_other_failures_are_not_blamed_on_the_disk(tmp_path, monkeypatch):
