@@ -68,8 +68,7 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
     code = (
         "import os, sys, time; from pathlib import Path; from llmshearing.utils.files import occupied\n"
         "with occupied(Path(sys.argv[1]), 'run', 'save_folder'):\n"
-        "    child = os.fork()\n"
-        "    if child: print('held', flush=True)\n"
+        "    if not os.fork(): print('held', flush=True)\n"
         "    time.sleep(60)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
