@@ -156,14 +156,14 @@ def test_a_signal_is_answered(
             "a process that hangs",
             partial(faults.hang_at, "after_backward", 3, 1),
             70,
-            ("No progress for", "(dist_timeout is 30): the run ends.", "after_backward of step 3"),
+            ("No progress for", "(dist_timeout is 15): the run ends.", "after_backward of step 3"),
         ),
     ],
     ids=["dies", "hangs"],
 )
 def test_what_the_other_rank_says(name, fault, status, fragments, place, answers) -> None:
     path = write_config(place.folder, place.folder / "data")
-    ranks = Ranks([path, "dist_timeout=30"], 2, fault)
+    ranks = Ranks([path, "dist_timeout=15"], 2, fault)
     statuses = ranks.wait(200)
     assert statuses[0] == status if status else statuses[0] > 0
     said = (ranks.log / "0.txt").read_text()

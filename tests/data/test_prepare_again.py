@@ -147,35 +147,37 @@ def test_what_is_complete_is_kept_when_a_stage_fails(
         assert len(calls) - before < {"tokenize": 4, "pack": 6}[stage]  # the complete task was kept
 
 
-def many_files(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def large(tmp_path_factory, tokenizer_folder) -> tuple[Path, dict[str, str]]:
+    """Text of many files, and the hashes of what one worker makes of it."""
+    folder = tmp_path_factory.mktemp("large")
     for domain in ("book", "wiki"):
         for i in range(6):
-            write_jsonl(tmp_path / "text" / domain / f"{i}.jsonl", documents(4000, seed=10 * i + len(domain)))
-    return tmp_path / "text"
+            texts = documents(4000, seed=10 * i + len(domain))
+            write_jsonl(folder / "text" / domain / f"{i}.jsonl", texts)
+    assert start(folder / "text", folder / "out", tokenizer_folder, "--workers", "1").wait() == 0
+    return folder / "text", tree_hash(folder / "out")
 
 
 @pytest.mark.slow
 @pytest.mark.reliability
-def test_killed_and_started_again_with_any_workers_it_is_the_same(tmp_path, tokenizer_folder):
-    text = many_files(tmp_path)
-    hashes = []
-    for workers in ("1", "2"):
-        assert start(text, tmp_path / workers, tokenizer_folder, "--workers", workers).wait() == 0
-        hashes.append(tree_hash(tmp_path / workers))
-    assert hashes[0] == hashes[1]
+def test_killed_and_started_again_with_any_workers_it_is_the_same(tmp_path, large, tokenizer_folder):
+    text, hashes = large
+    assert start(text, tmp_path / "two", tokenizer_folder, "--workers", "2").wait() == 0
+    assert tree_hash(tmp_path / "two") == hashes
     for delay, kill in ((1, os.killpg), (4, os.kill), (6, os.kill), (7, os.killpg)):
         process = start(text, tmp_path / "killed", tokenizer_folder, "--workers", "2")
         time.sleep(delay)
         kill(process.pid, signal.SIGKILL)  # os.kill leaves its workers behind, at work
         process.wait()
     assert start(text, tmp_path / "killed", tokenizer_folder, "--workers", "2").wait() == 0
-    assert tree_hash(tmp_path / "killed") == hashes[0]
+    assert tree_hash(tmp_path / "killed") == hashes
 
 
 @pytest.mark.slow
 @pytest.mark.reliability
-def test_a_full_disk_is_reported_and_the_next_run_goes_on(tmp_path, tokenizer_folder):
-    text = many_files(tmp_path)
+def test_a_full_disk_is_reported_and_the_next_run_goes_on(tmp_path, large, tokenizer_folder):
+    text, hashes = large
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
@@ -190,8 +192,7 @@ def test_a_full_disk_is_reported_and_the_next_run_goes_on(tmp_path, tokenizer_fo
         assert not (disk / "out" / "manifest.json").exists()
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         assert start(text, disk / "out", tokenizer_folder).wait() == 0
-        assert start(text, tmp_path / "whole", tokenizer_folder).wait() == 0
-        assert tree_hash(disk / "out") == tree_hash(tmp_path / "whole")
+        assert tree_hash(disk / "out") == hashes
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

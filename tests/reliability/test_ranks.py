@@ -23,7 +23,7 @@ from processes import TRAIN, Ranks, assert_close, free_port, metrics, run, write
 def test_a_dead_rank_ends_all_and_is_named(tmp_path, data, table, rank):
     path = write_config(tmp_path, data)
     fault = partial(faults.kill_at, "after_forward", 3, rank, after=6)
-    ranks = Ranks([path, "dist_timeout=40"], 2, fault)
+    ranks = Ranks([path, "dist_timeout=20"], 2, fault)
     statuses = ranks.wait(120)
     assert statuses[rank] == -signal.SIGKILL
     assert statuses[1 - rank] > 0
@@ -47,7 +47,7 @@ def test_a_rank_that_never_comes_ends_the_others(tmp_path, data, table):
 def test_a_hang_ends_with_the_stacks_of_every_rank(tmp_path, data, table):
     path = write_config(tmp_path, data)
     fault = partial(faults.hang_at, "after_backward", 3, 1)
-    ranks = Ranks([path, "dist_timeout=30"], 2, fault)
+    ranks = Ranks([path, "dist_timeout=15"], 2, fault)
     assert ranks.wait(200) == [HUNG, HUNG], ranks.output()[-3000:]
     for rank in (0, 1):
         own = (ranks.log / f"{rank}.txt").read_text()
