@@ -1,6 +1,7 @@
 """Mistakes in preparing data, planning and reporting, and what goes wrong while something runs."""
 
 import gzip
+from typing import Any
 
 from mistakes.case import CONVERT, FROM_WEIGHTS, PREPARE, PRUNE, TRAIN, Case
 from spoiling import (
@@ -18,6 +19,17 @@ PREPARED = (PREPARE, f"--input {{f}}/text --output {{f}}/out {SETTINGS}")
 REPORT = ("llmshearing.report.__main__", "{f}/run")
 FEW_BROKEN = (PREPARE, f"{PREPARED[1]} --max_broken 3")
 BROKEN = b'{"text": "w1"}\n' + b"{broken\n" * 5
+
+
+def conversion_to_full_disk(
+    name: str, module: str, command: str, output: str, before: Any, size: str
+) -> Case:
+    """A command that writes `output`, its last argument, to a disk of so many bytes."""
+    said = ("Writing", f"{output} failed", "bytes left: make room")
+    return Case(
+        f"full disk, {name}", module, f"{command} {{f}}/{output}", said, small_disk("disk", before, size=size)
+    )
+
 
 CASES: dict[str, list[Case]] = {
     "Preparing data": [
@@ -95,26 +107,14 @@ CASES: dict[str, list[Case]] = {
             small_disk("run", size="800k"),
             "run",
         ),
-        Case(
-            "full disk, pruning",
-            PRUNE,
-            "prune_and_save_model {f}/run/latest-rank0.pt {f}/disk/o.pt",
-            ("Writing", "disk/o.pt failed", "bytes left: make room"),
-            small_disk("disk", trained(), size="8k"),
+        conversion_to_full_disk(
+            "pruning", PRUNE, "prune_and_save_model {f}/run/latest-rank0.pt", "disk/o.pt", trained(), "8k"
         ),
-        Case(
-            "full disk, HF to Composer",
-            CONVERT,
-            "save_hf_to_composer {f}/hf {f}/disk/o.pt",
-            ("Writing", "disk/o.pt failed", "bytes left: make room"),
-            small_disk("disk", hf_folder(), size="40k"),
+        conversion_to_full_disk(
+            "HF to Composer", CONVERT, "save_hf_to_composer {f}/hf", "disk/o.pt", hf_folder(), "40k"
         ),
-        Case(
-            "full disk, Composer to HF",
-            CONVERT,
-            "save_composer_to_hf {f}/m.pt {f}/disk/out",
-            ("Writing", "disk/out failed", "No space left on device", "bytes left: make room"),
-            small_disk("disk", converted, size="40k"),
+        conversion_to_full_disk(
+            "Composer to HF", CONVERT, "save_composer_to_hf {f}/m.pt", "disk/out", converted, "40k"
         ),
         Case(
             "full disk, preparing",
