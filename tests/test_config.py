@@ -201,9 +201,11 @@ def test_shipped_files_are_valid_and_resolve_to_yaml(path):
         ("device_train_microbatch_size=few", "device_train_microbatch_size is 'few'; expected a number"),
         ("optimizer.lr=-1", "optimizer.lr is -1.0; expected a number, 0 or more"),
         ("optimizer.betas=[2,0.9]", r"optimizer.betas is \[2.0, 0.9\]; expected two numbers from 0 to less"),
+        ("optimizer.betas=[0.9,1]", r"optimizer.betas is \[0.9, 1.0\]; expected two numbers from 0 to less"),
         ("optimizer.betas=[0.9]", r"optimizer.betas is \[0.9\]; expected two numbers"),
         ("optimizer.betas=5", "optimizer.betas: Invalid value"),
         ("scheduler.t_warmup=soon", "scheduler.t_warmup is 'soon'; expected a whole number and a unit"),
+        ("scheduler.t_warmup=1ep", "scheduler.t_warmup is '1ep'; expected a whole number and a unit"),
         ("seed=-1", "seed is -1; expected a number, 0 or more"),
         ("max_seq_len=1", "max_seq_len is 1; expected a number, 2 or more"),
         ("max_skipped_steps=-1", "max_skipped_steps is -1; expected a number, 0 or more"),
@@ -240,12 +242,28 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path):
     path = write(tmp_path, run_values(tmp_path / "data"))
     overrides = ["sed=1", "seed=many", "optimizer.lrr=1", "optimizer.lr=high", "max_duration=3"]
     overrides += ["callbacks.data_loading.smoothng=1", "callbacks.data_loading.proportion=[1]"]
+    overrides += ["optimizer.betas=[a,b]", "optimizer.eps=tiny"]
     with pytest.raises(ValueError, match="did you mean") as found:
         load_config(path, overrides)
     lines = str(found.value).splitlines()
     wrong = ("sed", "optimizer.lrr", "seed", "optimizer.lr:", "smoothng", "proportion", "max_duration")
+    wrong += ("optimizer.betas", "optimizer.eps")
     assert len(lines) == len(wrong)
     assert all(any(key in line for line in lines) for key in wrong)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scheduler.t_warmup", "0.03dur"),
+        ("scheduler.t_warmup", "64tok"),
+        ("device_train_microbatch_size", "auto"),
+        ("optimizer.betas", [0.0, 0.999]),
+    ],
+)
+def test_what_stands_at_an_edge_is_accepted(tmp_path, key, value):
+    config = load_config(write(tmp_path, run_values(tmp_path / "data")), [f"{key}={value}"])
+    assert OmegaConf.select(OmegaConf.structured(config), key) == value
 
 
 @pytest.mark.parametrize("fixed", ["dynamic=false", "update_type=constant"])

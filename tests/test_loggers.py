@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llmshearing import training
-from llmshearing.components import REGISTRIES
+from llmshearing.components import REGISTRIES, build_components, named
 from runs import DOMAINS, run_config, write_data
 
 PROMISED = {
@@ -39,6 +39,16 @@ def test_tensorboard_and_file_logger_of_a_real_run(tmp_path: Path) -> None:
     assert set(events.Tags()["scalars"]) >= PROMISED
     assert [event.step for event in events.Scalars("loss/train/total")] == [0, 1, 2, 3, 4]
     assert all(name in text.read_text() for name in PROMISED)
+
+
+def test_a_part_that_is_not_known_or_has_no_such_argument_is_not_built() -> None:
+    config = run_config(Path("nowhere"))
+    config.loggers = {"paper": None, "file_logger": {"colour": "red"}}
+    with pytest.raises(ValueError, match=r"(?s)loggers.paper is not known.*unexpected keyword argument"):
+        build_components(config, "loggers")
+    config.callbacks = {"lr_monitor": None, "speed_monitor": {"window_size": 3}}
+    assert sum(made.__class__.__name__ == "LRMonitor" for made in build_components(config, "callbacks")) == 1
+    assert named(config, "callbacks")["speed_monitor"] == {"window_size": 3}
 
 
 @pytest.mark.slow

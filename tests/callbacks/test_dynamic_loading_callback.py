@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from composer import Trainer
 from composer.core import Callback
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerModel
+from composer.utils import dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics import MeanMetric
@@ -61,6 +63,11 @@ def test_clip_excess_ignores_domains_below_their_reference():
         [1 / (1 + math.exp(0.5)), 1 / (1 + math.exp(-0.5))]
     )
     assert callback(smoothing=0).update_proportion(START, losses)[0] < 0.2
+
+
+def test_no_weight_is_updated_beyond_its_maximum():
+    got = callback(smoothing=0, max_weight=0.6).update_proportion(START, [9.0, 3.0])
+    assert got == pytest.approx([0.6, 0.4])
 
 
 def test_step_size_scales_the_excess():
@@ -232,7 +239,9 @@ def test_weights_follow_the_losses_of_each_evaluation(root):
     assert logged(memory, "metrics/train/cc_weight")[0] == (0, 0.5)
     used = sum(domain == 0 for batch in recorder.samples for domain, _ in batch)
     assert dict(logged(memory, "metrics/train/cc_pass"))[12] == pytest.approx(used / 40)
-    assert logged(memory, "metrics/train/cc_excess_loss")[0][1] == pytest.approx(losses["cc"][4])
+    for name, reference in (("cc", 0.0), ("book", 3.0)):
+        excess = losses[name][4] - reference
+        assert logged(memory, f"metrics/train/{name}_excess_loss")[0][1] == pytest.approx(excess)
 
 
 def test_the_first_batch_after_an_update_uses_the_new_weights(root):
@@ -258,6 +267,47 @@ def test_an_evaluation_outside_training_updates_nothing(root):
     history = trainer.state.train_dataloader.dataset.proportion_history
     trainer.eval()
     assert trainer.state.train_dataloader.dataset.proportion_history == history
+
+
+def evaluated(trainer, label, batch, losses):
+    """State after the evaluation `label` of a step with these losses; another one gave others."""
+    metrics = {
+        f"{name}_LanguageCrossEntropy": SimpleNamespace(compute=lambda loss=loss: loss)
+        for name, loss in zip(NAMES, losses, strict=False)
+    }
+    return SimpleNamespace(
+        train_dataloader=trainer.state.train_dataloader,
+        eval_metrics={"another": dict.fromkeys(metrics), label: metrics},
+        dataloader_label=label,
+        timestamp=SimpleNamespace(batch=SimpleNamespace(value=batch)),
+    )
+
+
+def test_an_update_reads_the_evaluation_that_ended_once_a_step(root):
+    loading = callback((0.0, 0.0), smoothing=0)
+    trainer, _, _ = build(root, loading)
+    dataset, logger = (
+        trainer.state.train_dataloader.dataset,
+        SimpleNamespace(log_metrics=lambda metrics: None),
+    )
+    loading.eval_end(evaluated(trainer, "eval", 4, [9.0]), logger)  # of one domain alone
+    assert dataset.proportion == START
+    losses = [math.log(3), 0.0]
+    for batch, expected in ((4, [3 / 4, 1 / 4]), (4, [3 / 4, 1 / 4]), (5, [9 / 10, 1 / 10])):
+        loading.eval_end(evaluated(trainer, "eval", batch, losses), logger)
+        assert dataset.proportion == pytest.approx(expected)
+    again = callback()
+    again.load_state_dict(loading.state_dict())
+    again.eval_end(evaluated(trainer, "eval", 5, losses), logger)
+    assert dataset.proportion == pytest.approx([9 / 10, 1 / 10])
+
+
+def test_rank_0_decides_for_all(root, monkeypatch):
+    trainer, _, _ = build(root, loading := callback())
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda objects: objects.__setitem__(0, [0.25, 0.75]))
+    logger = SimpleNamespace(log_metrics=lambda metrics: None)
+    loading.eval_end(evaluated(trainer, "eval", 4, [3.0, 3.0]), logger)
+    assert trainer.state.train_dataloader.dataset.proportion == [0.25, 0.75]
 
 
 class Interrupted(Exception):
@@ -291,8 +341,7 @@ def test_interrupted_equals_uninterrupted(root, tmp_path, cut):
     assert head.losses + tail.losses == expected.losses
     for name in NAMES:
         key = f"metrics/train/{name}_weight"
-        after = [[entry for entry in logged(log, key) if entry[0] > cut] for log in (resumed, memory)]
-        assert after[0] == after[1]
+        assert logged(resumed, key) == [entry for entry in logged(memory, key) if entry[0] > cut]
 
 
 @pytest.mark.slow
@@ -324,13 +373,19 @@ def test_a_stream_that_ends_ends_the_run(root, tmp_path):
     assert len({sample for batch in recorder.samples for sample in batch}) == 80
 
 
-def test_a_domain_without_evaluation_samples_is_refused_at_start(root):
+def test_a_domain_without_evaluation_samples_is_refused_at_start(root, monkeypatch):
     trainer, _, _ = build(root, callback(), evaluation="eval_merge")
     with pytest.raises(ValueError, match="evaluation data has no sequences of book, needed to update"):
         trainer.fit()
     trainer, _, _ = build(root, callback(), evaluation="eval_late", eval_subset_num_batches=1)
     with pytest.raises(ValueError, match="raise eval_subset_num_batches"):
         trainer.fit()
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)  # which read twice as much
+    callback()._check_evaluation(trainer.state)
+    monkeypatch.undo()
+    fixed = callback(None, update_type="constant")
+    trainer, _, _ = build(root, fixed, evaluation="eval_merge", duration="1ba")
+    trainer.fit()
 
 
 def test_other_domains_than_the_loaders_are_refused(root):

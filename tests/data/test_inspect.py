@@ -1,10 +1,12 @@
 """What the inspect command shows."""
 
+import shutil
 import sys
 
 import pytest
 
 from llmshearing.data import inspect as inspect_command
+from llmshearing.data.manifest import read_manifest
 from tests.data.preparing import read_documents
 
 
@@ -16,6 +18,36 @@ def test_inspect_shows_counts_and_text(monkeypatch, prepared, capsys):
     assert any(line.split() == ["eval/book", "20", "640", "uint16"] for line in lines)
     first = read_documents(out / "eval" / "book")[0]
     assert any(line.startswith("  [0] book") and " ".join(first.split()[:3]) in line for line in lines)
+
+
+def test_a_part_of_the_data_is_shown_by_its_manifest(monkeypatch, prepared, capsys):
+    _, out = prepared
+    monkeypatch.setattr(sys, "argv", ["inspect", str(out / "for_ft" / "book"), "--seq_length", "16"])
+    inspect_command.main()
+    head, folder, sample = capsys.readouterr().out.splitlines()
+    assert head.split() == ["folder", "sequences", "tokens", "dtype"]
+    count, tokens = (int(number.replace(",", "")) for number in folder.split()[1:3])
+    assert tokens == 32 * count
+    assert sample.startswith("  [0] book")
+
+
+def test_half_done_work_is_not_shown_and_a_tokenizer_that_is_gone_is_told(
+    monkeypatch, prepared, tmp_path, capsys, caplog
+):
+    shutil.copytree(prepared[1], tmp_path / "out")
+    shutil.copytree(
+        tmp_path / "out" / "eval" / "book", tmp_path / "out" / ".prepare-1" / "mds" / "eval" / "book"
+    )
+    manifest = read_manifest(tmp_path / "out")
+    manifest.tokenizer["name"] = str(tmp_path / "gone")
+    manifest.write(tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", ["inspect", str(tmp_path / "out")])
+    inspect_command.main()
+    shown = capsys.readouterr().out
+    assert "eval/book" in shown
+    assert ".prepare" not in shown
+    assert "[0]" not in shown
+    assert "no samples are shown: cannot load tokenizer" in caplog.text
 
 
 def test_inspect_wants_the_length_of_data_without_a_manifest(monkeypatch, prepared):

@@ -20,6 +20,9 @@ def test_the_command_spreads_folders_evenly(monkeypatch, tmp_path, capsys):
     order = [merged.domain(i) for i in range(10)]
     assert order == ["cc", "book", "cc", "cc", "book", "wiki", "cc", "cc", "book", "cc"]
     assert [int(merged[i].tokens[0]) for i in range(10) if order[i] == "cc"] == list(range(6))
+    monkeypatch.setattr(sys, "argv", ["merge_data", *words, "--split_names", "cc,", "book,wiki"])
+    merge_data.main()
+    assert [SequenceFolder(tmp_path / "eval_merge", SEQ_LEN).domain(i) for i in range(10)] == order
 
 
 def test_folders_of_other_tokens_are_refused_and_nothing_is_left(tmp_path):
@@ -28,6 +31,13 @@ def test_folders_of_other_tokens_are_refused_and_nothing_is_left(tmp_path):
     with pytest.raises(ValueError, match=r"/book holds .* 64\), .*/cc holds .* 16\)"):
         merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_folder_without_sequences_is_named(tmp_path):
+    write_folder(tmp_path / "cc", 3)
+    write_folder(tmp_path / "book", 0)
+    with pytest.raises(ValueError, match="book holds no sequences: leave it out"):
+        merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "merged")
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from llmshearing.data import stages
 from llmshearing.data.manifest import manifest_sha256, read_manifest
-from llmshearing.data.splits import BINS, document_bin
+from llmshearing.data.splits import BINS, SplitPlan, document_bin
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.sequence_folder import SequenceFolder
@@ -60,6 +60,19 @@ def test_no_document_or_copy_of_it_is_in_two_splits(prepared):
         assert not splits[0] & splits[1]
         assert not splits[0] & splits[2]
         assert not splits[1] & splits[2]
+
+
+def test_what_a_split_takes_ends_before_the_next_ones_first_bin(tmp_path):
+    lengths = np.array([1, 2, 3, 4])
+    for name, values in (
+        ("lengths", lengths),
+        ("bins", np.uint16([5, 6, 7, 8])),
+        ("tokens", np.uint16(range(10))),
+    ):
+        values.tofile(tmp_path / f"{name}.bin")
+    cuts = [SplitPlan(0, 6, None), SplitPlan(6, 8, None), SplitPlan(8, BINS, None)]
+    found = [np.concatenate(list(stages._chosen_tokens(tmp_path, cut, "uint16"))).tolist() for cut in cuts]
+    assert found == [[0], [1, 2, 3, 4, 5], [6, 7, 8, 9]]
 
 
 def test_budgets_are_kept(monkeypatch, tmp_path, text, tokenizer_folder):
@@ -152,6 +165,9 @@ def test_a_document_too_long_for_its_split_is_warned_about(
 def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokenizer_folder):
     with pytest.raises(ValueError, match="lies in --input"):
         run(monkeypatch, text, text / "out", tokenizer_folder)
+    (tmp_path / "link").symlink_to(text)
+    with pytest.raises(ValueError, match="lies in --input"):
+        run(monkeypatch, text, tmp_path / "link" / "out", tokenizer_folder)
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="file, which is a file: give a folder"):
         run(monkeypatch, text, tmp_path / "file", tokenizer_folder)
@@ -168,6 +184,7 @@ def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokeni
         ([], (), "domain book has no documents with text in the field 'text'"),
         (["w1 w2 w3"], (), r"domain book: eval gets 0 of 5 tokens in 1 different documents, too few"),
         ([" ".join(documents(99))] * 9, (), r"domain book: for_prune gets 0 of .* in 1 different documents"),
+        (documents(99), ("--prune_tokens", "20"), "domain book: for_prune gets .* for a sequence of 32"),
         (documents(99), ("--tokenizer", "nowhere"), "cannot load tokenizer 'nowhere'"),
         (documents(99), ("--text_field", "body"), r"line \d+: no field 'body', it has text: more than 100"),
         (documents(99), ("--proportion", "book=0.5"), "--proportion names book, expected each of book, wiki"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmshearing.data import merge_data, sources, stages
+from llmshearing.data.executors import QuietLocalExecutor
 from llmshearing.data.job import whole
 from llmshearing.utils.files import occupied
 from tests.data.preparing import other_words, run, start, tree_hash
@@ -35,6 +36,9 @@ def test_done_work_is_recognized_and_other_work_refused(monkeypatch, tmp_path, t
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     with pytest.raises(FileExistsError, match=r"holds data prepared otherwise \(manifest.json\)"):
         run(monkeypatch, text, out, tokenizer_folder, "--seed", "18")
+    for word in ("--eval_tokens", "--prune_tokens", "--ft_tokens"):
+        with pytest.raises(FileExistsError, match="holds data prepared otherwise"):
+            run(monkeypatch, text, out, tokenizer_folder, word, "320")
     with pytest.raises(FileExistsError, match="holds data prepared otherwise"):
         run(monkeypatch, text, out, other_words(tokenizer_folder, tmp_path / "other"))
     write_jsonl(text / "book" / "more.jsonl", ["w1"])
@@ -145,6 +149,21 @@ def test_what_is_complete_is_kept_when_a_stage_fails(
     assert tree_hash(tmp_path / "out") == tree_hash(whole)
     if stage in ("tokenize", "pack"):
         assert len(calls) - before < {"tokenize": 4, "pack": 6}[stage]  # the complete task was kept
+
+
+def test_a_failure_that_is_none_of_the_disk_keeps_its_name(monkeypatch, tmp_path, text, tokenizer_folder):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied", "tokens.bin")
+
+    monkeypatch.setattr(stages, "DocumentReader", refused)
+    with pytest.raises(PermissionError, match=r"tokens\.bin"):
+        run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
+
+
+def test_tasks_that_failed_elsewhere_are_told_with_their_log(monkeypatch, tmp_path, text, tokenizer_folder):
+    monkeypatch.setattr(QuietLocalExecutor, "get_incomplete_ranks", lambda *_: [1])
+    with pytest.raises(RuntimeError, match=r"1 of 2 tasks failed to tokenize: see .*logs/tokenize"):
+        run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
 
 
 @pytest.fixture(scope="module")

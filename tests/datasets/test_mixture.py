@@ -164,11 +164,18 @@ def test_stop_ends_at_the_first_draw_of_a_domain_that_ran_out():
 def test_weights_take_effect_at_the_exact_sample():
     mixture = make()
     mixture.set_weights(100, [0, 1, 0, 0])
-    mixture.set_weights(150, [0, 0, 1, 0])
+    mixture.set_weights(150, [0, 0, 0, 1])
+    mixture.set_weights(150, [0, 0, 1, 0])  # instead
+    assert [since for since, _ in mixture.history] == [0, 100, 150]
     domain = mixture.plan(mixture.start(), 200)[0].domain
     assert np.array_equal(domain[:100], make().plan(make().start(), 100)[0].domain)
     assert set(domain[100:150]) == {1}
     assert set(domain[150:]) == {2}
+    single, cursor = [], mixture.start()
+    for _ in range(200):
+        plan, cursor = mixture.plan(cursor, 1)
+        single += plan.domain.tolist()
+    assert single == domain.tolist()
 
 
 def test_advance_goes_where_planning_goes():
@@ -185,7 +192,11 @@ def test_state_of_a_long_run_stays_small():
     for step in range(400, 48_001, 400):
         mixture.set_weights(step * 256, np.random.default_rng(step).dirichlet(np.ones(7)).tolist())
     state = mixture.state_dict(Cursor(48_000 * 256, np.full(7, 10**7)))
-    assert len(json.dumps(state)) < 64_000
+    text = json.dumps(state)
+    assert len(text) < 64_000
+    again = Mixture([f"domain{i}" for i in range(7)], [10**8] * 7, [1 / 7] * 7, seed=17)
+    again.load_state_dict(json.loads(text))
+    assert again.history == mixture.history  # to the bit
 
 
 @pytest.mark.parametrize(
@@ -200,6 +211,10 @@ def test_state_of_a_long_run_stays_small():
 def test_wrong_weights_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         check_weights(weights, NAMES)
+
+
+def test_weights_that_are_rounded_are_scaled_to_sum_to_1():
+    assert check_weights([0.4, 0.3, 0.1, 0.2005], NAMES).sum() == pytest.approx(1, abs=1e-15)
 
 
 def test_wrong_settings_are_refused():

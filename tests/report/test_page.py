@@ -3,10 +3,12 @@
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from runs_on_disk import write_run
 
+from llmshearing.callbacks.report_callback import ReportCallback
 from llmshearing.report import __main__ as command
 from llmshearing.report import write_report
 from llmshearing.report.figures import convergence, story, tokens_before
@@ -130,6 +132,18 @@ def test_a_real_run_leaves_its_report(tmp_path: Path, prune: bool) -> None:
     assert ("Which layers stay" in page) == prune
     for domain in ("code", "books", "wiki"):
         assert f"<th>{domain}</th>" in page
+
+
+def test_a_report_that_cannot_be_written_ends_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_run(tmp_path / "run", steps=10)
+    (folder / "metrics.jsonl").write_text("hello\n")
+    callback = ReportCallback(folder)
+    callback.fit_start(cast(Any, None), cast(Any, None))
+    callback.post_close()
+    assert "There is no report of this run" in caplog.text
+    assert "metrics.jsonl, line 1" in caplog.text
 
 
 def test_a_run_whose_sizes_its_checkpoint_tells_has_a_report(tmp_path: Path) -> None:

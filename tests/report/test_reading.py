@@ -72,6 +72,18 @@ def test_refuses_damaged_masks_and_those_of_another_run(tmp_path: Path) -> None:
         ValueError, match=r"zs_s30.safetensors holds {'head': \(4, 6\)}; expected .* delete it"
     ):
         run.masks(30)
+    gates = run.masks(10)
+    save_file({**gates, "head": gates["head"].T.copy()}, tmp_path / "run" / "zs_s40.safetensors")
+    with pytest.raises(ValueError, match=r"zs_s40.safetensors holds .*'head': \(8, 4\)"):
+        run.masks(40)
+
+
+def test_masks_are_those_that_the_run_was_told_to_learn(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", steps=10))
+    assert list(run.mask_shapes) == ["head", "intermediate", "layer", "hidden"]
+    assert run.config.model.l0_module is not None
+    run.config.model.l0_module.pruning_modules = ["head", "mlp"]
+    assert run.mask_shapes == {"head": (4, 8), "mlp": (4,)}
 
 
 def test_a_run_that_does_not_prune_has_no_masks(tmp_path: Path) -> None:

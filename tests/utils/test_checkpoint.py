@@ -23,6 +23,7 @@ from llmshearing.utils.checkpoint import (
     write_checkpoint,
 )
 from llmshearing.utils.hf_files import from_hf, read_hf
+from llmshearing.utils.sharded import load_sharded
 from twins import CONFIGS, make, masked_checkpoint, save
 
 SECTION = {
@@ -135,6 +136,18 @@ def test_a_sharded_checkpoint_is_read_by_one_process(tmp_path):
     assert equal({n: w.float() for n, w in found.weights.items()}, found.weights)
     assert found.weights.keys() == weights_of().keys()
     assert found.record == RECORD
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sharded_checkpoint_is_not_read_into_tensors_of_another_shape(tmp_path):
+    folder = sharded(tmp_path / "ep0", weights_of())
+    like = {name: torch.zeros_like(weight) for name, weight in weights_of().items()}
+    read = load_sharded(folder, like={"state": {"model": like}})["state"]["model"]
+    assert read["model.transformer.ln_f.weight"] is like["model.transformer.ln_f.weight"]
+    assert (like["model.transformer.ln_f.weight"] == 1).all()
+    like["model.transformer.ln_f.weight"] = torch.ones(15)
+    with pytest.raises(ValueError, match=r"state\.model\.\S+ has shape \[16\], not \[15\]"):
+        load_sharded(folder, like={"state": {"model": like}})
 
 
 # -------------------------------------------------------------------- refusals

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -83,6 +84,26 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
                 pass
         finally:
             os.killpg(parent.pid, signal.SIGKILL)
+
+
+def test_a_folder_that_is_held_in_vain_is_removed(tmp_path):
+    for made in ([], ["a"]):
+        with occupied(tmp_path / "new", "run", "save_folder"):
+            for name in made:
+                (tmp_path / "new" / name).touch()
+        assert names(tmp_path) == (["new"] if made else [])
+    assert names(tmp_path / "new") == ["a"]
+
+
+def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refused(self):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", refused)
+    with occupied(tmp_path, "run", "save_folder"):
+        (tmp_path / "a").touch()
+    assert "cannot be locked" in caplog.text
+    assert "start no second run there" in caplog.text
 
 
 def test_other_failures_are_not_blamed_on_the_disk(tmp_path, monkeypatch):

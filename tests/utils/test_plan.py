@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llmshearing.config_file import load_config, read_config
+from llmshearing.data.manifest import Manifest
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.decoder import Block
@@ -146,7 +147,7 @@ def test_finds_every_problem_at_once(tmp_path: Path, data: Path) -> None:
         model__l0_module__pruning_modules=["head"],
         model__attn_pdrop=0.1,
         callbacks__data_loading__proportion=[0.5, 0.25, 0.5],
-        callbacks__data_loading__set_names=["code", "books", "poems"],
+        callbacks__data_loading__set_names=["code", "plays", "poems"],
         scheduler__name="step",
         algorithms__freezing={},
         loggers__file_logger={"colour": "red"},
@@ -161,8 +162,9 @@ def test_finds_every_problem_at_once(tmp_path: Path, data: Path) -> None:
         "attn_pdrop is 0.1",
         "target_model.d_model is 64, more than the source's 32",
         "global_train_batch_size is 9 for 2 devices",
+        "for_prune/plays",
         "for_prune/poems",
-        "no sequences of poems",
+        "no sequences of plays, poems",
     ):
         assert part in problems
     with pytest.raises(ValueError, match=r"(?s)proportion sums.*poems"):
@@ -173,6 +175,47 @@ def test_a_good_configuration_has_no_problem(data: Path) -> None:
     found = examine(run_config(data), devices=2)
     assert (found.problems, found.warnings) == ([], [])
     assert found.kinds == ["head", "intermediate", "layer", "hidden"]
+    config = run_config(data, eval_subset_num_batches=99)
+    config.callbacks = {}
+    config.train_loader.dataset.split = "for_prune/code"
+    found = examine(config)
+    assert (found.problems, found.training, found.evaluation) == ([], {"": 56}, {"": 24})
+
+
+def test_data_that_is_elsewhere_is_no_missing_folder(tmp_path: Path, data: Path) -> None:
+    config = run_config(tmp_path / "cache")
+    for loader in (config.train_loader, config.eval_loader):
+        assert loader is not None
+        loader.dataset.remote = str(data)
+    assert examine(config).problems == []
+
+
+def test_only_an_update_of_weights_needs_every_domain_in_the_evaluation(data: Path) -> None:
+    settings = {"eval_subset_num_batches": 1, "device_eval_batch_size": 8}
+    (problem,) = examine(run_config(data, **settings)).problems
+    assert "no sequences of books, wiki" in problem
+    config = run_config(data, **settings, callbacks__data_loading__update_type="constant")
+    assert examine(config).problems == []
+
+
+def test_what_stands_behind_several_problems_is_told_once(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", sequences=16)
+    tokenizer = {"name": "words", "vocab_size": 65, "vocabulary_sha256": ""}
+    Manifest(SEQ_LEN, "uint16", tokenizer, {}, {}, {}, {}).write(data)
+    (problem,) = examine(run_config(data)).problems
+    assert "words of 65 tokens, the model's vocab_size is 64" in problem
+    config = run_config(data / "none", model__path="none.pt", model__l0_module=None)
+    for name in ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size"):
+        setattr(config.model, name, None)
+    first, second = examine(config).problems
+    assert "none.pt" in first
+    assert "no data folder" in second
+
+
+def test_a_package_that_is_missing_is_a_problem(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    (problem,) = examine(run_config(data, model__attn_impl="flash")).problems
+    assert "flash-attn" in problem
 
 
 def test_what_cannot_be_meant_is_a_warning_and_no_problem(data: Path) -> None:
@@ -201,6 +244,11 @@ def test_a_bare_state_dict_is_described_by_the_configuration(tmp_path: Path, dat
     assert (found.source.n_heads, found.source.head_dim) == (4, 8)
     config.model.n_layers = 5
     assert "model.n_layers is 5, but the checkpoint" in examine(config).problems[0]
+    config.model.n_layers = 3
+    state = torch.load(config.model.path)
+    del state["model.transformer.ln_f.weight"]
+    torch.save(state, config.model.path)
+    assert "1 missing: model.transformer.ln_f.weight" in examine(config).problems[0]
 
 
 def test_microbatches_of_a_step_are_equally_large(data: Path) -> None:
@@ -208,6 +256,12 @@ def test_microbatches_of_a_step_are_equally_large(data: Path) -> None:
     (problem,) = examine(config).problems
     assert "microbatch_size is 3, which does not divide the 8 sequences of a device" in problem
     assert not examine(config, devices=4).problems
+
+
+def test_a_batch_that_does_not_divide_comes_with_one_that_does(data: Path) -> None:
+    for batch, better in ((7, 6), (1, 3)):
+        (problem,) = examine(run_config(data, global_train_batch_size=batch), devices=3).problems
+        assert problem.endswith(f"expected a multiple of 3: set it to {better}, or use another number.")
 
 
 def test_a_missing_data_folder_is_one_problem() -> None:
@@ -218,7 +272,8 @@ def test_a_missing_data_folder_is_one_problem() -> None:
 def test_command_prints_plan_and_problems(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["plan", str(SEVEN), "data_local=nowhere", "--devices", "8", "seed=3"])
+    words = ["plan", str(SEVEN), "data_local=nowhere", "--devices", "8", "seed=three"]
+    monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stop:
         plan.main()
     printed = capsys.readouterr().out
@@ -229,6 +284,7 @@ def test_command_prints_plan_and_problems(
         "64 evaluations",
         "80.9 GB",
         "There is no data folder",
+        "seed: Value 'three'",
     ):
         assert part in printed
 

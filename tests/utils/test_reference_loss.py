@@ -9,8 +9,10 @@ import torch
 from streaming.base.format.mds import MDSWriter
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from llmshearing.data.manifest import Manifest
 from llmshearing.utils import reference_loss
 from llmshearing.utils.reference_loss import fit_scaling_law, measure, read_table, scaling_law
+from twins import masked_checkpoint
 
 TABLE = Path(__file__).parents[2] / "configs" / "llama2" / "reference_losses.yaml"
 NAMES = ["cc", "github", "book", "stackexchange", "wiki", "arxiv", "c4-rp"]
@@ -49,6 +51,12 @@ def test_what_cannot_be_fitted_is_refused(tmp_path):
         ValueError, match="2 losses for 2 different sizes: expected one loss for each of at least 3"
     ):
         fit_scaling_law([1e9, 2e9], [2.0, 1.9])
+    with pytest.raises(ValueError, match="3 losses for 2 different sizes"):
+        fit_scaling_law([1e9, 2e9, 2e9], [2.0, 1.9, 1.8])
+    with pytest.raises(ValueError, match="4 losses for 3 different sizes"):
+        fit_scaling_law([1e9, 2e9, 3e9], [2.0, 1.9, 1.8, 1.7])
+    with pytest.raises(ValueError, match="no curve a N"):
+        fit_scaling_law([1e9, 2e9, 4e9], [2.0, 1.0, 2.0])
     table = tmp_path / "table.yaml"
     table.write_text("sizes: [1, 2]")
     with pytest.raises(ValueError, match=r"table.yaml: expected the keys parameters"):
@@ -85,6 +93,23 @@ def test_measure_equals_transformers(data, model):
     got = measure(str(model), data, ["book", "cc"], "eval_merge", SEQ_LEN, batch_size=2)
     assert list(got) == ["book", "cc"]
     assert got == pytest.approx({name: np.mean(values) for name, values in losses.items()}, abs=1e-5)
+
+
+def test_the_command_measures_what_the_datas_manifest_names(data, model, monkeypatch, capsys):
+    tokenizer = {"name": "words", "vocab_size": 90, "vocabulary_sha256": ""}
+    Manifest(SEQ_LEN, "uint16", tokenizer, {}, {}, {"book": {}, "cc": {}}, {}).write(data)
+    expected = measure(str(model), data, ["book", "cc"], "eval_merge", None, 8)
+    monkeypatch.setattr(sys, "argv", ["measure", "measure", str(model), "--data", str(data)])
+    reference_loss.main()
+    names, losses = capsys.readouterr().out.splitlines()
+    assert names == "set_names: [book, cc]"
+    assert losses == f"target_loss: [{expected['book']:.4f}, {expected['cc']:.4f}]"
+
+
+def test_a_pruning_run_is_not_measured(data, tmp_path):
+    path = masked_checkpoint(tmp_path / "m.pt", n_layers=1)
+    with pytest.raises(ValueError, match=r"m\.pt is of a pruning run: measure the source model"):
+        measure(str(path), data, ["book", "cc"], "eval_merge", SEQ_LEN, 2)
 
 
 def test_measure_wants_every_domain_and_a_length(data, model):

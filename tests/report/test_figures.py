@@ -1,0 +1,105 @@
+"""Figures and tables: the numbers of a run, each where it belongs."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from runs_on_disk import write_run
+
+from llmshearing.report import figures
+from llmshearing.report.page import comparison
+from llmshearing.report.reading import Run, read_run
+
+LINES = [
+    {"step": 0, "loss/train/total": 5.0, "metrics/train/code_weight": 0.5, "metrics/train/books_weight": 0.5},
+    {"step": 4, "loss/train/total": 4.0, "metrics/train/code_weight": 0.8, "metrics/train/books_weight": 0.2},
+    {"step": 4, "metrics/eval/LanguageCrossEntropy": 3.5, "metrics/eval/code_LanguageCrossEntropy": 3.0},
+    {"step": 9, "loss/train/total": 3.0, "loss/train/lag_loss": 0.1},
+    {"step": 10, "metrics/eval/LanguageCrossEntropy": 2.5, "metrics/eval/code_LanguageCrossEntropy": 1.5},
+    {"step": 10, "metrics/eval/books_LanguageCrossEntropy": 2.75},
+    {"step": 9, "metrics/train/expected_head_sparsity": 0.25, "metrics/train/target_head_sparsity": 0.5},
+    {"step": 9, "metrics/train/expected_layer_sparsity": 0.255, "metrics/train/target_layer_sparsity": 0.25},
+]
+
+
+def with_metrics(folder: Path, lines: list[dict[str, float]]) -> Run:
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return read_run(folder)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return with_metrics(write_run(tmp_path / "run", steps=10), LINES)
+
+
+def rows(figure: figures.Figure | None) -> list[list[str]]:
+    """The cells of a table, row by row, its head left out."""
+    assert figure is not None
+    return [re.findall("<td>(.*?)</td>", row) for row in figure.html.split("<tr>")[2:]]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[float], list[float]]]:
+    """x and y of each line that a chart gets, by its name."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+
+    def note(lines, *_, **__) -> str:
+        found.update({each.name: (each.x.tolist(), each.y.tolist()) for each in lines})
+        return ""
+
+    monkeypatch.setattr(figures, "chart", note)
+    return found
+
+
+def test_tables_say_first_and_last_losses_and_the_reference(run: Run) -> None:
+    assert rows(figures.runs_table([run])) == [["run", "pruning", "10", "1,280", "3.5000", "2.5000"]]
+    losses = [["run", "1.5000", "2.7500"], ["reference", "2.0000", "2.0000"]]
+    assert rows(figures.losses_table([run])) == losses
+
+
+def test_masks_say_what_they_are_asked_and_what_they_do(run: Run) -> None:
+    assert rows(figures.masks_table(run)) == [
+        ["head", "8", "4", "50.0%", "25.0%", "25.0 points off"],
+        ["layer", "4", "3", "25.0%", "25.5%", "reached"],
+    ]
+
+
+def test_distances_are_above_the_reference_and_below_it(run: Run, drawn) -> None:
+    figures.excess_losses(run)
+    assert drawn == {"code": ([4, 10], [1.0, -0.5]), "books": ([10], [0.75])}
+
+
+def test_weights_hold_until_they_change_and_count_tokens(run: Run, drawn) -> None:
+    figures.domain_weights(run)
+    assert drawn["code"] == ([0, 4, 4, 10], [0.5, 0.5, 0.8, 0.8])
+    figures.domain_tokens(run)
+    x, tokens = drawn["code"]
+    assert x == [0, 4, 10]
+    assert tokens == pytest.approx([0, 0.5 * 4 * 128, (0.5 * 4 + 0.8 * 6) * 128])
+
+
+def test_sparsities_are_drawn_beside_their_targets(run: Run, drawn) -> None:
+    figures.sparsities(run)
+    assert drawn["head"] == ([9], [0.25])
+    assert drawn["target: head"] == ([9], [0.5])
+
+
+def test_a_run_whose_folder_was_moved_is_still_the_start_of_another(tmp_path: Path) -> None:
+    source = read_run(write_run(tmp_path / "prune", steps=10))
+    moved = write_run(tmp_path / "more", prune=False, path="/elsewhere/prune/pruned.pt")
+    own = write_run(tmp_path / "own", prune=False, path=str(tmp_path / "own" / "ep0-ba2-rank0.pt"))
+    assert figures.tokens_before([source, read_run(moved), read_run(own)]) == [0, 10 * 128, 0]
+
+
+def test_a_comparison_is_between_models_of_one_shape_and_says_which_is_better(tmp_path: Path) -> None:
+    small = {"d_model": 32, "n_heads": 4, "n_layers": 3, "intermediate_size": 48}
+    better = write_run(tmp_path / "better", prune=False, path="prune/pruned.pt", shape=small)
+    other = read_run(write_run(tmp_path / "other", prune=False))
+    scratch = with_metrics(write_run(tmp_path / "scratch", prune=False, shape=small), LINES)
+    run = with_metrics(better, [{"step": 10, "metrics/eval/LanguageCrossEntropy": 2.25}])
+    assert comparison([run, other]) is None
+    said = comparison([run, other, scratch])
+    assert said == (
+        "better ends 0.250 nats a token below scratch, which has its shape and was trained from scratch."
+    )
