@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.callbacks.domain_losses import DomainLosses
 from llmshearing.callbacks.dynamic_loading_callback import DynamicLoadingCallback
+from llmshearing.callbacks.end_of_data import EndOfData
 from llmshearing.callbacks.finite_guard import FiniteGuard
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.progress_lines import ProgressLines
@@ -253,7 +254,7 @@ def build_callbacks(
     domains = config.data_loading
     if domains.set_names:
         callbacks += [DomainLosses(domains.set_names), _dynamic_loading(config, domains)]
-    callbacks.append(FiniteGuard(config.max_skipped_steps, domains.set_names))
+    callbacks += [EndOfData(), FiniteGuard(config.max_skipped_steps, domains.set_names)]
     checkpointing = _checkpointing(config) if config.save_folder else None
     callbacks += [*([checkpointing] if checkpointing else []), StopOnSignal(checkpointing)]
     return callbacks + build_components(config, "callbacks")

@@ -16,6 +16,8 @@ from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.training import build_trainer, train
 from llmshearing.utils.checkpoint import write_checkpoint
+from llmshearing.utils.run_folder import checkpoints, step_of
+from llmshearing.utils.safe_load import load_tensors
 from runs import DOMAINS, SEQ_LEN, TARGET, run_config, write_data
 
 GOLDEN = Path(__file__).parent / "golden" / "pruning_losses.json"
@@ -193,3 +195,22 @@ if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
     GOLDEN.write_text(json.dumps({"arithmetic": arithmetic(), "losses": losses}, indent=1) + "\n")
     sys.stdout.write(f"wrote {GOLDEN}\n")
+
+
+@pytest.mark.parametrize(
+    ("exhausted", "domains", "steps"), [("renormalize", True, 3), ("stop", True, 1), ("stop", False, 1)]
+)
+def test_a_run_ends_saved_where_its_data_does_and_nothing_comes_of_another_start(
+    tmp_path, exhausted, domains, steps
+):
+    config = run_config(write_data(tmp_path / "data", sequences=16), tmp_path / "out", max_duration="100ba")
+    config.train_loader.dataset.exhausted, config.autoresume = exhausted, True
+    config.save_interval, config.eval_interval = "100ba", "0ba"
+    if not domains:
+        config.train_loader.dataset.split = "for_prune/code"
+        config.callbacks = {}
+    for _ in range(2):
+        train(config)
+        (saved,) = checkpoints(tmp_path / "out")
+        state = load_tensors(saved)["state"]["dataset_state"]["train"]
+        assert (step_of(saved), json.loads(state["mixture"])["sample"]) == (steps, 8 * steps)

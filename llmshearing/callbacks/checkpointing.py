@@ -48,6 +48,9 @@ class Checkpointing(Callback):
         if self.sharded:  # how the state hands out its tensors from now on
             state.fsdp_config = FSDP2Config(state_dict_type="sharded")
 
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._saved_at = state.timestamp.batch.value  # nothing is new before the first step
+
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if self._is_time(state, Event.BATCH_CHECKPOINT):
             self.save(state)

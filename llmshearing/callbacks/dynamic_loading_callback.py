@@ -156,11 +156,6 @@ class DynamicLoadingCallback(Callback):
             self._update(dataset, losses, logger)
         self._log_weights(dataset, logger)
 
-    def epoch_end(self, state: State, logger: Logger) -> None:
-        if _train_dataset(state).exhausted:
-            log.warning("the training data ran out at batch %d: training ends", state.timestamp.batch.value)
-            state.stop_training()
-
     def _update(self, dataset: TextDynamicStreamingDataset, losses: list[float], logger: Logger) -> None:
         # Rank 0 decides: a last bit that differs between ranks would tear their streams apart.
         decision = [self.update_proportion(dataset.proportion, losses)]

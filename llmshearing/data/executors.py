@@ -1,6 +1,5 @@
 """Run the stages of preparation through datatrove's executors: on this machine, with Ray, with Slurm."""
 
-import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from llmshearing.data import stages
 from llmshearing.data.job import Job, Progress
+from llmshearing.utils.files import FULL
 from llmshearing.utils.progress import bar, watching
 
 EXECUTORS = ("local", "slurm", "ray")
@@ -47,7 +47,7 @@ class QuietLocalExecutor(LocalPipelineExecutor):
 def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, slurm_time: str) -> None:
     """Run all stages; with Slurm, submit them as jobs that wait for one another.
 
-    Raises what a stage raises, or RuntimeError naming its log where that was on another machine.
+    Raises what a stage raises, or OSError naming its log where that was on another machine.
     """
     Path(job.work).mkdir(parents=True, exist_ok=True)
     packers = 1 + sum(task.size for task in job.tasks) // _BYTES_PER_PACKER
@@ -66,8 +66,9 @@ def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, s
             executor.run()
             if missing := executor.get_incomplete_ranks():
                 logs = _logs(job, function)
-                raise RuntimeError(
-                    f"{len(missing)} of {tasks} tasks failed to {function.__name__}: see {logs}"
+                raise OSError(
+                    f"{len(missing)} of {tasks} tasks failed to {function.__name__}: see {logs}, and "
+                    "run the same command again; what is complete is kept"
                 )
 
 
@@ -76,10 +77,10 @@ def _disk_full_explained(job: Job) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         raise OSError(
-            f"No space left on device for {job.output}: make room and run the same command again, what is "
+            f"{error.strerror} for {job.output}: make room and run the same command again, what is "
             "complete is kept",
         ) from error
 

@@ -124,7 +124,10 @@ def build_job(args: argparse.Namespace) -> Job:
 
 def _shares(words: list[str], domains: list[str]) -> dict[str, float]:
     """The shares given as domain=number, scaled to sum to 1."""
-    shares = {name: float(value) for name, value in key_values(words).items()}
+    shares = key_values(words)
+    for name, share in shares.items():
+        if not isinstance(share, (int, float)):
+            raise ValueError(f"--proportion {name}={share or ''}: expected a number such as {name}=0.25")
     if sorted(shares) != sorted(domains):
         raise ValueError(f"--proportion names {', '.join(shares)}, expected each of {', '.join(domains)}")
     total = sum(shares.values())

@@ -28,6 +28,7 @@ from llmshearing.data.splits import BINS, SPLITS, SplitPlan, cut_bins, document_
 from llmshearing.data.tokenizer import TextTokenizer, load_tokenizer
 
 EVAL_MERGE = "eval_merge"
+_BUDGETS = {"eval": "--eval_tokens", "for_prune": "--prune_tokens", "for_ft": "--ft_tokens"}
 _BATCH_BYTES = 4 << 20  # of text that is tokenized at a time
 LEFT_OVER_SHARE = 0.02  # of a domain's tokens that may be left out without a word
 _CHUNK_TOKENS = 1 << 22  # that packing holds in memory
@@ -165,11 +166,16 @@ def _histogram(job: Job, domain: str) -> NDArray[np.int64]:
 def _check_splits(job: Job, domain: str, histogram: NDArray[np.int64], splits: dict[str, SplitPlan]) -> None:
     for split, cut in splits.items():
         has = int(histogram[cut.first_bin : cut.end_bin].sum())
-        if cut.max_sequences == 0 or has < job.seq_length:
+        if has < job.seq_length:
             raise ValueError(
                 f"domain {domain}: {split} gets {has:,} of {histogram.sum():,} tokens in "
                 f"{np.count_nonzero(histogram):,} different documents, too few for a sequence of "
                 f"{job.seq_length}: add text, or lower --seq_length, or set the budget of another split"
+            )
+        if cut.max_sequences == 0:
+            raise ValueError(
+                f"domain {domain}: its share of {split} is less than a sequence of {job.seq_length} tokens: "
+                f"raise {_BUDGETS[split]} or its --proportion, add text, or lower --seq_length"
             )
 
 

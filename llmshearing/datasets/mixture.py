@@ -274,8 +274,8 @@ class Mixture:
             if state[key] != mine[key]:
                 raise ValueError(
                     f"the checkpoint's {key} of the training data is {state[key]}, this run's is "
-                    f"{mine[key]}: restore {setting}, or begin another stream with "
-                    "load_ignore_keys=[state/dataset_state]"
+                    f"{mine[key]}: restore {setting}, or begin a new run from "
+                    "its weights: load_weights_only=true."
                 )
         self._since = list(state["since"])
         self._weights = [np.asarray(w, np.float64) for w in state["weights"]]

@@ -200,12 +200,13 @@ class TextDynamicStreamingDataset(IterableDataset[Sample]):
         run has too, so the state must not have keys that come and go. It does not depend on the
         number of ranks or on the batch size.
         """
-        sample = num_samples + (self._epoch_start if from_beginning else self._iteration_start)
+        epoch_start = self._cursor.sample if self.exhausted else self._epoch_start  # then it is over
+        sample = num_samples + (epoch_start if from_beginning else self._iteration_start)
         start = self._cursor if sample >= self._cursor.sample else self._before
         if sample < start.sample:
             raise ValueError(f"cannot save the stream at sample {sample}: it is past {start.sample}")
         state = self._mixture.state_dict(self._mixture.advance(start, sample))
-        return {"mixture": json.dumps({**state, "epoch_start": self._epoch_start})}
+        return {"mixture": json.dumps({**state, "epoch_start": epoch_start})}
 
     def load_state_dict(self, obj: dict[str, str]) -> None:
         """Go on where `state_dict` was taken.

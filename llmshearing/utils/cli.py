@@ -58,7 +58,7 @@ def key_values(words: Sequence[str]) -> dict[str, Any]:
     """`key=value` words as a dict, values read as YAML scalars: 16 and 5e5 are numbers, `true` a boolean.
 
     Raises:
-        ValueError: for a word without `=`, or a key given twice.
+        ValueError: for a word without `=`, a value that is no YAML, or a key given twice.
     """
     values: dict[str, Any] = {}
     for word in words:
@@ -67,5 +67,8 @@ def key_values(words: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"Argument {word!r} is not of the form key=value, such as hidden_size=2048.")
         if key in values:
             raise ValueError(f"Argument {key} is given twice.")
-        values[key] = float(value) if _EXPONENT.fullmatch(value) else yaml.safe_load(value)
+        try:
+            values[key] = float(value) if _EXPONENT.fullmatch(value) else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"The value of {word!r} is not plain YAML; quote it if it is a text.") from error
     return values

@@ -62,6 +62,8 @@ def replacing_folder(path: Path, marker: str) -> Iterator[Path]:
                 path.rename(old)
             temporary.rename(path)
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

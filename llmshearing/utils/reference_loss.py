@@ -70,10 +70,21 @@ def read_table(path: Path) -> tuple[list[float], dict[str, list[float]]]:
 
     Raises ValueError for a file of another form.
     """
-    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not plain YAML: {error}") from error
     if not isinstance(table, Mapping) or set(table) != {"parameters", "losses"}:
         raise ValueError(f"{path}: expected the keys parameters: [...] and losses: {{domain: [...]}}")
-    return table["parameters"], table["losses"]
+    parameters, losses = table["parameters"], table["losses"]
+    if not isinstance(losses, dict):
+        raise ValueError(
+            f"{path}: losses is {losses!r}: expected a list for each domain, such as cc: [1.75, 1.67]"
+        )
+    for name, values in {"parameters": parameters, **losses}.items():
+        if not isinstance(values, list) or not all(isinstance(v, (int, float)) and v > 0 for v in values):
+            raise ValueError(f"{path}: {name} is {values!r}: expected a list of numbers above 0")
+    return parameters, losses
 
 
 @torch.no_grad()

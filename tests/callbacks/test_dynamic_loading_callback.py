@@ -366,13 +366,6 @@ def test_two_processes_train_and_evaluate_as_one_does(root, tmp_path):
         assert weights == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_stream_that_ends_ends_the_run(root, tmp_path):
-    trainer, recorder, _ = build(root, callback(), exhausted="renormalize", duration="100ba")
-    trainer.fit()
-    assert trainer.state.timestamp.batch.value == 20
-    assert len({sample for batch in recorder.samples for sample in batch}) == 80
-
-
 def test_a_domain_without_evaluation_samples_is_refused_at_start(root, monkeypatch):
     trainer, _, _ = build(root, callback(), evaluation="eval_merge")
     with pytest.raises(ValueError, match="evaluation data has no sequences of book, needed to update"):

@@ -1,5 +1,6 @@
 """Preparing interrupted, repeated, divided otherwise or on other executors: the same result, or a refusal."""
 
+import errno
 import os
 import shutil
 import signal
@@ -160,9 +161,19 @@ def test_a_failure_that_is_none_of_the_disk_keeps_its_name(monkeypatch, tmp_path
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT], ids=["disk", "quota"])
+def test_no_room_names_the_output(monkeypatch, tmp_path, text, tokenizer_folder, number):
+    def full(*_):
+        raise OSError(number, "No room")
+
+    monkeypatch.setattr(stages, "DocumentReader", full)
+    with pytest.raises(OSError, match=r"^No room for .*/out: make room and run the same command again"):
+        run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
+
+
 def test_tasks_that_failed_elsewhere_are_told_with_their_log(monkeypatch, tmp_path, text, tokenizer_folder):
     monkeypatch.setattr(QuietLocalExecutor, "get_incomplete_ranks", lambda *_: [1])
-    with pytest.raises(RuntimeError, match=r"1 of 2 tasks failed to tokenize: see .*logs/tokenize"):
+    with pytest.raises(OSError, match=r"1 of 2 tasks failed to tokenize: see .*logs/tokenize"):
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
 
 

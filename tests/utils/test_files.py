@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -122,6 +123,26 @@ def test_a_folder_is_replaced_on_success_alone(tmp_path):
     with pytest.raises(KeyError), replacing_folder(tmp_path / "f", marker="m") as temporary:
         fail_after_writing(temporary / "m")
     assert (tmp_path / "f" / "m").read_text() == "two"
+    assert names(tmp_path) == ["f"]
+
+
+def test_a_folder_whose_replacement_cannot_be_named_stays(tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def refuse_the_new(path, target):
+        if path.suffix == ".tmp":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return rename(path, target)
+
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "m").write_text("one")
+    monkeypatch.setattr(Path, "rename", refuse_the_new)
+    with (
+        pytest.raises(OSError, match="Input/output"),
+        replacing_folder(tmp_path / "f", marker="m") as temporary,
+    ):
+        (temporary / "m").write_text("two")
+    assert (tmp_path / "f" / "m").read_text() == "one"
     assert names(tmp_path) == ["f"]
 
 

@@ -58,9 +58,17 @@ def test_what_cannot_be_fitted_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no curve a N"):
         fit_scaling_law([1e9, 2e9, 4e9], [2.0, 1.0, 2.0])
     table = tmp_path / "table.yaml"
-    table.write_text("sizes: [1, 2]")
-    with pytest.raises(ValueError, match=r"table.yaml: expected the keys parameters"):
-        read_table(table)
+    for text, message in {
+        "sizes: [1, 2]": "expected the keys parameters",
+        "parameters: [1": "is not plain YAML",
+        "{parameters: [1, 2], losses: [1, 2]}": r"losses is \[1, 2\]: expected a list for each domain",
+        "{parameters: 5, losses: {cc: [1, 2]}}": "parameters is 5: expected a list of numbers above 0",
+        "{parameters: [1, 2], losses: {cc: [1, x]}}": r"cc is \[1, 'x'\]: expected a list of numbers",
+        "{parameters: [1, 2], losses: {cc: [1, -2]}}": r"cc is \[1, -2\]: expected a list of numbers",
+    }.items():
+        table.write_text(text)
+        with pytest.raises(ValueError, match=rf"table.yaml:? {message}"):
+            read_table(table)
 
 
 @pytest.fixture
