@@ -1,5 +1,6 @@
 """Composer's parts by the names that a configuration gives them."""
 
+import importlib.util
 import inspect
 from typing import Any
 
@@ -26,6 +27,7 @@ REGISTRIES: dict[str, dict[str, Any]] = {
     },
     "algorithms": {"gradient_clipping": composer.algorithms.GradientClipping},
 }
+_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}
 _ALWAYS: dict[str, Any] = {"speed_monitor": {"window_size": 10}}
 
 
@@ -57,6 +59,11 @@ def component_problems(config: Config, section: str) -> list[str]:
         if name not in registry:
             problems.append(f"{section}.{name} is not known; expected some of: {', '.join(registry)}.")
             continue
+        if name in _PACKAGES and importlib.util.find_spec(_PACKAGES[name]) is None:
+            problems.append(
+                f"{section}.{name} needs the package {_PACKAGES[name]}: EXTRAS=track bash scripts/setup.sh "
+                "installs it."
+            )
         try:
             inspect.signature(registry[name]).bind(**arguments)
         except TypeError as error:

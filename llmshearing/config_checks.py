@@ -1,9 +1,10 @@
 """What a configuration says against itself: values out of range and keys that contradict one another."""
 
+import math
 import re
 from typing import Any
 
-from llmshearing.config import Config, DataLoadingConfig
+from llmshearing.config import Config, DataLoadingConfig, L0Config
 
 _CHOICES = {
     "precision": ("fp32", "amp_bf16", "amp_fp16"),
@@ -21,8 +22,10 @@ _LEAST = {
     "optimizer.lr": 0,
     "optimizer.lag_lr": 0,
     "optimizer.weight_decay": 0,
+    "optimizer.eps": 0,
     "scheduler.alpha_f": 0,
 }
+_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def config_problems(config: Config) -> list[str]:
@@ -36,6 +39,10 @@ def _domain_problems(domains: DataLoadingConfig) -> list[str]:
         return [f"callbacks.data_loading.{key} is set without set_names; name the domains." for key in stray]
     problems = []
     names = domains.set_names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        problems.append(
+            f"callbacks.data_loading.set_names has {', '.join(twice)} twice; name each domain once."
+        )
     needed = {"proportion": True, "target_loss": domains.updates}
     for key, wanted in needed.items():
         values = getattr(domains, key)
@@ -46,6 +53,8 @@ def _domain_problems(domains: DataLoadingConfig) -> list[str]:
                 f"callbacks.data_loading.{key} has {len(values)} numbers for {len(names)} domains {names}; "
                 "give one for each of set_names, in their order."
             )
+        if off := [value for value in values or [] if not 0 <= value < math.inf]:
+            problems.append(f"callbacks.data_loading.{key} has {off[0]}; expected numbers of 0 or more.")
     total = sum(domains.proportion or [1.0])
     if abs(total - 1) > 1e-3:
         problems.append(f"callbacks.data_loading.proportion sums to {total:.6g}; expected 1.")
@@ -62,8 +71,8 @@ def _duration_problems(config: Config) -> list[str]:
                 f"{key} is {value!r}; expected a whole number and a unit out of {', '.join(units)}, such as "
                 "3200ba."
             )
-        elif key == "max_duration" and re.fullmatch(r"0+\D+", value):
-            problems.append("max_duration is 0; expected at least one batch, such as 3200ba.")
+        elif key in ("max_duration", "console_log_interval") and re.fullmatch(r"0+\D+", value):
+            problems.append(f"{key} is 0; expected at least one batch, such as 3200ba.")
     if not re.fullmatch(r"\d+(ba|tok|sp)|\d*\.?\d+dur", config.scheduler.t_warmup):
         problems.append(
             f"scheduler.t_warmup is {config.scheduler.t_warmup!r}; expected a whole number and a unit out of "
@@ -84,10 +93,30 @@ def _range_problems(config: Config) -> list[str]:
         if _value(config, key) not in choices:
             place = f"callbacks.{key}" if key.startswith("data_loading") else key
             problems.append(f"{place} is {_value(config, key)!r}; expected one of {', '.join(choices)}.")
+    if not config.dist_timeout > 0:
+        problems.append(f"dist_timeout is {config.dist_timeout:g}; expected seconds, more than 0.")
+    if config.eval_subset_num_batches < 1 and config.eval_subset_num_batches != -1:
+        problems.append(
+            f"eval_subset_num_batches is {config.eval_subset_num_batches}; expected 1 or more, or -1: all."
+        )
+    if config.python_log_level is not None and config.python_log_level.lower() not in _LEVELS:
+        problems.append(
+            f"python_log_level is {config.python_log_level!r}; expected one of {', '.join(_LEVELS)}."
+        )
+    problems += _sparsity_problems(config.model.l0_module)
     betas = config.optimizer.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         problems.append(f"optimizer.betas is {betas}; expected two numbers from 0 to less than 1.")
     return problems
+
+
+def _sparsity_problems(l0: L0Config | None) -> list[str]:
+    sparsities = {"start_sparsity": l0.start_sparsity, "target_sparsity": l0.target_sparsity} if l0 else {}
+    return [
+        f"model.l0_module.{key} is {value:g}; expected from 0 to less than 1."
+        for key, value in sparsities.items()
+        if not 0 <= value < 1
+    ]
 
 
 def _value(config: Config, key: str) -> Any:

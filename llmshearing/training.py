@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.callbacks.domain_losses import DomainLosses
-from llmshearing.callbacks.dynamic_loading_callback import DynamicLoadingCallback
+from llmshearing.callbacks.dynamic_loading_callback import build_dynamic_loading
 from llmshearing.callbacks.end_of_data import EndOfData
 from llmshearing.callbacks.finite_guard import FiniteGuard
 from llmshearing.callbacks.metrics_file import MetricsFile
@@ -37,7 +37,7 @@ from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.callbacks.signals import StopOnSignal
 from llmshearing.callbacks.watchdog import Watchdog
 from llmshearing.components import build_components
-from llmshearing.config import Config, DataLoadingConfig, FsdpConfig
+from llmshearing.config import Config, FsdpConfig
 from llmshearing.data.manifest import manifest_sha256
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.models.composer_llama import ComposerMosaicLlama
@@ -253,7 +253,7 @@ def build_callbacks(
         callbacks.append(ReportCallback(config.save_folder))
     domains = config.data_loading
     if domains.set_names:
-        callbacks += [DomainLosses(domains.set_names), _dynamic_loading(config, domains)]
+        callbacks += [DomainLosses(domains.set_names), build_dynamic_loading(domains)]
     callbacks += [EndOfData(), FiniteGuard(config.max_skipped_steps, domains.set_names)]
     checkpointing = _checkpointing(config) if config.save_folder else None
     callbacks += [*([checkpointing] if checkpointing else []), StopOnSignal(checkpointing)]
@@ -269,21 +269,6 @@ def _checkpointing(config: Config) -> Checkpointing:
         config.save_num_checkpoints_to_keep,
         config.save_weights_only,
         sharded,
-    )
-
-
-def _dynamic_loading(config: Config, domains: DataLoadingConfig) -> DynamicLoadingCallback:
-    assert domains.set_names is not None
-    assert domains.proportion is not None
-    return DynamicLoadingCallback(
-        domains.target_loss,
-        domains.proportion,
-        domains.set_names,
-        domains.update_type if domains.updates else "constant",
-        clip_excess=domains.clip_excess,
-        smoothing=domains.smoothing,
-        step_size=domains.step_size,
-        max_weight=domains.max_weight,
     )
 
 

@@ -94,6 +94,15 @@ def make_place(folder: Path, tokenizer: Path) -> None:
         _shrink(folder / f"configs/llama2/{name}.yaml", changes)
     target = {f"\n      {key}: {LARGE[key]}\n": f"\n      {key}: {TARGET[key]}\n" for key in LARGE}
     _shrink(folder / "configs/llama2/7b.yaml", target)
+    domains = {
+        "[web, code]": f"[{', '.join(DOMAINS)}]",
+        "[0.8, 0.2]": "[0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15]",
+        "[2.0, 1.0]": str([2.0] * len(DOMAINS)),
+        "precision: amp_bf16": "precision: fp32",
+    }
+    source = {"models/source.pt": "models/llama2-7b.pt"}
+    _shrink(folder / "configs/any/prune.yaml", target | domains | source)
+    _shrink(folder / "configs/any/continue.yaml", domains)
     for index, domain in enumerate(DOMAINS):
         write_jsonl(folder / "text" / domain / "0.jsonl", documents(2000, seed=index))
     source = save(make(LlamaConfig(**HF_SOURCE)), folder / "models/Llama-2-7b-hf")

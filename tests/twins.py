@@ -1,5 +1,6 @@
 """Tiny HF models with random weights, one for every family and option."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -74,7 +75,8 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 def make(config: PretrainedConfig) -> PreTrainedModel:
     """A model of `config` in fp32 whose every parameter, norms and biases included, is random."""
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    own = copy.deepcopy(config)  # saving a model writes its type there
+    model = AutoModelForCausalLM.from_config(own, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = "norm" in name and name.endswith("weight")

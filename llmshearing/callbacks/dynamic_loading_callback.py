@@ -17,6 +17,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from numpy.typing import NDArray
 
+from llmshearing.config import DataLoadingConfig
 from llmshearing.datasets.mixture import check_weights
 from llmshearing.datasets.streaming_dataset import TextDynamicStreamingDataset, TextStreamingDataset
 
@@ -196,6 +197,22 @@ class DynamicLoadingCallback(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._updated_at = state["updated_at"]
+
+
+def build_dynamic_loading(domains: DataLoadingConfig) -> DynamicLoadingCallback:
+    """The callback of a section `callbacks.data_loading` that names its domains."""
+    assert domains.set_names is not None
+    assert domains.proportion is not None
+    return DynamicLoadingCallback(
+        domains.target_loss,
+        domains.proportion,
+        domains.set_names,
+        domains.update_type if domains.updates else "constant",
+        clip_excess=domains.clip_excess,
+        smoothing=domains.smoothing,
+        step_size=domains.step_size,
+        max_weight=domains.max_weight,
+    )
 
 
 def _metric(domain: str) -> str:

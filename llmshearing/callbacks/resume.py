@@ -153,6 +153,16 @@ def find_checkpoint(
         FileExistsError: when the folder holds checkpoints that the run would mix with its own.
         ValueError: when the checkpoint is damaged, naming the complete one before it.
     """
+    choice = choose_checkpoint(folder, load_path, autoresume, overwrite)
+    if choice is not None:
+        _check_undamaged(choice)
+    return choice
+
+
+def choose_checkpoint(
+    folder: Path | None, load_path: str | None = None, autoresume: bool = False, overwrite: bool = False
+) -> Path | None:
+    """`find_checkpoint` without reading what was found."""
     own = run_folder.checkpoints(folder) if folder is not None else []
     strays = run_folder.without_manifest(folder) if folder is not None else []
     choice = own[0] if own and autoresume else Path(load_path).resolve() if load_path else None
@@ -165,10 +175,8 @@ def find_checkpoint(
             f"{folder} holds checkpoints of an earlier run, the last of step {run_folder.step_of(own[0])}: "
             "set autoresume=true to go on from it, save_overwrite=true to begin anew, or another save_folder."
         )
-    if choice is not None:
-        if not choice.exists():
-            raise FileNotFoundError(f"load_path is {load_path}, but there is nothing.")
-        _check_undamaged(choice)
+    if choice is not None and not choice.exists():
+        raise FileNotFoundError(f"load_path is {load_path}, but there is nothing.")
     return choice
 
 

@@ -50,10 +50,13 @@ class TextStreamingDataset(Dataset[Sample]):
         return _sample(sequence, self._place(sequence.domain, index), index)
 
     def samples_per_domain(self, first: int | None = None) -> dict[str, int]:
-        """How many of the first sequences (None: of all) each domain of `set_names` has."""
+        """How many of the first sequences (None: of all) each domain of `set_names` has.
+
+        Raises ValueError for a sequence of another domain.
+        """
         count = len(self) if first is None else min(first, len(self))
-        found = Counter(self.folder.domain(index) for index in range(count))
-        return {name: found[name] for name in self.set_names or []}
+        found = Counter(self._place(self.folder.domain(index), index) for index in range(count))
+        return {name: found[place] for place, name in enumerate(self.set_names or [])}
 
     def _place(self, name: str, index: int) -> int:
         if self.set_names is None:

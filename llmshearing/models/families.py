@@ -251,17 +251,19 @@ def complete(cfg: ModelConfig, arch: Architecture, source: str) -> ModelConfig:
         arch: what the checkpoint at `source` holds.
 
     Raises:
-        ValueError: when a size that `cfg` does give is not the checkpoint's.
+        ValueError: when sizes that `cfg` does give are not the checkpoint's, one a line.
     """
-    filled = {}
+    filled, problems = {}, []
     for ours, key in _CONFIG_KEYS.items():
         held, given = getattr(arch, ours), getattr(cfg, key)
         if given is not None and given != held and not (ours == "max_seq_len" and _may_shorten(arch, given)):
-            raise ValueError(
+            problems.append(
                 f"model.{key} is {given}, but the checkpoint {source} has {held}; "
                 f"set model.{key}={held} or leave it out."
             )
         filled[key] = held
+    if problems:
+        raise ValueError("\n".join(problems))
     return replace(cfg, layer_norm_eps=None, **filled)
 
 
@@ -279,22 +281,18 @@ def target_of(source: Architecture, target: TargetConfig | None) -> Architecture
     """
     if target is None:
         return None
-    n_heads = target.n_heads or source.n_heads
-    n_kv_heads = target.n_kv_heads or (n_heads if source.group_size == 1 else source.n_kv_heads)
+    given = {key: size for key, size in vars(target).items() if size is not None}
+    if small := [key for key, size in given.items() if size < 1]:
+        raise ValueError(f"target_model.{small[0]} is {given[small[0]]}; expected at least 1.")
+    n_heads = given.get("n_heads", source.n_heads)
+    n_kv_heads = given.get("n_kv_heads", n_heads if source.group_size == 1 else source.n_kv_heads)
     if n_heads % n_kv_heads:
         raise ValueError(
             f"target_model.n_heads is {n_heads}, which {n_kv_heads} KV heads do not divide; every KV head "
             f"must serve the same number of query heads. The source has {source.n_heads} query and "
             f"{source.n_kv_heads} KV heads: choose n_heads a multiple of target_model.n_kv_heads."
         )
-    return source.resized(
-        d_model=target.d_model or source.d_model,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        n_layers=target.n_layers or source.n_layers,
-        intermediate_size=target.intermediate_size or source.intermediate_size,
-        vocab_size=target.vocab_size or source.vocab_size,
-    )
+    return source.resized(**{**given, "n_heads": n_heads, "n_kv_heads": n_kv_heads})
 
 
 def _family_of_name(name: str) -> str:

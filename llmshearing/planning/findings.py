@@ -10,6 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from llmshearing.callbacks.dynamic_loading_callback import build_dynamic_loading
+from llmshearing.callbacks.resume import choose_checkpoint
 from llmshearing.components import REGISTRIES, component_problems
 from llmshearing.config import Config
 from llmshearing.config_checks import config_problems
@@ -21,6 +25,7 @@ from llmshearing.models.families import architecture_of, target_of
 from llmshearing.models.masks import needed_kinds
 from llmshearing.models.model_registry import model_class
 from llmshearing.models.shape_checks import pruning_problems
+from llmshearing.planning.sizes import planned_steps, steps_in
 from llmshearing.utils.checkpoint import Checkpoint, completed, open_checkpoint
 from llmshearing.utils.weights import check_weights
 
@@ -69,6 +74,9 @@ def examine(config: Config, devices: int = 1, checkpoint: Checkpoint | None = No
     checkpoint = _examine_model(config, checkpoint, found)
     _examine_target(config, found)
     _examine_updates(config, found)
+    _examine_warmups(config, found)
+    _examine_folder(config, found)
+    _examine_compilation(config, found)
     _examine_batch(config, devices, found)
     if _data_exists(config, found):
         _examine_tokenizers(config, checkpoint, found)
@@ -122,8 +130,46 @@ def _examine_target(config: Config, found: Findings) -> None:
 
 
 def _examine_updates(config: Config, found: Findings) -> None:
-    if config.data_loading.updates and config.eval_interval == "0ba":
+    domains = config.data_loading
+    if domains.set_names and not found.problems:  # those already tell what it would
+        with found.collecting():
+            build_dynamic_loading(domains)
+    if domains.updates and config.eval_interval == "0ba":
         found.warnings.append("eval_interval is 0ba: without evaluations the domain weights never change.")
+    if config.eval_loader is None and (config.eval_interval != "0ba" or config.eval_first):
+        found.add(
+            ["eval_loader is not set, but eval_interval or eval_first is; set it, or eval_interval=0ba."]
+        )
+
+
+def _examine_warmups(config: Config, found: Findings) -> None:
+    durations = {"scheduler.t_warmup": config.scheduler.t_warmup}
+    if config.model.l0_module is not None:
+        durations["model.l0_module.lagrangian_warmup_steps"] = config.model.l0_module.lagrangian_warmup_steps
+    for key, duration in durations.items():
+        if steps_in(duration, config) >= planned_steps(config) > 0:
+            found.warnings.append(
+                f"{key} is {duration}, but the run ends after {planned_steps(config):,} steps: what it leads "
+                "to is never reached."
+            )
+
+
+def _examine_folder(config: Config, found: Findings) -> None:
+    folder = Path(config.save_folder) if config.save_folder else None
+    if folder is not None and folder.exists() and not folder.is_dir():
+        found.add([f"save_folder is {folder}, which is a file: give a folder, which may be new."])
+        return
+    with found.collecting():
+        choose_checkpoint(folder, config.load_path, config.autoresume, config.save_overwrite)
+
+
+def _examine_compilation(config: Config, found: Findings) -> None:
+    if config.compile_config is None:
+        return
+    try:
+        torch.compile(torch.nn.Identity(), **config.compile_config)
+    except (TypeError, KeyError, RuntimeError) as error:
+        found.add([f"compile_config: torch.compile refuses it: {str(error).splitlines()[0]}"])
 
 
 def _examine_batch(config: Config, devices: int, found: Findings) -> None:

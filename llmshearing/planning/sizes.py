@@ -39,7 +39,7 @@ def steps_in(duration: str, config: Config) -> int:
         return 0
     sequences = config.global_train_batch_size
     per_step = {"ba": 1, "tok": sequences * config.max_seq_len, "sp": sequences}[match[2]]
-    return math.ceil(int(match[1]) / per_step)
+    return math.ceil(int(match[1]) / max(per_step, 1))
 
 
 def evaluations(config: Config) -> int:

@@ -1,6 +1,7 @@
 """Checkpoints: what a file or folder holds, and what model its weights are."""
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,6 +142,26 @@ def _load_sharded(path: Path) -> Any:
     if not is_sharded(path):
         raise FileNotFoundError(f"{path} is the folder of no model: it has neither {CONFIG} nor {INDEX}.")
     return load_sharded(path)
+
+
+def check_output(out: str | Path, source: str | Path) -> None:
+    """Refuse to write a checkpoint over what it is made from, over a run's, or over anything else.
+
+    Raises:
+        FileExistsError: when `out` is neither new nor a checkpoint that a command wrote.
+    """
+    path, origin = Path(out), Path(source)
+    if not (path.exists() or path.is_symlink()):
+        return
+    if origin.exists() and path.resolve().is_relative_to(origin.resolve()):
+        what = f"a part of {origin}, which is read"
+    elif path.is_symlink() or run_folder.read_manifest(path):
+        what = "a checkpoint of a run" if path.exists() else "a link to nothing"
+    elif not (path.is_file() and zipfile.is_zipfile(path)):
+        what = "no checkpoint"
+    else:
+        return
+    raise FileExistsError(f"{path} exists and is {what}: choose another name, or remove it first.")
 
 
 def write_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

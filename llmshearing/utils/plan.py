@@ -75,6 +75,8 @@ def main() -> None:
     arguments = parse(sys.argv[1:])
     if arguments.devices < 1:
         raise ValueError(f"--devices is {arguments.devices}; expected at least 1.")
+    if arguments.tokens_per_second is not None and not arguments.tokens_per_second > 0:
+        raise ValueError(f"--tokens_per_second is {arguments.tokens_per_second:g}; expected more than 0.")
     config, problems = read_what_fits(arguments.config, arguments.overrides)
     found = examine(config, arguments.devices)
     found.problems[:0] = problems

@@ -20,7 +20,14 @@ from torch import Tensor
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_to_hf
 from llmshearing.utils import cli
-from llmshearing.utils.checkpoint import Checkpoint, describe, in_pieces, read_checkpoint, write_checkpoint
+from llmshearing.utils.checkpoint import (
+    Checkpoint,
+    check_output,
+    describe,
+    in_pieces,
+    read_checkpoint,
+    write_checkpoint,
+)
 from llmshearing.utils.composer_to_hf import export, record_of, with_dtype
 from llmshearing.utils.progress import bar
 from llmshearing.utils.pruning import prune
@@ -58,10 +65,11 @@ def prune_and_save_model(
         ValueError: when the checkpoint has no masks, or they do not make the target.
         OSError: when something is missing or cannot be written.
     """
+    path = Path(out) if out else default_output(Path(checkpoint_path))
+    check_output(path, checkpoint_path)
     checkpoint = read_checkpoint(checkpoint_path)
     pruned = prune_checkpoint(checkpoint, target or {})
     report(pruned)
-    path = Path(out) if out else default_output(checkpoint.path)
     record = record_of(checkpoint, with_dtype(pruned.config, pruned.weights))
     write_checkpoint(path, pruned.weights, record)
     cli.say(f"saved   {path}")

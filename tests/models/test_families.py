@@ -157,9 +157,10 @@ def test_target_heads_that_kv_heads_do_not_divide_are_refused():
 
 def test_a_configured_size_that_is_not_the_checkpoints_names_the_line_to_change():
     with pytest.raises(
-        ValueError, match=r"model.d_model is 64, but the checkpoint W has 32; set model.d_model=32"
+        ValueError,
+        match=r"model.d_model is 64, but the checkpoint W has 32; set .*\nmodel.n_layers is 9",
     ):
-        complete(ModelConfig(d_model=64), arch_of("llama"), "W")
+        complete(ModelConfig(d_model=64, n_layers=9), arch_of("llama"), "W")
 
 
 def test_sequences_may_be_shorter_than_the_checkpoints_where_rotations_do_not_depend_on_them():

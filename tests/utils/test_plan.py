@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmshearing import components
 from llmshearing.config_file import load_config, read_config
 from llmshearing.data.manifest import Manifest
 from llmshearing.models.architecture import Architecture
@@ -164,11 +165,39 @@ def test_finds_every_problem_at_once(tmp_path: Path, data: Path) -> None:
         "global_train_batch_size is 9 for 2 devices",
         "for_prune/plays",
         "for_prune/poems",
-        "no sequences of plays, poems",
+        "is of domain 'books', expected one of code, plays, poems",
     ):
         assert part in problems
     with pytest.raises(ValueError, match=r"(?s)proportion sums.*poems"):
         check(config, 2, None)
+
+
+def test_finds_what_would_end_a_run_later(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(components._PACKAGES, "tensorboard", "no_such_package")
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "ep0-ba2-rank0.pt").touch()
+    for changes, problem in (
+        ({"callbacks__data_loading__max_weight": 0.1}, "max_weight is 0.1: expected from 1/3"),
+        ({"callbacks__data_loading__smoothing": 2.0}, "smoothing is 2.0: expected a share from 0 to 1"),
+        ({"eval_loader": None}, "eval_loader is not set, but eval_interval or eval_first is"),
+        ({"save_folder": str(tmp_path / "file")}, "file, which is a file: give a folder"),
+        ({"save_folder": str(tmp_path / "run")}, "ep0-ba2-rank0.pt without ep0-ba2-rank0.pt.json"),
+        ({"compile_config": {"mode": "bla"}}, "compile_config: torch.compile refuses it: Unrecognized mode"),
+        ({"loggers__tensorboard": {}}, "loggers.tensorboard needs the package no_such_package: EXTRAS=track"),
+        ({"model__l0_module__target_model__d_model": 0}, "target_model.d_model is 0; expected at least 1"),
+    ):
+        assert [p for p in examine(run_config(data, **changes)).problems if problem in p], problem
+
+
+def test_a_warm_up_as_long_as_the_run_is_a_warning(data: Path) -> None:
+    config = run_config(data, scheduler__t_warmup="12ba", model__l0_module__lagrangian_warmup_steps="13ba")
+    assert [warning.split(" is ")[0] for warning in examine(config).warnings] == [
+        "scheduler.t_warmup",
+        "model.l0_module.lagrangian_warmup_steps",
+    ]
 
 
 def test_a_good_configuration_has_no_problem(data: Path) -> None:

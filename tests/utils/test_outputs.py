@@ -1,0 +1,53 @@
+"""What commands must not write over."""
+
+import json
+
+import pytest
+import torch
+
+from llmshearing.utils.checkpoint import check_output
+from llmshearing.utils.composer_to_hf import save_hf_to_composer
+from llmshearing.utils.post_pruning_processing import prune_and_save_model
+from twins import CONFIGS, make, masked_checkpoint, save
+
+
+@pytest.mark.parametrize("kind", ["source", "in source", "run", "link", "foreign", "folder"])
+def test_what_must_not_be_lost_is_not_written_over(tmp_path, kind):
+    source, out = tmp_path / "hf", tmp_path / "out.pt"
+    source.mkdir()
+    for path in (source / "pytorch_model.bin", out):
+        torch.save({"a": torch.ones(1)}, path)
+    check_output(out, source)
+    check_output(tmp_path / "new.pt", source)
+    what = {"source": "a part of", "in source": "a part of", "run": "a checkpoint of a run"}
+    if kind == "source":
+        source = out
+    elif kind == "in source":
+        out = source / "pytorch_model.bin"
+    elif kind == "run":
+        manifest = {"step": 1, "written": 1.0, "files": {}}
+        (tmp_path / "out.pt.json").write_text(json.dumps(manifest))
+    elif kind == "link":
+        out = tmp_path / "latest"
+        out.symlink_to("nothing")
+    elif kind == "foreign":
+        out.write_text("a: 1")
+    else:
+        out = tmp_path
+    with pytest.raises(FileExistsError, match=what.get(kind, "a link to nothing|no checkpoint")):
+        check_output(out, source)
+
+
+@pytest.mark.parametrize("kind", ["latest", "itself"])
+def test_the_commands_do_not_write_over_their_source(tmp_path, kind):
+    source = masked_checkpoint(tmp_path / "m.pt", "llama", d_model=16)
+    before = source.read_bytes()
+    out = source if kind == "itself" else tmp_path / "latest"
+    if kind == "latest":
+        out.symlink_to(source.name)
+    with pytest.raises(FileExistsError, match="choose another name"):
+        prune_and_save_model(out, out)
+    hf = save(make(CONFIGS["llama"]), tmp_path / "hf")
+    with pytest.raises(FileExistsError, match=r"model\.safetensors exists and is a part of"):
+        save_hf_to_composer(hf, hf / "model.safetensors")
+    assert source.read_bytes() == before
