@@ -35,10 +35,19 @@ def main(folder: Path) -> None:
     continued, scratch = (sum(rows[i][3]) / len(DOMAINS) for i in (2, 3))
     verdict = "beats" if continued < scratch else "DOES NOT BEAT"
     say(f"\nThe sheared model {verdict} the control by {abs(scratch - continued):.3f} nats a token.")
-    say(f"The Hugging Face model: {folder / 'hf'}")
-    say("To shear your own model: README.md, section 'Shear your own model'.")
+    say(next_steps(folder))
     if continued >= scratch:
         sys.exit(1)
+
+
+def next_steps(folder: Path) -> str:
+    """Where the results are and what to do with them."""
+    runs = f"{folder}/{{prune,continue,scratch}}"
+    return (
+        f"The Hugging Face model: {folder / 'hf'}\n"
+        f"For a report of the runs, {folder / 'report.html'}: python -m llmshearing.report {runs}\n"
+        "To shear your own model: README.md, section 'Shear your own model'."
+    )
 
 
 def row(name: str, run: Path, size: tuple[int, int]) -> tuple[str, tuple[int, int], int, list[float]]:

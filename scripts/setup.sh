@@ -2,6 +2,7 @@
 # Make the environment: .venv beside this repository, or the virtual environment that is active.
 # Installs the versions of constraints.txt. A second call sees that nothing changed and returns at once.
 #   bash scripts/setup.sh                  EXTRAS=flash,track adds extras of setup.py
+case "${BASH_SOURCE[0]} $*" in "$0 -h" | "$0 --help") sed -n '2,/^[^#]/s/^# //p' "$0"; exit 0 ;; esac
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 extras="test${EXTRAS:+,$EXTRAS}"

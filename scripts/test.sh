@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Set up, check format, lint and types, and run every test. Arguments go to pytest: scripts/test.sh -m "not slow"
+case "$*" in -h | --help) sed -n '2,/^[^#]/s/^# //p' "$0"; exit 0 ;; esac
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh

@@ -12,7 +12,7 @@ MAX_POINTS = 300  # more than a line on a page can show
 COLOURS = 8
 _WIDTH, _HEIGHT = 440, 240
 _SIZES = {920: "where-wide", _WIDTH: "where-narrow"}  # widths of a wide chart, by the style's class
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 30  # hover.js knows these margins too
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 20, 10, 30  # hover.js knows these margins too
 
 
 @dataclass(frozen=True)

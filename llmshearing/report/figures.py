@@ -66,7 +66,8 @@ def story(runs: Sequence[Run]) -> Figure:
             lines.append(line(run.name, before + series.steps * run.tokens_per_step, series.values, index))
     caption = "Mean over all evaluation tokens, in nats a token."
     if any(tokens_before(runs)):
-        caption += " A run that starts from another's model begins where that one ended."
+        caption += " A run that starts from another's model is drawn after that one's tokens. "
+        caption += "Every line begins at its run's first evaluation."
     return Figure("Evaluation loss", chart(lines, "tokens", wide=True), caption, wide=True)
 
 
@@ -77,10 +78,10 @@ def runs_table(runs: Sequence[Run]) -> Figure:
         series = run.metrics.get(MEAN_LOSS)
         first, last = (f"{series.values[i]:.4f}" if series else "" for i in (0, -1))
         rows.append(
-            [run.name, kind_of(run), f"{run.steps:,}", f"{run.steps * run.tokens_per_step:,}", first, last]
+            [run.name, f"{run.steps:,}", f"{run.steps * run.tokens_per_step:,}", first, last, kind_of(run)]
         )
-    head = ["run", "what", "steps", "tokens", "first evaluation", "last evaluation"]
-    return Figure("Runs", table(head, rows), wide=True)
+    head = ["run", "steps", "tokens", "first loss", "last loss", "what"]
+    return Figure("Runs", table(head, rows), "The losses are of evaluations, in nats a token.", wide=True)
 
 
 def losses_table(runs: Sequence[Run]) -> Figure | None:
@@ -193,13 +194,17 @@ def excess_losses(run: Run) -> Figure | None:
 
 
 def domain_weights(run: Run) -> Figure | None:
-    """The mixture over time."""
-    lines = []
+    """The mixture over time; weights set after the last step have none to be drawn at, and are told."""
+    lines, unused = [], []
     for i, domain in enumerate(run.domains):
         series = run.domain_metric(domain, "weight")
         if series is not None:
-            lines.append(line(domain, *_held(series.steps, series.values, run.steps), i))
+            count = max(int(np.sum(series.steps < run.steps)), 1)
+            unused += [f"{domain} {value:.3f}" for value in series.values[count:][-1:]]
+            lines.append(line(domain, *_held(series.steps[:count], series.values[:count], run.steps), i))
     caption = "Probability that a training sequence is of a domain."
+    if unused:
+        caption += f" Set after the last step: {', '.join(unused)}."
     return Figure("Domain weights", chart(lines, "steps", from_zero=True), caption) if lines else None
 
 

@@ -1,5 +1,5 @@
 // Show the values of a chart's lines under the pointer, read back from their points.
-const LEFT = 50, TOP = 10;  // margins of charts.py
+const LEFT = 50, RIGHT = 20, TOP = 10, BOTTOM = 30;  // margins of charts.py
 const hover = document.getElementById("hover");
 
 const range = (svg, axis) => svg.dataset[axis].split(",").map(Number);
@@ -13,7 +13,7 @@ function nearest(points, x) {
 
 for (const svg of document.querySelectorAll("svg.chart")) {
   const [x0, x1] = range(svg, "x"), [y0, y1] = range(svg, "y");
-  const right = svg.viewBox.baseVal.width - 10, bottom = svg.viewBox.baseVal.height - 30;
+  const right = svg.viewBox.baseVal.width - RIGHT, bottom = svg.viewBox.baseVal.height - BOTTOM;
   const cursor = document.createElementNS("http://www.w3.org/2000/svg", "path");
   cursor.setAttribute("class", "cursor");
   svg.append(cursor);

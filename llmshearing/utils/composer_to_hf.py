@@ -21,10 +21,24 @@ from torch import Tensor
 
 from llmshearing.models.architecture import Architecture
 from llmshearing.utils import cli
-from llmshearing.utils.checkpoint import Checkpoint, describe, read_checkpoint, write_checkpoint
+from llmshearing.utils.checkpoint import Checkpoint, check_output, describe, read_checkpoint, write_checkpoint
 from llmshearing.utils.hf_files import CONFIG, from_hf, read_hf, write_hf
 from llmshearing.utils.key_map import to_hf
 from llmshearing.utils.weights import shape_in_words
+
+_TO_OURS = """Convert an HF model to a Composer checkpoint, which pruning and training start from.
+
+Example:
+
+    python -m llmshearing.utils.composer_to_hf save_hf_to_composer models/Llama-2-7b-hf models/llama2-7b.pt
+"""
+_TO_THEIRS = """Convert a Composer checkpoint to an HF folder: weights, config and tokenizer.
+
+Example:
+
+    python -m llmshearing.utils.composer_to_hf save_composer_to_hf \\
+      runs/continue/latest-rank0.pt models/sheared-1.3b
+"""
 
 
 def save_hf_to_composer(hf_path: str | Path, out: str | Path) -> None:
@@ -34,6 +48,7 @@ def save_hf_to_composer(hf_path: str | Path, out: str | Path) -> None:
         ValueError: for a model that is not supported, or whose weights are not those of its config.
         OSError: when something is missing or cannot be written.
     """
+    check_output(out, hf_path)
     model = read_hf(hf_path)
     weights, arch = from_hf(model)
     write_checkpoint(out, weights, {"hf_files": model.files, "config": None})
@@ -97,10 +112,20 @@ def _count(weights: Mapping[str, Tensor]) -> int:
 def main() -> None:
     parser = cli.parser("llmshearing.utils.composer_to_hf", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    to_ours = commands.add_parser("save_hf_to_composer", help="HF model -> Composer checkpoint")
+    to_ours = commands.add_parser(
+        "save_hf_to_composer",
+        help="HF model -> Composer checkpoint",
+        description=_TO_OURS,
+        formatter_class=parser.formatter_class,
+    )
     to_ours.add_argument("hf", help="folder, safetensors or GGUF file, or name on the hub")
     to_ours.add_argument("out", help="file to write")
-    to_theirs = commands.add_parser("save_composer_to_hf", help="Composer checkpoint -> HF folder")
+    to_theirs = commands.add_parser(
+        "save_composer_to_hf",
+        help="Composer checkpoint -> HF folder",
+        description=_TO_THEIRS,
+        formatter_class=parser.formatter_class,
+    )
     to_theirs.add_argument("checkpoint", help="file, or folder of a sharded checkpoint")
     to_theirs.add_argument("out", help="folder to write")
     to_theirs.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the HF config")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from llmshearing.data.manifest import read_manifest
+from llmshearing.data.prepare import parse_tokens
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
 from llmshearing.utils import cli
@@ -36,6 +37,18 @@ from llmshearing.utils.progress import bar
 _START = (406.4, 0.336, 0.69)
 _MAX_EVALUATIONS = 20_000
 _UNKNOWNS = 3
+_MEASURE = """Measure the mean loss of a model on each domain of the evaluation data, in nats a token.
+
+Example:
+
+    python -m llmshearing.utils.reference_loss measure models/llama2-7b.pt --data data/mds
+"""
+_FIT = """Tell what a model of another size would reach, by a scaling law through the losses of a table.
+
+Example:
+
+    python -m llmshearing.utils.reference_loss fit configs/llama2/reference_losses.yaml --parameters 1.3B
+"""
 
 
 def scaling_law(parameters: NDArray[np.float64] | float, a: float, b: float, c: float) -> Any:
@@ -103,16 +116,21 @@ def measure(
         data: prepared data.
         set_names: domains; None: those of the data's manifest.
         split: folder of the evaluation data.
-        seq_length: of data without a manifest.
+        seq_length: of data without a manifest; None: the manifest's.
         batch_size: sequences at a time.
 
-    Raises ValueError where the data does not tell its domains or its length and nobody else does.
+    Raises ValueError where the data does not tell its domains or its length and nobody else does, or where
+    it tells another length.
     """
     manifest = read_manifest(data)
     names = list(set_names or (manifest.domains if manifest is not None else ()))
     length = manifest.seq_length if manifest is not None else seq_length
     if not names or length is None:
         raise ValueError(f"{data} has no manifest: give --set_names and --seq_length")
+    if seq_length not in (None, length):
+        raise ValueError(
+            f"--seq_length is {seq_length}, but the sequences of {data} have {length} tokens: leave it out"
+        )
     checkpoint = read_checkpoint(model_path)
     if checkpoint.masks:
         raise ValueError(
@@ -154,22 +172,60 @@ def say_fit(table: Path, sizes: Sequence[int]) -> None:
         say_list({domain: float(scaling_law(size, *curve)) for domain, curve in curves.items()})
 
 
+def parse_size(text: str) -> int:
+    """A number of parameters: 1345423360, 1.3B, 1e9."""
+    try:
+        size = parse_tokens(text)
+    except (argparse.ArgumentTypeError, OverflowError):
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a number of parameters above 0, such as 1345423360, 1.3B or 1e9"
+        )
+    return size
+
+
+def parse_count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = cli.parser("llmshearing.utils.reference_loss", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure", help="losses of a model on the evaluation data")
+    measuring = commands.add_parser(
+        "measure",
+        help="losses of a model on the evaluation data",
+        description=_MEASURE,
+        formatter_class=parser.formatter_class,
+    )
     measuring.add_argument("model", help="HF folder or Composer checkpoint")
     measuring.add_argument("--data", type=Path, required=True, help="folder of the prepared data")
     measuring.add_argument("--set_names", nargs="+", help="domains, in the order wanted (the manifest's)")
     measuring.add_argument("--split", default="eval_merge", help="folder below it (eval_merge)")
-    measuring.add_argument("--seq_length", type=int, help="tokens of a sequence, for data without a manifest")
-    measuring.add_argument("--batch_size", type=int, default=8, help="sequences at a time (8)")
-    fitting = commands.add_parser("fit", help="losses at another size, by a scaling law")
+    measuring.add_argument(
+        "--seq_length", type=parse_count, help="tokens of a sequence, for data without a manifest"
+    )
+    measuring.add_argument("--batch_size", type=parse_count, default=8, help="sequences at a time (8)")
+    fitting = commands.add_parser(
+        "fit",
+        help="losses at another size, by a scaling law",
+        description=_FIT,
+        formatter_class=parser.formatter_class,
+    )
     fitting.add_argument(
         "table", type=Path, help="YAML of sizes and losses; configs/llama2/reference_losses.yaml"
     )
-    fitting.add_argument("--parameters", type=int, nargs="+", required=True, help="sizes to extrapolate to")
+    fitting.add_argument(
+        "--parameters",
+        type=parse_size,
+        nargs="+",
+        required=True,
+        help="sizes to extrapolate to: 1345423360, 1.3B",
+    )
     return parser.parse_args()
 
 

@@ -1,10 +1,12 @@
 """Charts: what is drawn lies where its value is, is thinned out without bias, and reads in few characters."""
 
 import re
+from importlib.resources import files
 
 import numpy as np
 import pytest
 
+from llmshearing.report import charts
 from llmshearing.report.charts import COLOURS, MAX_POINTS, chart, human, line, ticks
 
 
@@ -17,10 +19,22 @@ def test_points_are_at_their_values() -> None:
     svg = chart([line("loss", [0, 5, 10], [2.0, 4.0, 3.0], 0)], "steps")
     drawn = points(svg)
     low, high = (float(v) for v in re.findall(r'data-y="([^,]*),([^"]*)"', svg)[0])
-    # The margins that hover.js reads values back with.
+    # The margins that hover.js reads values back with, too.
     values = low + (210 - drawn[:, 1]) / 200 * (high - low)
     assert values == pytest.approx([2.0, 4.0, 3.0], abs=0.01)
-    assert drawn[:, 0] == pytest.approx([50, 240, 430])
+    assert drawn[:, 0] == pytest.approx([50, 235, 420])
+    script = files("llmshearing.report").joinpath("hover.js").read_text()
+    margins = dict(re.findall(r"\b(LEFT|RIGHT|TOP|BOTTOM) = (\d+)", script))
+    assert margins == {name: str(getattr(charts, f"_{name}")) for name in ("LEFT", "RIGHT", "TOP", "BOTTOM")}
+
+
+@pytest.mark.parametrize("last", [100, 500_000])
+def test_the_label_of_the_last_tick_is_inside(last: float) -> None:
+    svg = chart([line("loss", [0, last], [2.0, 4.0], 0)], "steps", wide=True)
+    for width, drawn in re.findall(r'viewBox="0 0 (\d+) \d+"(.*?)</svg>', svg):
+        for x, label in re.findall(r'<text x="([\d.]+)" [^>]*"middle">(.*?)</text>', drawn):
+            half = len(label) * 12.5 * 0.6 / 2  # the style's largest letters
+            assert float(x) + half <= int(width)
 
 
 def test_long_lines_are_thinned_out_to_means() -> None:

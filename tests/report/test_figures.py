@@ -53,7 +53,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[float], list[
 
 
 def test_tables_say_first_and_last_losses_and_the_reference(run: Run) -> None:
-    assert rows(figures.runs_table([run])) == [["run", "pruning", "10", "1,280", "3.5000", "2.5000"]]
+    assert rows(figures.runs_table([run])) == [["run", "10", "1,280", "3.5000", "2.5000", "pruning"]]
     losses = [["run", "1.5000", "2.7500"], ["reference", "2.0000", "2.0000"]]
     assert rows(figures.losses_table([run])) == losses
 
@@ -77,6 +77,17 @@ def test_weights_hold_until_they_change_and_count_tokens(run: Run, drawn) -> Non
     x, tokens = drawn["code"]
     assert x == [0, 4, 10]
     assert tokens == pytest.approx([0, 0.5 * 4 * 128, (0.5 * 4 + 0.8 * 6) * 128])
+
+
+def test_weights_that_no_step_was_trained_with_are_told_instead_of_drawn(run: Run, drawn) -> None:
+    last = {"step": 10, "metrics/train/code_weight": 0.9, "metrics/train/books_weight": 0.1}
+    figure = figures.domain_weights(with_metrics(run.folder, [*LINES, last]))
+    assert figure is not None
+    assert drawn["code"] == ([0, 4, 4, 10], [0.5, 0.5, 0.8, 0.8])
+    assert figure.caption.endswith("Set after the last step: code 0.900, books 0.100.")
+    waiting = figures.domain_weights(with_metrics(run.folder, LINES[:1]))
+    assert waiting is not None
+    assert "Set after" not in waiting.caption
 
 
 def test_sparsities_are_drawn_beside_their_targets(run: Run, drawn) -> None:

@@ -1,5 +1,6 @@
 """The page as a whole: its story, its words, its size, and that it trusts no text of a run."""
 
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -64,10 +65,19 @@ def test_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
         assert part in page
 
 
+def test_a_table_fits_a_phone_or_shows_that_it_scrolls(tmp_path: Path) -> None:
+    page = render([read_run(write_run(tmp_path / "run"))])
+    narrow = page.split("@media (max-width: 720px)")[1].split("@media")[0]
+    assert re.search(r"th, td {[^}]*white-space: normal", narrow)
+    assert len(re.findall(r"no-repeat (?:local|scroll)", page.split(".scroll {")[1].split("}")[0])) == 4
+
+
 def test_runs_tell_one_story(tmp_path: Path) -> None:
     runs = [read_run(folder) for folder in three_runs(tmp_path)]
     assert tokens_before(runs) == [0, 40 * 8 * 16, 0]
     assert 'data-x="1280.0,10240.0"' in story(runs[:2]).html  # 40 steps of 128 tokens, and then 40 more
+    caption = story(runs[:2]).caption
+    assert "is drawn after that one's tokens. Every line begins at its run's first evaluation." in caption
     said = comparison(runs)
     assert said is not None
     assert said.startswith("continue ends 0.000 nats a token")

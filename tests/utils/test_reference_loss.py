@@ -125,3 +125,37 @@ def test_measure_wants_every_domain_and_a_length(data, model):
         measure(str(model), data, ["book", "cc"], "eval_merge", None, 2)
     with pytest.raises(ValueError, match="eval_merge has no sequences of wiki"):
         measure(str(model), data, ["book", "cc", "wiki"], "eval_merge", SEQ_LEN, 2)
+
+
+def test_measure_refuses_a_length_that_is_not_the_datas(data, model):
+    tokenizer = {"name": "words", "vocab_size": 90, "vocabulary_sha256": ""}
+    Manifest(SEQ_LEN, "uint16", tokenizer, {}, {}, {"book": {}, "cc": {}}, {}).write(data)
+    with pytest.raises(ValueError, match=r"--seq_length is 8, but the sequences of .* have 16 tokens"):
+        measure(str(model), data, None, "eval_merge", 8, 2)
+
+
+def test_sizes_are_read_with_units(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fit", "fit", str(TABLE), "--parameters", "1.3B", "1e9", "370m"])
+    reference_loss.main()
+    sizes = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" parameters")]
+    assert sizes == ["# 1,300,000,000 parameters", "# 1,000,000,000 parameters", "# 370,000,000 parameters"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        *(
+            (["fit", "t", "--parameters", size], "a number of parameters above 0")
+            for size in ("0", "-1", "x")
+        ),
+        (["fit", "t", "--parameters", "inf"], "'inf': expected a number of parameters above 0, such as"),
+        (["measure", "m", "--data", "d", "--batch_size", "0"], "a whole number of at least 1"),
+        (["measure", "m", "--data", "d", "--seq_length", "-8"], "a whole number of at least 1"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(words, reason, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reference_loss", *words])
+    with pytest.raises(SystemExit) as stop:
+        reference_loss.main()
+    assert stop.value.code == 2
+    assert reason in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""What the scripts say: their help, and the quickstart's last lines."""
+
+import os
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A copy of the scripts where python does nothing but say that it was called."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for name in ("setup.py", "requirements.txt", "constraints.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "ruff", "pyright"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\necho called\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path
+
+
+def bash(place: Path, *words: str) -> str:
+    env = {"PATH": f"{place / 'bin'}{os.pathsep}/usr/bin:/bin", "VIRTUAL_ENV": str(place)}
+    done = subprocess.run(["bash", *words], cwd=place, env=env, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+@pytest.mark.parametrize(("name", "says"), [("setup", "Make the environment"), ("test", "Set up, check")])
+def test_help_is_said_and_nothing_is_done(place: Path, name: str, says: str, word: str) -> None:
+    said = bash(place, f"scripts/{name}.sh", word)
+    assert said.startswith(says)
+    assert f"scripts/{name}.sh " in said
+    assert "called" not in said
+    assert "case" not in said
+
+
+def test_set_up_leaves_the_words_of_a_script_that_sources_it(place: Path) -> None:
+    (place / "other.sh").write_text("source scripts/setup.sh\necho and on\n")
+    said = bash(place, "other.sh", "--help")
+    assert "called" in said
+    assert said.endswith("and on\n")
+
+
+def test_words_for_pytest_are_no_call_for_help(place: Path) -> None:
+    assert "called" in bash(place, "scripts/test.sh", "-k", "help")
+
+
+def test_the_quickstart_ends_with_what_to_do_next() -> None:
+    table = runpy.run_path(str(ROOT / "scripts" / "quickstart_table.py"))
+    model, report, more = table["next_steps"](Path("runs/quickstart")).splitlines()
+    assert model == "The Hugging Face model: runs/quickstart/hf"
+    command = "python -m llmshearing.report runs/quickstart/{prune,continue,scratch}"
+    assert report == f"For a report of the runs, runs/quickstart/report.html: {command}"
+    assert command in (ROOT / "README.md").read_text()
+    section = more.split("section ")[1].strip("'.")
+    assert f"## {section}" in (ROOT / "README.md").read_text().splitlines()
