@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from llmshearing.config import Config, DataLoadingConfig, L0Config
+from llmshearing.datasets.mixture import SUM_TOLERANCE
 
 _CHOICES = {
     "precision": ("fp32", "amp_bf16", "amp_fp16"),
@@ -56,7 +57,7 @@ def _domain_problems(domains: DataLoadingConfig) -> list[str]:
         if off := [value for value in values or [] if not 0 <= value < math.inf]:
             problems.append(f"callbacks.data_loading.{key} has {off[0]}; expected numbers of 0 or more.")
     total = sum(domains.proportion or [1.0])
-    if abs(total - 1) > 1e-3:
+    if abs(total - 1) > SUM_TOLERANCE:
         problems.append(f"callbacks.data_loading.proportion sums to {total:.6g}; expected 1.")
     return problems
 

@@ -1,6 +1,7 @@
 """Run the stages of preparation through datatrove's executors: on this machine, with Ray, with Slurm."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import loguru
+import multiprocess.forkserver
+import multiprocess.process
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from tqdm import tqdm
@@ -42,6 +45,20 @@ class QuietLocalExecutor(LocalPipelineExecutor):
     def _run_for_rank(self, *args: Any, **kwargs: Any) -> Any:
         loguru.logger.disable("datatrove")
         return super()._run_for_rank(*args, **kwargs)
+
+    def run(self) -> Any:
+        """Ctrl-C, which a terminal sends to every process, is left to this one, which ends the others."""
+        mine = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            multiprocess.forkserver.ensure_running()  # workers come from there, deaf to it as it is
+        finally:
+            signal.signal(signal.SIGINT, mine)
+        try:
+            return super().run()
+        except KeyboardInterrupt:
+            for child in multiprocess.process.active_children():  # also where the pool was not complete
+                child.terminate()
+            raise
 
 
 def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, slurm_time: str) -> None:

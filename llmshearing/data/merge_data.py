@@ -6,6 +6,7 @@ Example: python -m llmshearing.data.merge_data --input_dir data/eval --output_di
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,15 +17,21 @@ from streaming.base.format.mds import MDSWriter
 from llmshearing.utils.cli import run, say
 from llmshearing.utils.files import replacing_folder
 
+logger = logging.getLogger(__name__)
+
 
 def merge(inputs: Sequence[Path], output: Path) -> int:
     """Write the sequences of all input folders to one; returns how many there are.
 
     Sequence i of a folder of n comes at (i + 1/2) / n of the result.
 
+    A folder that an earlier run wrote to `output` is replaced, with a warning.
+
     Raises FileNotFoundError for a folder without index.json, ValueError where their columns or
-    lengths of sequences differ.
+    lengths of sequences differ or one is given twice or would be replaced, FileExistsError where
+    `output` holds something else.
     """
+    _check_places(inputs, output)
     folders = [_open(path) for path in inputs]
     columns = [_columns(path, shards) for path, shards in zip(inputs, folders, strict=True)]
     for path, found in zip(inputs, columns, strict=True):
@@ -34,6 +41,7 @@ def merge(inputs: Sequence[Path], output: Path) -> int:
                 "and one length"
             )
     sizes = [sum(len(shard) for shard in shards) for shards in folders]
+    _check_output(output, sum(sizes))
     place = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
     owner = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(place, kind="stable")]
     samples = [(sample for shard in shards for sample in shard) for shards in folders]
@@ -44,6 +52,33 @@ def merge(inputs: Sequence[Path], output: Path) -> int:
         for folder in owner:
             writer.write(next(samples[folder]))
     return len(owner)
+
+
+def _check_places(inputs: Sequence[Path], output: Path) -> None:
+    """Raise ValueError for an input that is there twice or that replacing the output would remove."""
+    places = [path.resolve() for path in inputs]
+    for i, (path, place) in enumerate(zip(inputs, places, strict=True)):
+        if place in places[:i]:
+            raise ValueError(f"{path} is to be merged twice: name each folder once in --split_names")
+        if place.is_relative_to(output.resolve()):
+            raise ValueError(
+                f"the merge would replace {path}, which it reads: choose another --output_split, "
+                f"{output} holds it"
+            )
+
+
+def _check_output(output: Path, count: int) -> None:
+    """Raise FileExistsError for an output folder of another size than an earlier run has left."""
+    index = output / "index.json"
+    if not index.is_file():
+        return
+    held = sum(shard["samples"] for shard in json.loads(index.read_text())["shards"])
+    if held != count:
+        raise FileExistsError(
+            f"{output} holds {held:,} sequences, not the {count:,} of this merge: choose another "
+            "--output_split or remove it"
+        )
+    logger.warning("%s, which held as many sequences, is replaced", output)
 
 
 def _open(path: Path) -> list[Reader]:

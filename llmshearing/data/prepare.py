@@ -9,9 +9,11 @@ Example: python -m llmshearing.data.prepare --input text --output data --tokeniz
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from dataclasses import asdict
@@ -24,28 +26,13 @@ from llmshearing.data.sources import list_tasks
 from llmshearing.data.splits import SPLITS
 from llmshearing.data.stages import EVAL_MERGE, pack_tasks
 from llmshearing.data.tokenizer import load_tokenizer
-from llmshearing.datasets.sequence_folder import SequenceFolder
-from llmshearing.utils.cli import key_values, run, say
+from llmshearing.datasets.mixture import SUM_TOLERANCE
+from llmshearing.utils.cli import key_values, quantity, run, say
 from llmshearing.utils.files import occupied
 
 logger = logging.getLogger(__name__)
 
 WORK = ".prepare-"
-_UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
-
-
-def parse_tokens(text: str) -> int:
-    """A number of tokens: 419430400, 420M, 0.42B."""
-    number, unit = (text[:-1], _UNITS[text[-1].lower()]) if text[-1:].lower() in _UNITS else (text, 1)
-    try:
-        tokens = round(float(number) * unit)
-    except ValueError:
-        tokens = -1
-    if tokens < 0:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a number of tokens such as 2048000, 420M or 0.42B"
-        )
-    return tokens
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -66,16 +53,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--seq_length", type=int, default=4096, help="tokens of a sequence (4096)")
     add("--text_field", default="text", help="key or column that holds the text (text)")
     add("--domains", nargs="+", help="folders to read (all)")
-    add(
-        "--eval_tokens", type=parse_tokens, default=2_048_000, help="for evaluation, of each domain (2048000)"
-    )
-    add(
-        "--prune_tokens",
-        type=parse_tokens,
-        default=419_430_400,
-        help="for pruning, of all domains (419430400)",
-    )
-    add("--ft_tokens", type=parse_tokens, help="for training on, of all domains (all that is left)")
+    tokens = functools.partial(add, type=quantity)
+    tokens("--eval_tokens", default=2_048_000, help="for evaluation, of each domain (2048000)")
+    tokens("--prune_tokens", default=419_430_400, help="for pruning, of all domains (419430400; 420M, 0.42B)")
+    tokens("--ft_tokens", help="for training on, of all domains (all that is left; 50B)")
     add("--proportion", nargs="+", help="share of each domain in the last two: cc=0.67 ... (by size)")
     add("--seed", type=int, default=17, help="of the split into evaluation, pruning and training (17)")
     add("--max_broken", type=int, default=100, help="broken records of a file that are skipped (100)")
@@ -91,7 +72,7 @@ def build_job(args: argparse.Namespace) -> Job:
 
     Raises ValueError and FileNotFoundError for settings that cannot work.
     """
-    for name, least in {"seq_length": 1, "seed": 0, "max_broken": 0, "workers": 1}.items():
+    for name, least in {"seq_length": 2, "seed": 0, "max_broken": 0, "workers": 1}.items():
         if getattr(args, name) < least:
             raise ValueError(f"--{name} is {getattr(args, name)}: expected {least} or more")
     output = Path(args.output).expanduser()
@@ -124,15 +105,21 @@ def build_job(args: argparse.Namespace) -> Job:
 
 def _shares(words: list[str], domains: list[str]) -> dict[str, float]:
     """The shares given as domain=number, scaled to sum to 1."""
-    shares = key_values(words)
+    shares = key_values(words, f"{domains[0]}=0.25")
     for name, share in shares.items():
-        if not isinstance(share, (int, float)):
-            raise ValueError(f"--proportion {name}={share or ''}: expected a number such as {name}=0.25")
+        if type(share) not in (int, float) or not math.isfinite(share):
+            shown = "" if share is None else share
+            raise ValueError(f"--proportion {name}={shown}: expected a number such as {name}=0.25")
     if sorted(shares) != sorted(domains):
         raise ValueError(f"--proportion names {', '.join(shares)}, expected each of {', '.join(domains)}")
+    for name, share in shares.items():
+        if share <= 0:
+            raise ValueError(
+                f"--proportion {name}={share}: expected a share above 0; --domains leaves a domain out"
+            )
     total = sum(shares.values())
-    if min(shares.values()) <= 0 or abs(total - 1) > 1e-3:
-        raise ValueError(f"--proportion sums to {total:.6g}: expected shares above 0 that sum to 1")
+    if abs(total - 1) > SUM_TOLERANCE:
+        raise ValueError(f"--proportion sums to {total:.6g}: expected shares that sum to 1")
     return {name: share / total for name, share in shares.items()}
 
 
@@ -145,22 +132,40 @@ def _is_done(job: Job) -> bool:
     output = Path(job.output)
     manifest = read_manifest(output)
     if manifest is not None:
-        same = {**manifest.settings, "warnings": None} == {**job.settings, "warnings": None}
-        files = [(file["name"], file["bytes"]) for files in manifest.sources.values() for file in files]
-        tokenizer = manifest.tokenizer["vocabulary_sha256"] == load_tokenizer(job.tokenizer).vocabulary_sha256
-        if same and tokenizer and files == [(f.name, f.size) for task in job.tasks for f in task.files]:
-            for split, domain in pack_tasks(job):
-                SequenceFolder(output / split / domain, job.seq_length)
-            return True
-        raise FileExistsError(
-            f"{output} holds data prepared otherwise ({MANIFEST}): choose another --output or remove it"
-        )
+        if differing := _differences(manifest, job):
+            raise FileExistsError(
+                f"{output} holds data prepared otherwise ({MANIFEST}): {', '.join(differing)}; choose "
+                "another --output or remove it"
+            )
+        from llmshearing.datasets.sequence_folder import SequenceFolder  # takes seconds, in every worker too
+
+        for split, domain in pack_tasks(job):
+            SequenceFolder(output / split / domain, job.seq_length)
+        return True
     taken = [split for split in (*SPLITS, EVAL_MERGE) if (output / split).exists()]
     if taken and not Path(job.work).exists():
         raise FileExistsError(
             f"{output} holds {', '.join(taken)} of other data: choose another --output or remove it"
         )
     return False
+
+
+def _differences(manifest: Manifest, job: Job) -> list[str]:
+    """In what a result's tokenizer, settings and sources differ from the job's, in words."""
+    found = []
+    if manifest.tokenizer["vocabulary_sha256"] != load_tokenizer(job.tokenizer).vocabulary_sha256:
+        found.append(
+            f"its tokenizer {manifest.tokenizer['name']} has another vocabulary than {job.tokenizer}"
+        )
+    for key, wanted in job.settings.items():
+        if (held := manifest.settings.get(key)) != wanted:
+            held, wanted = ("not set" if value is None else value for value in (held, wanted))
+            found.append(f"its {key} is {held}, not {wanted}")
+    before = {file["name"]: file["bytes"] for files in manifest.sources.values() for file in files}
+    now = {file.name: file.size for task in job.tasks for file in task.files}
+    if changed := sorted(dict(before.items() ^ now.items())):
+        found.append(f"{len(changed)} of its sources, such as {changed[0]}, are new, changed or gone")
+    return found
 
 
 def report(manifest: Manifest, output: str) -> None:
@@ -178,9 +183,12 @@ def main() -> None:
     """The command."""
     args = parse_arguments()
     job = build_job(args)
-    with occupied(Path(job.output), "preparation", "--output"):
-        if not _is_done(job):
-            run_stages(job, args.executor, args.workers, args.slurm_partition, args.slurm_time)
+    try:
+        with occupied(Path(job.output), "preparation", "--output"):
+            if not _is_done(job):
+                run_stages(job, args.executor, args.workers, args.slurm_partition, args.slurm_time)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("the same command goes on where it stopped") from error
     manifest = read_manifest(job.output)
     if manifest is None:
         say(f"submitted; {job.output}/{MANIFEST} appears when everything is complete")

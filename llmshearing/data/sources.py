@@ -59,7 +59,7 @@ def find_domains(folder: DataFolder) -> list[str]:
 def list_tasks(input_folder: str, domains: Sequence[str] | None) -> list[Task]:
     """All input files in groups, in an order that depends on their names only.
 
-    Raises ValueError where there is no input, an unknown domain, or a domain without a file.
+    Raises ValueError where there is no input, an unknown domain, one named twice, or one without a file.
     """
     folder = get_datafolder(input_folder)
     if not folder.exists(""):
@@ -74,6 +74,8 @@ def list_tasks(input_folder: str, domains: Sequence[str] | None) -> list[Task]:
         )
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"{input_folder} has no folder {', '.join(missing)}: it has {', '.join(found)}")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"--domains names {twice[0]} twice: name each domain once")
     return [task for name in names for task in _domain_tasks(folder, name)]
 
 
@@ -107,6 +109,9 @@ def _unpacked(stored: Any, name: str) -> BinaryIO:
     codec = _COMPRESSION.get(Path(name).suffix.lower())
     if codec is None:
         return stored
+    if not stored.seek(0, io.SEEK_END):  # which arrow takes for no text
+        raise OSError("it has 0 bytes")
+    stored.seek(0)
     return io.BufferedReader(pa.CompressedInputStream(stored, codec))  # type: ignore[arg-type]
 
 

@@ -271,6 +271,7 @@ def finish(job: Job, number: int = 0) -> None:
             packed.rename(place)
     evaluated = [output / "eval" / domain for domain in job.domains if (output / "eval" / domain).exists()]
     if evaluated:
+        shutil.rmtree(output / EVAL_MERGE, ignore_errors=True)  # of a run that was interrupted here
         merge(evaluated, output / EVAL_MERGE)
     _manifest(job).write(output)
     for folder in ("tokens", "mds"):

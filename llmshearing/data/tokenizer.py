@@ -15,6 +15,8 @@ from llmshearing.utils.special_tokens import special_token_ids
 
 logger = logging.getLogger(__name__)
 
+_TOKENIZER_FILES = ("tokenizer.", "vocab", "spiece")  # how the names of those begin that hold a vocabulary
+
 Encode = Callable[[list[str]], Iterable[Sequence[int]]]
 
 
@@ -68,9 +70,16 @@ def load_tokenizer(name: str) -> TextTokenizer:
         return _from_transformers(name)
     except Exception as error:  # each library has its own exceptions for what is no tokenizer
         raise ValueError(
-            f"cannot load tokenizer {name!r} ({type(error).__name__}: {error}): expected a folder with "
+            f"cannot load tokenizer {name!r} ({_reason(path, error)}): expected a folder with "
             "tokenizer.json, a SentencePiece .model file, or a name on the Hugging Face hub"
         ) from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why it cannot be loaded; what transformers says of a folder without a tokenizer is no help."""
+    if path.is_dir() and not any(file.name.startswith(_TOKENIZER_FILES) for file in path.iterdir()):
+        return "the folder holds no tokenizer.json, tokenizer.model or vocab file"
+    return f"{type(error).__name__}: {error}"
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: TextTokenizer) -> None:

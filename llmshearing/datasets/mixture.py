@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 EXHAUSTED_POLICIES = ("repeat", "stop", "renormalize")
-SUM_TOLERANCE = 1e-3  # how far from 1 the weights that a user writes may sum
+SUM_TOLERANCE = 1e-3 + 1e-9  # how far from 1 the weights that a user writes may sum, and rounding
 
 _PHILOX_WORDS = 4  # 64-bit words that one Philox counter yields
 _ROUNDS = 6  # of the Feistel network; four are enough for pseudo-randomness in theory

@@ -12,11 +12,14 @@ import yaml
 from llmshearing.utils.files import FULL
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.I)  # YAML 1.1 reads 5e5 as a text
+_UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
 USER_ERRORS = (ValueError, OSError, ImportError)
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a command and exit: status 0, or 2 with `error: ...` on stderr when the user can put it right.
+
+    Ctrl-C ends it with status 130 and a line, which a KeyboardInterrupt's own text goes on.
 
     `--debug` anywhere on the command line shows the traceback instead; `main` never sees it.
     """
@@ -31,6 +34,11 @@ def run(main: Callable[[], None]) -> None:
             raise
         sys.stderr.write(f"error: {message(error)}\n")
         sys.exit(2)
+    except KeyboardInterrupt as error:
+        if debug:
+            raise
+        sys.stderr.write("; ".join(["interrupted", *map(str, error.args)]) + "\n")
+        sys.exit(130)
 
 
 def message(error: BaseException) -> str:
@@ -54,8 +62,26 @@ def say(text: str = "") -> None:
     sys.stdout.write(text + "\n")
 
 
-def key_values(words: Sequence[str]) -> dict[str, Any]:
+def quantity(text: str) -> int:
+    """A number that may have a unit, for argparse: 419430400, 420M, 0.42B, 1e9.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    number, unit = (text[:-1], _UNITS[text[-1].lower()]) if text[-1:].lower() in _UNITS else (text, 1)
+    try:
+        value = round(float(number) * unit)
+    except (ValueError, OverflowError):
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number such as 2048000, 420M or 0.42B")
+    return value
+
+
+def key_values(words: Sequence[str], example: str = "hidden_size=2048") -> dict[str, Any]:
     """`key=value` words as a dict, values read as YAML scalars: 16 and 5e5 are numbers, `true` a boolean.
+
+    `example` is one for the message.
 
     Raises:
         ValueError: for a word without `=`, a value that is no YAML, or a key given twice.
@@ -64,7 +90,7 @@ def key_values(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise ValueError(f"Argument {word!r} is not of the form key=value, such as hidden_size=2048.")
+            raise ValueError(f"Argument {word!r} is not of the form key=value, such as {example}.")
         if key in values:
             raise ValueError(f"Argument {key} is given twice.")
         try:

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from llmshearing.data.manifest import read_manifest
-from llmshearing.data.prepare import parse_tokens
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
 from llmshearing.utils import cli
@@ -174,14 +173,9 @@ def say_fit(table: Path, sizes: Sequence[int]) -> None:
 
 def parse_size(text: str) -> int:
     """A number of parameters: 1345423360, 1.3B, 1e9."""
-    try:
-        size = parse_tokens(text)
-    except (argparse.ArgumentTypeError, OverflowError):
-        size = 0
+    size = cli.quantity(text)
     if size < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a number of parameters above 0, such as 1345423360, 1.3B or 1e9"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r}: expected at least 1 parameter")
     return size
 
 

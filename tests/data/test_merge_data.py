@@ -43,3 +43,33 @@ def test_a_folder_without_sequences_is_named(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere/index.json not found"):
         merge_data.merge([tmp_path / "nowhere"], tmp_path / "merged")
+
+
+def test_folders_named_twice_are_refused(tmp_path):
+    write_folder(tmp_path / "cc", 3)
+    (tmp_path / "link").symlink_to(tmp_path / "cc")
+    for name in ("cc", "link"):
+        with pytest.raises(ValueError, match=f"{name} is to be merged twice: name each folder once"):
+            merge_data.merge([tmp_path / "cc", tmp_path / name], tmp_path / "merged")
+
+
+def test_an_output_that_would_replace_an_input_is_refused(tmp_path):
+    for name in ("cc", "book", "cc/part"):
+        write_folder(tmp_path / name, 3)
+    (tmp_path / "link").symlink_to(tmp_path / "cc")
+    for name in ("cc", "link"):
+        for source in ("cc", "cc/part"):
+            with pytest.raises(ValueError, match=f"would replace .*/{source}, which it reads"):
+                merge_data.merge([tmp_path / "book", tmp_path / source], tmp_path / name)
+    assert len(SequenceFolder(tmp_path / "cc", SEQ_LEN)) == 3
+
+
+def test_only_a_result_of_the_same_size_is_replaced_and_that_is_said(tmp_path, caplog):
+    for name in ("cc", "book", "other"):
+        write_folder(tmp_path / name, 3)
+    with pytest.raises(FileExistsError, match=r"/other holds 3 sequences, not the 6 of this merge: choose"):
+        merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "other")
+    merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "merged")
+    assert not caplog.text
+    merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "merged")
+    assert "/merged, which held as many sequences, is replaced" in caplog.text

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmshearing.data import stages
+from llmshearing.data import prepare, stages
 from llmshearing.data.manifest import manifest_sha256, read_manifest
 from llmshearing.data.splits import BINS, SplitPlan, document_bin
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
@@ -193,11 +193,25 @@ def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokeni
         (documents(99), ("--text_field", "body"), r"line \d+: no field 'body', it has text: more than 100"),
         (documents(99), ("--proportion", "book=0.5"), "--proportion names book, expected each of book, wiki"),
         (documents(99), ("--proportion", "book=0.5", "wiki=1"), "--proportion sums to 1.5"),
-        (documents(99), ("--proportion", "book=0", "wiki=1"), "expected shares above 0 that sum to 1"),
+        (
+            documents(99),
+            ("--proportion", "book=0", "wiki=1"),
+            "--proportion book=0: expected a share above 0",
+        ),
+        (
+            documents(99),
+            ("--proportion", "wiki=1.5", "book=-0.5"),
+            "--proportion book=-0.5: expected a share",
+        ),
+        (documents(99), ("--proportion", "book=.nan", "wiki=1"), "--proportion book=nan: expected a number"),
+        (documents(99), ("--proportion", "book=true", "wiki=1"), "--proportion book=True: expected a number"),
+        (documents(99), ("--proportion", "book"), "'book' is not of the form key=value, such as book=0.25"),
+        (documents(99), ("--domains", "wiki", "book", "wiki"), "--domains names wiki twice: name each"),
         (documents(99), ("--proportion", "book="), "--proportion book=: expected a number such as book=0.25"),
         (documents(99), ("--proportion", "book=abc"), "--proportion book=abc: expected a number"),
         (documents(99), ("--proportion", "book=[1"), r"value of 'book=\[1' is not plain YAML"),
-        (documents(99), ("--seq_length", "0"), "--seq_length is 0: expected 1 or more"),
+        (documents(99), ("--seq_length", "0"), "--seq_length is 0: expected 2 or more"),
+        (documents(99), ("--seq_length", "1"), "--seq_length is 1: expected 2 or more"),
     ],
 )
 def test_wrong_input_is_refused(monkeypatch, tmp_path, text, tokenizer_folder, texts, more, message):
@@ -206,3 +220,20 @@ def test_wrong_input_is_refused(monkeypatch, tmp_path, text, tokenizer_folder, t
     with pytest.raises(ValueError, match=message):
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder, *more)
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("last", [0.499, 0.501])
+def test_shares_that_training_takes_are_taken(last):
+    """At the edge of the tolerance their order does not matter."""
+    for words in (["a=0.5", f"b={last}"], [f"b={last}", "a=0.2", "c=0.3"]):
+        assert sum(prepare._shares(words, [word[0] for word in words]).values()) == pytest.approx(1)
+    beyond = last + (last - 0.5) / 100
+    with pytest.raises(ValueError, match=r"--proportion sums to \d\.\d+: expected shares that sum to 1"):
+        prepare._shares(["a=0.5", f"b={beyond}"], ["a", "b"])
+
+
+def test_help_says_how_tokens_may_be_written(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["prepare", "--help"])
+    with pytest.raises(SystemExit):
+        prepare.parse_arguments()
+    assert "420M, 0.42B" in capsys.readouterr().out.partition("--prune_tokens PRUNE_TOKENS\n")[2]

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from datatrove.executor.local import LocalPipelineExecutor
+from multiprocess import forkserver, get_context
 
 from llmshearing.data import merge_data, sources, stages
 from llmshearing.data.executors import QuietLocalExecutor
@@ -35,15 +37,26 @@ def test_done_work_is_recognized_and_other_work_refused(monkeypatch, tmp_path, t
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     run(monkeypatch, text, out, tokenizer_folder)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    with pytest.raises(FileExistsError, match=r"holds data prepared otherwise \(manifest.json\)"):
+    run(monkeypatch, text, out, tokenizer_folder, "--domains", "wiki", "book")
+    with pytest.raises(
+        FileExistsError, match=r"prepared otherwise \(manifest.json\): its seed is 17, not 18; "
+    ):
         run(monkeypatch, text, out, tokenizer_folder, "--seed", "18")
+    with pytest.raises(
+        FileExistsError, match=r": its ft_tokens is not set, not 9600, its seed is 17, not 18; "
+    ):
+        run(monkeypatch, text, out, tokenizer_folder, "--seed", "18", "--ft_tokens", "9600")
     for word in ("--eval_tokens", "--prune_tokens", "--ft_tokens"):
         with pytest.raises(FileExistsError, match="holds data prepared otherwise"):
             run(monkeypatch, text, out, tokenizer_folder, word, "320")
-    with pytest.raises(FileExistsError, match="holds data prepared otherwise"):
+    with pytest.raises(
+        FileExistsError, match=r"its tokenizer .* has another vocabulary than .*/other; choose"
+    ):
         run(monkeypatch, text, out, other_words(tokenizer_folder, tmp_path / "other"))
     write_jsonl(text / "book" / "more.jsonl", ["w1"])
-    with pytest.raises(FileExistsError, match="holds data prepared otherwise"):
+    with pytest.raises(
+        FileExistsError, match=r": 1 of its sources, such as book/more\.jsonl, are new, changed"
+    ):
         run(monkeypatch, text, out, tokenizer_folder)
     (tmp_path / "foreign" / "for_prune").mkdir(parents=True)
     with pytest.raises(FileExistsError, match="holds for_prune of other data"):
@@ -177,6 +190,50 @@ def test_tasks_that_failed_elsewhere_are_told_with_their_log(monkeypatch, tmp_pa
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
 
 
+def test_an_interrupted_run_says_that_it_goes_on(monkeypatch, tmp_path, prepared, tokenizer_folder):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    text, whole = prepared
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "cut_bins", stop)
+        with pytest.raises(KeyboardInterrupt, match="the same command goes on where it stopped"):
+            run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
+    run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
+    assert tree_hash(tmp_path / "out") == tree_hash(whole)
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Processes as datatrove's pools get them, from a server that no other test has started."""
+    server = forkserver.ForkServer()
+    for name in ("ensure_running", "connect_to_new_process"):
+        monkeypatch.setattr(forkserver, name, getattr(server, name))
+    yield get_context("forkserver")
+    server._stop()
+
+
+def test_an_interrupt_is_left_to_the_command_which_ends_its_workers(monkeypatch, tmp_path, processes):
+    found = []
+
+    def interrupted(_):
+        with processes.Pool(1) as pool:
+            found.append(pool.apply(signal.getsignal, (signal.SIGINT,)))
+        found.append(processes.Process(target=time.sleep, args=(60,)))
+        found[-1].start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalPipelineExecutor, "run", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        QuietLocalExecutor([], tasks=2, workers=2, logging_dir=str(tmp_path)).run()
+    assert signal.getsignal(signal.SIGINT) is before
+    handler, worker = found
+    assert handler == signal.SIG_IGN
+    worker.join(20)
+    assert worker.exitcode == -signal.SIGTERM
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, tokenizer_folder) -> tuple[Path, dict[str, str]]:
     """Text of many files, and the hashes of what one worker makes of it."""
@@ -202,6 +259,21 @@ def test_killed_and_started_again_with_any_workers_it_is_the_same(tmp_path, larg
         process.wait()
     assert start(text, tmp_path / "killed", tokenizer_folder, "--workers", "2").wait() == 0
     assert tree_hash(tmp_path / "killed") == hashes
+
+
+@pytest.mark.slow
+@pytest.mark.reliability
+def test_interrupted_it_says_so_in_one_line_and_goes_on(tmp_path, large, tokenizer_folder):
+    text, hashes = large
+    process = start(text, tmp_path / "out", tokenizer_folder, "--workers", "2")
+    while not list(tmp_path.glob("out/.prepare-*/tokens/*")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, error = process.communicate()
+    assert error.decode() == "interrupted; the same command goes on where it stopped\n"
+    assert process.returncode == 130
+    assert start(text, tmp_path / "out", tokenizer_folder, "--workers", "2").wait() == 0
+    assert tree_hash(tmp_path / "out") == hashes
 
 
 @pytest.mark.slow

@@ -120,6 +120,19 @@ def test_a_file_cut_off_is_an_error(tmp_path, name):
         list(reader(tmp_path, name))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_packed_file_without_a_byte_is_cut_off(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"{name} is damaged or cut off"):
+        list(reader(tmp_path, name))
+
+
+def test_files_without_text_are_empty(tmp_path):
+    for name, data in (("a.jsonl", b""), ("a.jsonl.gz", gzip.compress(b""))):
+        (tmp_path / name).write_bytes(data)
+        assert list(reader(tmp_path, name)) == []
+
+
 def test_tasks_group_files_by_name_and_size(tmp_path, monkeypatch):
     for name in ("b/2.jsonl", "b/1.jsonl", "b/notes.txt", "b/deep/3.jsonl", "a/x.jsonl"):
         write_jsonl(tmp_path / name, ["some text"])
@@ -140,6 +153,8 @@ def test_wrong_inputs_are_refused(tmp_path):
         list_tasks(str(tmp_path), None)
     with pytest.raises(ValueError, match="has no folder cc: it has wiki"):
         list_tasks(str(tmp_path), ["cc"])
+    with pytest.raises(ValueError, match="--domains names wiki twice"):
+        list_tasks(str(tmp_path), ["wiki", "wiki"])
 
 
 def test_json_text_is_read_as_it_is(tmp_path):

@@ -90,6 +90,14 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, name):
         load_tokenizer(str(tmp_path / name))
 
 
+def test_a_folder_without_a_tokenizer_is_said_to_have_none(tmp_path):
+    message = r"the folder holds no tokenizer\.json, tokenizer\.model or vocab file\): expected a folder with"
+    for name in ("config.json", "model.safetensors"):
+        with pytest.raises(ValueError, match=message):
+            load_tokenizer(str(tmp_path))
+        (tmp_path / name).write_text("{}")
+
+
 def test_another_vocabulary_than_the_datas_is_refused(tokenizer_folder):
     loaded = load_tokenizer(str(tokenizer_folder))
     made_with = {"name": "llama", "vocab_size": 32000, "vocabulary_sha256": "0" * 64}

@@ -25,6 +25,11 @@ def test_malformed_arguments_are_refused(words, message):
         cli.key_values(words)
 
 
+def test_the_example_of_an_argument_is_the_commands():
+    with pytest.raises(ValueError, match=r"'a' is not of the form key=value, such as cc=0\.5\."):
+        cli.key_values(["a"], "cc=0.5")
+
+
 def fail():
     raise ValueError("d_model is 3; expected 4.")
 
@@ -80,3 +85,20 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["command"])
     with pytest.raises(AssertionError):
         cli.run(lambda: (_ for _ in ()).throw(AssertionError()).__next__())
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [((), "interrupted"), (("run it again",), "interrupted; run it again")]
+)
+def test_an_interrupt_ends_with_a_line_and_status_130(monkeypatch, capsys, text, line):
+    def stop():
+        raise KeyboardInterrupt(*text)
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(stop)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == f"{line}\n"
+    monkeypatch.setattr(sys, "argv", ["command", "--debug"])
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(stop)

@@ -144,11 +144,11 @@ def test_sizes_are_read_with_units(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
+        (["fit", "t", "--parameters", "0"], "'0': expected at least 1 parameter"),
         *(
-            (["fit", "t", "--parameters", size], "a number of parameters above 0")
-            for size in ("0", "-1", "x")
+            (["fit", "t", "--parameters", size], f"'{size}': expected a number such as")
+            for size in ("-1", "x", "inf", "nan")
         ),
-        (["fit", "t", "--parameters", "inf"], "'inf': expected a number of parameters above 0, such as"),
         (["measure", "m", "--data", "d", "--batch_size", "0"], "a whole number of at least 1"),
         (["measure", "m", "--data", "d", "--seq_length", "-8"], "a whole number of at least 1"),
     ],
