@@ -14,7 +14,7 @@ from llmshearing.utils.cli import run
 
 def main() -> None:
     """CONFIG.yaml and any number of key=value overrides."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = sys.argv[1:]
     if not arguments:
         raise ValueError(
             "train.py needs a configuration: train.py CONFIG.yaml key=value ... (--help says more)"

@@ -31,10 +31,11 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 def config_problems(config: Config) -> list[str]:
     """Contradictions between keys, each with what to change; empty when there are none."""
-    return _domain_problems(config.data_loading) + _duration_problems(config) + _range_problems(config)
+    return domain_problems(config.data_loading) + _duration_problems(config) + _range_problems(config)
 
 
-def _domain_problems(domains: DataLoadingConfig) -> list[str]:
+def domain_problems(domains: DataLoadingConfig) -> list[str]:
+    """What is wrong with the domains, their weights and references."""
     if domains.set_names is None:
         stray = [k for k in ("proportion", "target_loss") if getattr(domains, k) is not None]
         return [f"callbacks.data_loading.{key} is set without set_names; name the domains." for key in stray]

@@ -45,6 +45,7 @@ from llmshearing.models.model_registry import model_class
 from llmshearing.planning.findings import check
 from llmshearing.planning.text import describe
 from llmshearing.sharding import parallelize
+from llmshearing.utils import run_folder
 from llmshearing.utils.checkpoint import Checkpoint, completed, load_weights, read_checkpoint
 from llmshearing.utils.files import occupied
 from llmshearing.utils.hf_files import read_travelling
@@ -92,6 +93,8 @@ def _train(config: Config) -> None:
         if isinstance(error, RuntimeError) and dist.get_world_size() > 1:
             logger.error("rank %d failed. The ranks:\n%s", dist.get_global_rank(), watchdog.explain())
         trainer.engine.close()  # not the trainer, which would wait for all ranks
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(_what_is_left(config)) from error
         raise
     trainer.close()
 
@@ -308,6 +311,14 @@ def _preflight(config: Config, source: Checkpoint | None) -> None:
         logger.info("Before the first step:\n%s", describe(config, found, [devices]))
         for warning in found.warnings:
             logger.warning(warning)
+
+
+def _what_is_left(config: Config) -> str:
+    """What an interrupted run can go on from."""
+    saved = run_folder.latest_checkpoint(Path(config.save_folder)) if config.save_folder else None
+    if saved is None:
+        return "no checkpoint was saved"
+    return f"autoresume=true goes on from {saved}"
 
 
 def _shows_bar(config: Config) -> bool:

@@ -11,6 +11,7 @@ from composer.utils import dist
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 
+from llmshearing.callbacks.end_of_data import EndOfData
 from llmshearing.data.manifest import Manifest
 from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.models.composer_llama import ComposerMosaicLlama
@@ -214,3 +215,18 @@ def test_a_run_ends_saved_where_its_data_does_and_nothing_comes_of_another_start
         (saved,) = checkpoints(tmp_path / "out")
         state = load_tensors(saved)["state"]["dataset_state"]["train"]
         assert (step_of(saved), json.loads(state["mixture"])["sample"]) == (steps, 8 * steps)
+
+
+@pytest.mark.parametrize(
+    ("step", "left"), [(3, "no checkpoint was saved"), (5, "autoresume=true goes on from")]
+)
+def test_an_interrupt_says_what_is_left(tmp_path, monkeypatch, step, left):
+    def interrupt(callback, state, logger):
+        if state.timestamp.batch.value == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(EndOfData, "batch_start", interrupt)
+    config = run_config(write_data(tmp_path / "data", sequences=16), tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt, match=left) as found:
+        train(config)
+    assert ("ep0-ba4-rank0.pt" in str(found.value)) == (step > 4)

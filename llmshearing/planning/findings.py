@@ -16,7 +16,7 @@ from llmshearing.callbacks.dynamic_loading_callback import build_dynamic_loading
 from llmshearing.callbacks.resume import choose_checkpoint
 from llmshearing.components import REGISTRIES, component_problems
 from llmshearing.config import Config
-from llmshearing.config_checks import config_problems
+from llmshearing.config_checks import config_problems, domain_problems
 from llmshearing.data.manifest import read_manifest
 from llmshearing.data.tokenizer import check_tokenizer, is_made_with, load_tokenizer
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
@@ -131,7 +131,7 @@ def _examine_target(config: Config, found: Findings) -> None:
 
 def _examine_updates(config: Config, found: Findings) -> None:
     domains = config.data_loading
-    if domains.set_names and not found.problems:  # those already tell what it would
+    if domains.set_names and not domain_problems(domains):  # which are noted, in other words
         with found.collecting():
             build_dynamic_loading(domains)
     if domains.updates and config.eval_interval == "0ba":

@@ -1,8 +1,8 @@
 """What a run would do and need, and everything that is wrong with it, before a machine is booked.
 
 Prints source and target shape and parameters, what each mask has to remove, steps, tokens and files, how long
-each domain's data lasts, memory of each device, hours, and every problem it finds. Needs no GPU, reads no
-weights, and prints what it can where data or checkpoint are missing.
+each domain's data lasts, memory of each device, hours, and every problem it finds, with status 1 if there is
+one. Needs no GPU, reads no weights, and prints what it can where data or checkpoint are missing.
 
     python -m llmshearing.utils.plan CONFIG.yaml [key=value ...] [--devices 8] [--gpu a100]
 

@@ -181,7 +181,10 @@ def test_finds_what_would_end_a_run_later(
     (tmp_path / "run" / "ep0-ba2-rank0.pt").touch()
     for changes, problem in (
         ({"callbacks__data_loading__max_weight": 0.1}, "max_weight is 0.1: expected from 1/3"),
-        ({"callbacks__data_loading__smoothing": 2.0}, "smoothing is 2.0: expected a share from 0 to 1"),
+        (
+            {"callbacks__data_loading__smoothing": 2.0, "max_duration": "0ba"},
+            "smoothing is 2.0: expected a share from 0 to 1",
+        ),
         ({"eval_loader": None}, "eval_loader is not set, but eval_interval or eval_first is"),
         ({"save_folder": str(tmp_path / "file")}, "file, which is a file: give a folder"),
         ({"save_folder": str(tmp_path / "run")}, "ep0-ba2-rank0.pt without ep0-ba2-rank0.pt.json"),
