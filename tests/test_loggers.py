@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from llmshearing import training
+from llmshearing import components, training
 from llmshearing.components import REGISTRIES, build_components, named
 from runs import DOMAINS, run_config, write_data
 
@@ -90,6 +90,7 @@ def test_wandb_is_offline_unless_told_otherwise(
 ) -> None:
     made = []
     monkeypatch.setitem(REGISTRIES["loggers"], "wandb", lambda **settings: made.append(settings))
+    monkeypatch.delitem(components._PACKAGES, "wandb")  # it may not be installed
     monkeypatch.setenv("WANDB_MODE", given or "")
     if given is None:
         monkeypatch.delenv("WANDB_MODE")

@@ -6,6 +6,7 @@ Every rank writes the rows of its batches, the weights, and the losses of the la
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from composer.utils import dist
 
@@ -15,15 +16,20 @@ from tests.callbacks.test_dynamic_loading_callback import build, callback
 def main() -> None:
     root, out = Path(sys.argv[1]), Path(sys.argv[2])
     dist.initialize_dist("cpu", timeout=60)
-    trainer, recorder, _ = build(root, callback(), evaluation="eval_odd", world_size=dist.get_world_size())
+    (out / f"{dist.get_global_rank()}.json").write_text(json.dumps(result(root, dist.get_world_size())))
+
+
+def result(root: Path, world_size: int) -> dict[str, Any]:
+    """What this process saw of the run."""
+    trainer, recorder, _ = build(root, callback(), evaluation="eval_odd", world_size=world_size)
     trainer.fit()
-    result = {
+    found = {
         "samples": recorder.samples,
         "history": trainer.state.train_dataloader.dataset.proportion_history,
         "losses": {name: float(value) for name, value in trainer.state.eval_metric_values.items()},
     }
-    (out / f"{dist.get_world_size()}-{dist.get_global_rank()}.json").write_text(json.dumps(result))
     trainer.close()
+    return found
 
 
 if __name__ == "__main__":

@@ -348,14 +348,14 @@ def test_interrupted_equals_uninterrupted(root, tmp_path, cut):
 @pytest.mark.world_size
 def test_two_processes_train_and_evaluate_as_one_does(root, tmp_path):
     """The same samples, weights and losses; seven sequences of evaluation, none counted twice."""
-    for world_size in ("1", "2"):
-        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", world_size]
-        module = ["tests.callbacks.dynamic_run", str(root), str(tmp_path)]
-        command = [sys.executable, "-m", *launcher, "-m", *module]
-        subprocess.run(
-            command, check=True, cwd=Path(__file__).parents[2], env={**os.environ, "NODE_RANK": "0"}
-        )
-    single, *pair = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    from tests.callbacks.dynamic_run import result
+
+    single = json.loads(json.dumps(result(root, world_size=1)))
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    module = ["tests.callbacks.dynamic_run", str(root), str(tmp_path)]
+    command = [sys.executable, "-m", *launcher, "-m", *module]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], env={**os.environ, "NODE_RANK": "0"})
+    pair = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [a + b for a, b in zip(pair[0]["samples"], pair[1]["samples"], strict=True)] == single["samples"]
     assert pair[0]["history"] == pair[1]["history"]
     assert pair[0]["losses"] == pytest.approx(single["losses"], rel=1e-5)

@@ -300,13 +300,13 @@ def test_a_full_disk_is_reported_and_the_next_run_goes_on(tmp_path, large, token
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same(tmp_path, text, tokenizer_folder):
+def test_ray_gives_the_same(tmp_path, prepared, tokenizer_folder):
     pytest.importorskip("ray")
-    assert start(text, tmp_path / "local", tokenizer_folder).wait() == 0
+    text, local = prepared
     process = start(text, tmp_path / "ray", tokenizer_folder, "--executor", "ray", "--workers", "2")
     _, error = process.communicate()
     assert process.returncode == 0, error.decode()
-    assert tree_hash(tmp_path / "ray") == tree_hash(tmp_path / "local")
+    assert tree_hash(tmp_path / "ray") == tree_hash(local)
 
 
 def test_slurm_submits_jobs_that_wait_for_one_another(monkeypatch, tmp_path, text, tokenizer_folder):

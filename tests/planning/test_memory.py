@@ -1,13 +1,12 @@
 """The plan's memory beside the peak of a real process."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.common import BODY_25M, hf_model
+from benchmarks.memory import measured
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_of
 from llmshearing.planning import estimates
@@ -17,7 +16,6 @@ from runs import run_config
 
 VOCABULARY, SEQUENCES, LENGTH = 16_000, 4, 512
 BODY = BODY_25M | {"n_layers": 4}
-STEPS = "from benchmarks.memory import peak_bytes; print(peak_bytes({!r}, {}, {}, {}))"
 
 
 @pytest.mark.slow
@@ -32,10 +30,7 @@ def test_the_estimate_is_near_the_peak_of_real_steps(kind: str) -> None:
     config.global_train_batch_size = config.device_train_microbatch_size = SEQUENCES
     found = Findings(source=architecture_of(config.model))
     estimate = estimates.memory(config, found, devices=1).total(checkpointing=False)
-    command = [sys.executable, "-c", STEPS.format(kind, VOCABULARY, BODY, LENGTH)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
-    assert estimate == pytest.approx(int(done.stdout.split()[-1]), rel=0.15)
+    assert estimate == pytest.approx(measured(kind, VOCABULARY, BODY, LENGTH), rel=0.15)
 
 
 @pytest.mark.parametrize("masked", [False, True])
