@@ -5,6 +5,7 @@ Composer's Trainer is used as it is; everything of ours enters as a model, a dat
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ from llmshearing.utils.hf_files import read_travelling
 
 logger = logging.getLogger(__name__)
 
+_CTRL_C = 128 + signal.SIGINT  # with which Composer exits then
 _SCHEDULERS = {
     "cosine_with_warmup": CosineAnnealingWithWarmupScheduler,
     "linear_decay_with_warmup": LinearWithWarmupScheduler,
@@ -93,7 +95,7 @@ def _train(config: Config) -> None:
         if isinstance(error, RuntimeError) and dist.get_world_size() > 1:
             logger.error("rank %d failed. The ranks:\n%s", dist.get_global_rank(), watchdog.explain())
         trainer.engine.close()  # not the trainer, which would wait for all ranks
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, SystemExit) and error.code == _CTRL_C:
             raise KeyboardInterrupt(_what_is_left(config)) from error
         raise
     trainer.close()

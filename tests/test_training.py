@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -223,7 +224,7 @@ def test_a_run_ends_saved_where_its_data_does_and_nothing_comes_of_another_start
 def test_an_interrupt_says_what_is_left(tmp_path, monkeypatch, step, left):
     def interrupt(callback, state, logger):
         if state.timestamp.batch.value == step:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(EndOfData, "batch_start", interrupt)
     config = run_config(write_data(tmp_path / "data", sequences=16), tmp_path / "out")
