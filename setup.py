@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["llmshearing", "llmshearing.*"]),
-    package_data={"llmshearing": ["py.typed", "**/*.html", "**/*.css", "**/*.js"]},
+    package_data={"llmshearing": ["py.typed", "**/*.css"]},
     python_requires=">=3.10",
     install_requires=requirements(),
     extras_require={

@@ -35,7 +35,6 @@ def render(runs: Sequence[Run]) -> str:
         title=escape(", ".join(run.name for run in runs)),
         style=_asset("style.css"),
         body="\n".join(parts),
-        script=_asset("hover.js"),
     )
 
 
@@ -146,10 +145,6 @@ _PAGE = """<!doctype html>
 <main>
 {body}
 </main>
-<div id="hover" hidden></div>
-<script>
-{script}
-</script>
 </body>
 </html>
 """
