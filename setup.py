@@ -40,6 +40,7 @@ setup(
             "accelerate>=1.0",
             "datatrove[ray]>=0.9",
             "tensorboard",
+            "zstandard",
         ],
     },
 )

@@ -1,7 +1,7 @@
 """The text that goes in: which files make up a domain, how they are shared out, and their documents.
 
-Files are read here and not by datatrove's readers because those skip the rest of a file at the
-first byte that is no UTF-8, and do not count what they skip.
+datatrove's own readers skip the rest of a file at the first byte that is no UTF-8, and do not count
+what they skip; `DocumentReader` is one that goes on and counts.
 """
 
 import codecs
@@ -15,7 +15,9 @@ from typing import Any, BinaryIO
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datatrove.data import Document
 from datatrove.io import DataFolder, get_datafolder
+from datatrove.pipeline.readers.base import BaseDiskReader
 
 FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 TASK_BYTES = 64 << 20  # files are handed out in groups of about this size
@@ -115,44 +117,47 @@ def _unpacked(stored: Any, name: str) -> BinaryIO:
     return io.BufferedReader(pa.CompressedInputStream(stored, codec))  # type: ignore[arg-type]
 
 
-class DocumentReader:
-    """The texts of one file, counting what was passed over.
+class DocumentReader(BaseDiskReader):
+    """datatrove's reader for both formats that counts what it passes over, and has a limit for it.
 
     Args:
-        folder: the input folder.
-        name: of the file.
-        text_field: key or column of the text.
-        max_broken: records that may be broken before reading stops.
+        data_folder: the input folder, or where it is.
+        text_key: key or column of the text.
+        max_broken: records of a file that may be broken before reading stops.
 
-    Iterating raises ValueError for a file that is no such file or is cut off, and where more
-    records than `max_broken` are broken.
+    Attributes:
+        documents, empty, broken: records of the file read last.
     """
 
-    def __init__(self, folder: DataFolder, name: str, text_field: str, max_broken: int):
-        self.documents = 0
-        self.empty = 0
-        self.broken = 0
-        self._folder = folder
-        self._name = name
-        self._text_field = text_field
-        self._max_broken = max_broken
+    name = "documents"
 
-    def __iter__(self) -> Iterator[str]:
-        records = self._parquet if self._name.lower().endswith(".parquet") else self._jsonl
+    def __init__(self, data_folder: DataFolder | str, text_key: str, max_broken: int):
+        super().__init__(data_folder, text_key=text_key)
+        self.max_broken = max_broken
+        self.documents = self.empty = self.broken = 0
+
+    def read_file(self, filepath: str) -> Iterator[Document]:  # type: ignore[override]
+        """The documents of one file.
+
+        Raises ValueError for a file that is no such file or is cut off, and where more records than
+        `max_broken` are broken.
+        """
+        self.documents = self.empty = self.broken = 0
+        texts = self._parquet if filepath.lower().endswith(".parquet") else self._jsonl
         try:
-            with self._folder.open(self._name, "rb") as stored, _unpacked(stored, self._name) as stream:
-                for text in records(stream):
+            with self.data_folder.open(filepath, "rb") as stored, _unpacked(stored, filepath) as stream:
+                for number, text in enumerate(texts(stream, filepath)):
                     if text:
                         self.documents += 1
-                        yield text
+                        yield Document(text, f"{filepath}/{number}")
                     else:
                         self.empty += 1
         except (pa.ArrowException, OSError) as error:
             raise ValueError(
-                f"{self._name} is damaged or cut off ({error}): copy it again or take it out"
+                f"{filepath} is damaged or cut off ({error}): copy it again or take it out"
             ) from None
 
-    def _jsonl(self, stream: BinaryIO) -> Iterator[str]:
+    def _jsonl(self, stream: BinaryIO, name: str) -> Iterator[str]:
         for number, line in enumerate(stream, 1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
@@ -160,38 +165,38 @@ class DocumentReader:
                 continue
             try:
                 record = orjson.loads(line)  # refuses bytes that are no UTF-8 too
-                text = record[self._text_field]
+                text = record[self.text_key]
                 if not isinstance(text, str):
-                    raise TypeError(f"{self._text_field} is {type(text).__name__}, no text")
+                    raise TypeError(f"{self.text_key} is {type(text).__name__}, no text")
             except KeyError:
                 self._count_broken(
-                    f"line {number}: no field {self._text_field!r}, it has {', '.join(record)}"
+                    name, f"line {number}: no field {self.text_key!r}, it has {', '.join(record)}"
                 )
             except (ValueError, TypeError) as error:
-                self._count_broken(f"line {number}: {error}")
+                self._count_broken(name, f"line {number}: {error}")
             else:
                 yield text
 
-    def _parquet(self, stream: BinaryIO) -> Iterator[str]:
+    def _parquet(self, stream: BinaryIO, name: str) -> Iterator[str]:
         file = pq.ParquetFile(stream)
-        if self._text_field not in file.schema_arrow.names:
+        if self.text_key not in file.schema_arrow.names:
             raise ValueError(
-                f"{self._name} has no column {self._text_field!r}, it has "
+                f"{name} has no column {self.text_key!r}, it has "
                 f"{', '.join(file.schema_arrow.names)}: set --text_field"
             )
         number = 0
-        for batch in file.iter_batches(_PARQUET_ROWS, columns=[self._text_field]):
+        for batch in file.iter_batches(_PARQUET_ROWS, columns=[self.text_key]):
             for value in batch.column(0).cast(pa.binary()).to_pylist():
                 number += 1
                 try:
                     yield (value or b"").decode()
                 except UnicodeDecodeError as error:
-                    self._count_broken(f"row {number}: {error}")
+                    self._count_broken(name, f"row {number}: {error}")
 
-    def _count_broken(self, what: Any) -> None:
+    def _count_broken(self, name: str, what: str) -> None:
         self.broken += 1
-        if self.broken > self._max_broken:
+        if self.broken > self.max_broken:
             raise ValueError(
-                f"{self._name}, {what}: more than {self._max_broken} broken records in this file; mend it, "
+                f"{name}, {what}: more than {self.max_broken} broken records in this file; mend it, "
                 "set --text_field, or allow more with --max_broken"
             )

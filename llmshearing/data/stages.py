@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datatrove.io import get_datafolder
 from numpy.typing import NDArray
 
 from llmshearing.data.job import Job, Progress, whole
@@ -67,7 +66,7 @@ class _TokenWriter:
         self.lengths: list[int] = []
         self._bins: list[int] = []
         self._job, self._tokenizer, self._folder = job, tokenizer, folder
-        self._input = get_datafolder(job.input)
+        self._reader = DocumentReader(job.input, job.text_field, job.max_broken)
         self._stream = (folder / "tokens.bin").open("wb")
         self._texts: list[str] = []
         self._text_bytes = 0
@@ -76,11 +75,10 @@ class _TokenWriter:
     def add_file(self, name: str, size: int) -> dict[str, Any]:
         """Tokenize a file; returns its entry of the manifest."""
         job, done = self._job, 0
-        documents = DocumentReader(self._input, name, job.text_field, job.max_broken)
-        for text in documents:
-            data = text.encode()
+        for document in self._reader.read_file(name):
+            data = document.text.encode()
             self._bins.append(document_bin(data, job.seed))
-            self._texts.append(text)
+            self._texts.append(document.text)
             self._text_bytes += len(data)
             if self._text_bytes >= _BATCH_BYTES:
                 done = min(done + self._text_bytes, size)
@@ -88,8 +86,8 @@ class _TokenWriter:
                 self._progress.report(done)
         self._flush()
         self._progress.file_done(size)
-        counts = {key: getattr(documents, key) for key in ("documents", "empty", "broken")}
-        return {"name": name, "bytes": size, "sha256": sha256(self._input, name), **counts}
+        counts = {key: getattr(self._reader, key) for key in ("documents", "empty", "broken")}
+        return {"name": name, "bytes": size, "sha256": sha256(self._reader.data_folder, name), **counts}
 
     def _flush(self) -> None:
         prefix, suffix = self._tokenizer.prefix, self._tokenizer.suffix

@@ -1,7 +1,7 @@
 """Line charts as inline SVG: matplotlib draws them, and their colours and letters are the page's.
 
-matplotlib writes fixed colours. It is given stand-ins, which variables of the page's style then replace, so that a
-chart follows light and dark.
+matplotlib writes fixed colours. It is given stand-ins, which variables of the page's style then replace, so
+that a chart follows light and dark.
 """
 
 import io

@@ -146,7 +146,7 @@ def test_what_is_complete_is_kept_when_a_stage_fails(
         return wrapped
 
     place = {
-        "tokenize": (stages, "DocumentReader"),
+        "tokenize": (stages.DocumentReader, "read_file"),
         "plan": (stages, "cut_bins"),
         "pack": (stages, "_sequences"),
         "finish": (merge_data, "_columns"),
@@ -169,7 +169,7 @@ def test_a_failure_that_is_none_of_the_disk_keeps_its_name(monkeypatch, tmp_path
     def refused(*_):
         raise PermissionError(13, "Permission denied", "tokens.bin")
 
-    monkeypatch.setattr(stages, "DocumentReader", refused)
+    monkeypatch.setattr(stages.DocumentReader, "read_file", refused)
     with pytest.raises(PermissionError, match=r"tokens\.bin"):
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
 
@@ -179,7 +179,7 @@ def test_no_room_names_the_output(monkeypatch, tmp_path, text, tokenizer_folder,
     def full(*_):
         raise OSError(number, "No room")
 
-    monkeypatch.setattr(stages, "DocumentReader", full)
+    monkeypatch.setattr(stages.DocumentReader, "read_file", full)
     with pytest.raises(OSError, match=r"^No room for .*/out: make room and run the same command again"):
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from datatrove.io import get_datafolder
 
 from llmshearing.data import sources
 from llmshearing.data.sources import DocumentReader, list_tasks
@@ -19,8 +18,18 @@ TEXTS = ["plain", "Ünïcode \U0001f600 \x00 and\nlines", "   spaces  ", "last"]
 LINES = b"".join(orjson.dumps({"id": 1, "body": text}) + b"\n" for text in TEXTS)
 
 
-def reader(tmp_path, name, max_broken=0):
-    return DocumentReader(get_datafolder(str(tmp_path)), name, "body", max_broken)
+class Reading:
+    """The texts of a file, and the counts of its reader once it was read."""
+
+    def __init__(self, tmp_path, name, max_broken=0):
+        self.reader = DocumentReader(str(tmp_path), "body", max_broken)
+        self.name = name
+
+    def __iter__(self):
+        return (document.text for document in self.reader.read_file(self.name))
+
+    def __getattr__(self, count):
+        return getattr(self.reader, count)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "A.PARQUET"])
@@ -34,7 +43,7 @@ def test_every_format_gives_the_same_documents(tmp_path, name):
         path.write_bytes(zstandard.compress(LINES))
     else:
         path.write_bytes(LINES)
-    documents = reader(tmp_path, name)
+    documents = Reading(tmp_path, name)
     assert list(documents) == TEXTS
     assert (documents.documents, documents.empty, documents.broken) == (4, 0, 0)
 
@@ -43,7 +52,7 @@ def test_a_byte_order_mark_and_capital_names_are_read(tmp_path):
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "A.JSONL.GZ").write_bytes(gzip.compress(codecs.BOM_UTF8 + LINES))
     (task,) = list_tasks(str(tmp_path), None)
-    documents = reader(tmp_path, task.files[0].name)
+    documents = Reading(tmp_path, task.files[0].name)
     assert list(documents) == TEXTS
     assert documents.broken == 0
 
@@ -70,7 +79,7 @@ BROKEN = [
 def test_broken_records_are_counted_and_passed_over(tmp_path):
     good = orjson.dumps({"body": "good"})
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, *BROKEN, b"", b'{"body": ""}', good]))
-    documents = reader(tmp_path, "a.jsonl", max_broken=len(BROKEN))
+    documents = Reading(tmp_path, "a.jsonl", max_broken=len(BROKEN))
     assert list(documents) == ["good", "good"]
     assert (documents.documents, documents.empty, documents.broken) == (2, 1, len(BROKEN))
 
@@ -87,14 +96,14 @@ def test_broken_records_are_counted_and_passed_over(tmp_path):
 def test_too_many_broken_records_stop_with_the_first_line_beyond(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_bytes(b'{"body": "good"}\n' + line)
     with pytest.raises(ValueError, match=message):
-        list(reader(tmp_path, "a.jsonl"))
+        list(Reading(tmp_path, "a.jsonl"))
 
 
 def test_parquet_with_bytes_that_are_no_utf8(tmp_path):
     values = pa.array([b"good", b"\xff\xfe", b"also good"]).cast(pa.binary())
     text = pa.StringArray.from_buffers(3, *values.buffers()[1:])
     pq.write_table(pa.table({"body": text}), tmp_path / "a.parquet")
-    documents = reader(tmp_path, "a.parquet", max_broken=1)
+    documents = Reading(tmp_path, "a.parquet", max_broken=1)
     assert list(documents) == ["good", "also good"]
     assert documents.broken == 1
 
@@ -102,7 +111,7 @@ def test_parquet_with_bytes_that_are_no_utf8(tmp_path):
 def test_parquet_without_the_column(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a.parquet has no column 'body', it has text: set --text_field"):
-        list(reader(tmp_path, "a.parquet"))
+        list(Reading(tmp_path, "a.parquet"))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
@@ -117,20 +126,30 @@ def test_a_file_cut_off_is_an_error(tmp_path, name):
         data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=rf"{name} is damaged or cut off"):
-        list(reader(tmp_path, name))
+        list(Reading(tmp_path, name))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 def test_a_packed_file_without_a_byte_is_cut_off(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=rf"{name} is damaged or cut off"):
-        list(reader(tmp_path, name))
+        list(Reading(tmp_path, name))
+
+
+def test_a_datatrove_pipeline_reads_a_folder_with_it(tmp_path):
+    """Files in order, counts anew for each, ids that tell where a document stood."""
+    for name, texts in (("a.jsonl", ["one", ""]), ("b.jsonl", ["two", "three"])):
+        (tmp_path / name).write_bytes(b"".join(orjson.dumps({"body": text}) + b"\n" for text in texts))
+    reader = DocumentReader(str(tmp_path), "body", 0)
+    found = [(document.text, document.id) for document in reader.run()]
+    assert found == [("one", "a.jsonl/0"), ("two", "b.jsonl/0"), ("three", "b.jsonl/1")]
+    assert (reader.documents, reader.empty) == (2, 0)
 
 
 def test_files_without_text_are_empty(tmp_path):
     for name, data in (("a.jsonl", b""), ("a.jsonl.gz", gzip.compress(b""))):
         (tmp_path / name).write_bytes(data)
-        assert list(reader(tmp_path, name)) == []
+        assert list(Reading(tmp_path, name)) == []
 
 
 def test_tasks_group_files_by_name_and_size(tmp_path, monkeypatch):
@@ -160,4 +179,4 @@ def test_wrong_inputs_are_refused(tmp_path):
 def test_json_text_is_read_as_it_is(tmp_path):
     """A record written by Python's json, with escapes, equals the text."""
     (tmp_path / "a.jsonl").write_text(json.dumps({"body": TEXTS[1]}))
-    assert list(reader(tmp_path, "a.jsonl")) == [TEXTS[1]]
+    assert list(Reading(tmp_path, "a.jsonl")) == [TEXTS[1]]
