@@ -30,7 +30,7 @@ from llmshearing.utils import cli
 SEQ_LEN = 4096
 SEQUENCES = 7000  # over all domains
 BATCH, BATCHES = 32, 100
-ROUNDS = 9
+ROUNDS = 41
 STEPS, UPDATE_EVERY, GLOBAL_BATCH = 48_000, 400, 256
 
 
