@@ -19,7 +19,7 @@ def main() -> None:
         raise ValueError(
             "train.py needs a configuration: train.py CONFIG.yaml key=value ... (--help says more)"
         )
-    if arguments[0] in ("-h", "--help"):
+    if {"-h", "--help"} & set(arguments):
         sys.stdout.write(f"{__doc__}\nEvery key: docs/configuration.md\n")
         return
     train(load_config(arguments[0], arguments[1:]))

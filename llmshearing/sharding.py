@@ -23,22 +23,13 @@ from llmshearing.config import FsdpConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 
 _RESHARD_AFTER_FORWARD = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
-_KNOWN = {
-    "sharding_strategy": tuple(_RESHARD_AFTER_FORWARD),
-    "mixed_precision": ("DEFAULT", "PURE", "FULL"),
-    "state_dict_type": ("FULL", "SHARDED"),
-}
 
 
 def parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
     """Shard `model` in place over all processes; on one, only checkpoint its activations if asked to.
 
     Parameters on the meta device are given memory, not values, on the device of this process.
-
-    Raises:
-        ValueError: for a setting that FSDP2 does not have.
     """
-    _check(fsdp)
     decoder = model.model
     if dist.get_world_size() == 1:
         if fsdp.activation_checkpointing or fsdp.activation_cpu_offload:
@@ -67,14 +58,6 @@ def parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) ->
     )
     if device == "cpu":
         _average_gradients(model)
-
-
-def _check(fsdp: FsdpConfig) -> None:
-    for key, values in _KNOWN.items():
-        if getattr(fsdp, key).upper() not in values:
-            raise ValueError(
-                f"fsdp_config.{key} is {getattr(fsdp, key)!r}; expected one of {', '.join(values)}."
-            )
 
 
 def _composer_config(fsdp: FsdpConfig, mesh: DeviceMesh) -> FSDP2Config:

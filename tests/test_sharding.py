@@ -63,17 +63,3 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, data):
     assert ranks.wait() == [2, 2]
     assert "global_train_batch_size is 7" in ranks.output()
     assert "Traceback" not in ranks.output()
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"sharding_strategy": "NO_SHARD"}, "sharding_strategy is 'NO_SHARD'; expected one of FULL_SHARD"),
-        ({"mixed_precision": "HALF"}, "mixed_precision is 'HALF'; expected one of DEFAULT"),
-        ({"state_dict_type": "local"}, "state_dict_type is 'local'; expected one of FULL, SHARDED"),
-    ],
-)
-def test_settings_that_fsdp2_does_not_have_are_refused(setting, message):
-    model = ComposerMosaicLlama(run_values(Path("data"))["model"])
-    with pytest.raises(ValueError, match=message):
-        parallelize(model, FsdpConfig(**setting), "fp32")
