@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import math
 from typing import Any
 
 import composer.algorithms
@@ -27,6 +28,7 @@ REGISTRIES: dict[str, dict[str, Any]] = {
     },
     "algorithms": {"gradient_clipping": composer.algorithms.GradientClipping},
 }
+_CLIPPING = ("norm", "value", "adaptive")
 _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}
 _ALWAYS: dict[str, Any] = {"speed_monitor": {"window_size": 10}}
 
@@ -68,4 +70,17 @@ def component_problems(config: Config, section: str) -> list[str]:
             inspect.signature(registry[name]).bind(**arguments)
         except TypeError as error:
             problems.append(f"{section}.{name}: {error}.")
+        problems += _value_problems(f"{section}.{name}", arguments)
+    return problems
+
+
+def _value_problems(place: str, arguments: dict[str, Any]) -> list[str]:
+    """Values that Composer takes without a word, and that make a run fail or do what nobody means."""
+    problems = []
+    if (kind := arguments.get("clipping_type", "norm")) not in _CLIPPING:
+        problems.append(f"{place}.clipping_type is {kind!r}; expected one of {', '.join(_CLIPPING)}.")
+    for key in ("clipping_threshold", "window_size"):
+        value = arguments.get(key, 1)
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            problems.append(f"{place}.{key} is {value!r}; expected a number above 0.")
     return problems

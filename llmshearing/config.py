@@ -39,7 +39,7 @@ class L0Config:
     target_sparsity: float = 0.0
     """Overall sparsity to reach where no `target_model` is given, in [0, 1)."""
     pruning_modules: list[str] | None = None
-    """Masks: head, kv_head, head_layer, intermediate, mlp, layer, hidden; default: those the target needs."""
+    """Masks: head, kv_head, head_layer, intermediate, mlp, layer, hidden; default: those of the target."""
     lagrangian_warmup_steps: str = "0ba"
     """Batches over which targets rise from `start_sparsity`, such as 640ba."""
     eval_target_model: bool = True
@@ -229,7 +229,7 @@ class Config:
     data_remote: str | None = None
     """Where to fetch data from that `data_local` lacks."""
     tokenizer_name: str | None = None
-    """Tokenizer: a folder or a name; saved with the exported model."""
+    """Tokenizer: a folder, which travels with the model; of a name nothing is read."""
     max_seq_len: int = 4096
     """Tokens in a sequence."""
     global_seed: int = 17

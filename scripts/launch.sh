@@ -3,6 +3,8 @@
 # LAUNCHER=slurm: submit scripts/slurm.sbatch, NODES machines (default: 1) of GPUS devices (default: 8).
 # DRY_RUN=1: print the command and what the run would do on NODES x GPUS devices (1 x 8), and stop.
 
+[ -z "${VIRTUAL_ENV:-}" ] && [ -d .venv ] && source .venv/bin/activate
+
 case " $* " in *" -h "* | *" --help "*)
   # The recipe's comments and settings, then the comments above.
   sed -nE '/^#!/d; s/^# ?//p; /^$/p; s/^([A-Z_]+)=\$\{\1:-(.*)\}/  \1=\2/p; s/^([A-Z_]+)=\$\{\1:\?(.*)\}/  \1 (required): \2/p' \

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole method on a plain machine, in six minutes: train a small model on the text that every Python
 # installation holds, shear it to less than half, train it on, and compare with training that shape from scratch.
-# Every command it runs is printed, and is the one you would run yourself.
+# Every command it runs is printed, and is the one you would run yourself (after `source .venv/bin/activate`).
+# Begins anew: what an earlier quickstart left in runs/quickstart is removed.
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# //p' "$0"; exit 0 ;; esac
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -41,6 +42,7 @@ run python train.py configs/quickstart/target.yaml model.path=$out/prune/pruned-
 step "8/9  The control: the same shape from scratch, on as many tokens as 5 and 7 took"
 run python train.py configs/quickstart/target.yaml save_folder=$out/scratch max_duration=110ba save_interval=110ba eval_interval=55ba
 
-step "9/9  Export to Hugging Face, reload, generate"
+step "9/9  Export to Hugging Face, report, reload, generate"
 run python -m llmshearing.utils.composer_to_hf save_composer_to_hf $out/continue/latest-rank0.pt $out/hf
+run python -m llmshearing.report $out/prune $out/continue $out/scratch --out $out/report.html
 run python scripts/quickstart_table.py $out

@@ -42,11 +42,10 @@ def main(folder: Path) -> None:
 
 def next_steps(folder: Path) -> str:
     """Where the results are and what to do with them."""
-    runs = f"{folder}/{{prune,continue,scratch}}"
     return (
         f"The Hugging Face model: {folder / 'hf'}\n"
-        f"For a report of the runs, {folder / 'report.html'}: python -m llmshearing.report {runs}\n"
-        "To shear your own model: README.md, section 'Shear your own model'."
+        f"The report of the runs, for a browser: {folder / 'report.html'}\n"
+        "To shear your own model: source .venv/bin/activate, then README.md, 'Shear your own model'."
     )
 
 

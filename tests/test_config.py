@@ -6,7 +6,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from llmshearing.config import Config, build
+from llmshearing.config import Config, OptimizerConfig, build
 from llmshearing.config_file import load_config
 from runs import run_values
 
@@ -329,6 +329,23 @@ def test_missing_keys_and_files_are_named(tmp_path):
         load_config(write(tmp_path, values))
     with pytest.raises(FileNotFoundError, match=r"nowhere.yaml does not exist"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_section_with_nothing_below_it_counts_as_left_out(tmp_path):
+    path = write(tmp_path, run_values(tmp_path / "data"))
+    empty = ("optimizer", "scheduler", "algorithms", "callbacks", "loggers")
+    config = load_config(path, [f"{name}=null" for name in empty])
+    assert (config.optimizer, config.callbacks, config.algorithms) == (OptimizerConfig(), {}, {})
+
+
+def test_a_path_below_the_home_folder_is_written_as_in_a_shell(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path, run_values(tmp_path / "data"))
+    config = load_config(path, ["save_folder=~/runs/a", "train_loader.dataset.local=~/data"])
+    assert config.save_folder == f"{tmp_path}/runs/a"
+    assert config.train_loader.dataset.local == f"{tmp_path}/data"
+    with pytest.raises(IsADirectoryError, match="is a folder; expected a configuration"):
+        load_config(tmp_path)
 
 
 def test_a_yaml_file_cannot_run_code(tmp_path):

@@ -55,8 +55,23 @@ def test_the_quickstart_ends_with_what_to_do_next() -> None:
     table = runpy.run_path(str(ROOT / "scripts" / "quickstart_table.py"))
     model, report, more = table["next_steps"](Path("runs/quickstart")).splitlines()
     assert model == "The Hugging Face model: runs/quickstart/hf"
-    command = "python -m llmshearing.report runs/quickstart/{prune,continue,scratch}"
-    assert report == f"For a report of the runs, runs/quickstart/report.html: {command}"
-    assert command in (ROOT / "README.md").read_text()
-    section = more.split("section ")[1].strip("'.")
-    assert f"## {section}" in (ROOT / "README.md").read_text().splitlines()
+    assert report == "The report of the runs, for a browser: runs/quickstart/report.html"
+    assert "--out $out/report.html" in (ROOT / "scripts" / "quickstart.sh").read_text()
+    section = more.split("README.md, ")[1].strip("'.")
+    readme = (ROOT / "README.md").read_text().splitlines()
+    assert f"## {section}" in readme
+    assert "source .venv/bin/activate" in more
+    assert any("source .venv/bin/activate" in line for line in readme)
+
+
+def test_a_recipe_takes_the_environment_of_the_repository(place: Path) -> None:
+    """Without an active one, it finds composer where setup.sh has put it."""
+    (place / ".venv" / "bin").mkdir(parents=True)
+    (place / ".venv" / "bin" / "activate").write_text('PATH="$PWD/.venv/bin:$PATH"\n')
+    (place / ".venv" / "bin" / "composer").write_text("#!/bin/sh\necho composer of .venv\n")
+    (place / ".venv" / "bin" / "composer").chmod(0o755)
+    env = {"PATH": "/usr/bin:/bin", "MODEL": "m.pt", "DATA": "d"}
+    done = subprocess.run(
+        ["bash", "scripts/pruning.sh"], cwd=place, env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "composer of .venv\n"

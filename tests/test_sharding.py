@@ -1,14 +1,9 @@
 """Runs of several processes on CPU: FSDP2 over gloo gives what one process gives."""
 
-from pathlib import Path
-
 import pytest
 
-from llmshearing.config import FsdpConfig
-from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.sharding import parallelize
 from processes import Ranks, assert_close, metrics, run, write_config
-from runs import run_values, write_data
+from runs import write_data
 
 STEPS = 50
 

@@ -111,18 +111,10 @@ class Resume(Callback):
 
     def _check(self, contents: Any, state: State) -> None:
         """Raise ValueError unless this is the checkpoint of a run such as this one."""
-        saved = contents.get("state", {}) if isinstance(contents, Mapping) else {}
-        if not saved.get("model"):
-            raise ValueError(f"{self.path} is no checkpoint of a run: it has no weights under state.model.")
+        check_contents(contents, self.path, _name(state.optimizers[0]), self.weights_only)
         if self.weights_only:
             return
-        wanted = _name(state.optimizers[0])
-        if wanted not in saved.get("optimizers", {}):
-            found = ", ".join(saved.get("optimizers", {})) or "nothing"
-            raise ValueError(
-                f"{self.path} cannot be gone on from: its optimizer state is of {found}, this run's is of "
-                f"{wanted}. Begin a new run from its weights: load_weights_only=true."
-            )
+        saved = contents["state"]
         record = saved.get("callbacks", {}).get("RunRecord", {}).get("config")
         changed, differing = ([], []) if record is None else changes(record, self.config)
         if changed:
@@ -136,6 +128,23 @@ class Resume(Callback):
                 self.path,
                 "; ".join(differing),
             )
+
+
+def check_contents(contents: Any, path: Path, optimizer: str, weights_only: bool) -> None:
+    """Refuse what a run cannot go on from: it lacks weights or, unless they are all that is wanted, moments.
+
+    Raises:
+        ValueError: saying what is missing.
+    """
+    saved = contents.get("state") if isinstance(contents, Mapping) else None
+    if not isinstance(saved, Mapping) or not saved.get("model"):
+        raise ValueError(f"{path} is no checkpoint of a run: it has no weights under state.model.")
+    if not weights_only and optimizer not in (saved.get("optimizers") or {}):
+        found = ", ".join(saved.get("optimizers") or {}) or "nothing"
+        raise ValueError(
+            f"{path} cannot be gone on from: its optimizer state is of {found}, this run's is of "
+            f"{optimizer}. Begin a new run from its weights: load_weights_only=true."
+        )
 
 
 def find_checkpoint(

@@ -3,6 +3,17 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+_COUNTS = (
+    "d_model",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "n_layers",
+    "intermediate_size",
+    "vocab_size",
+    "max_seq_len",
+)
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -35,9 +46,14 @@ class Architecture:
     activation: str = "silu"
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_heads", "n_kv_heads", "head_dim", "n_layers", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
+        for name in ("norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{name} is {value!r}; expected a number above 0.")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads is {self.n_heads} and n_kv_heads is {self.n_kv_heads}; expected n_heads to be a "

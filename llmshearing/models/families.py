@@ -126,6 +126,10 @@ def architecture_from_hf(hf: Mapping[str, Any]) -> Architecture:
     family = FAMILIES[name]
     values = {ours: hf[theirs] for ours, theirs in family.keys.items() if hf.get(theirs) is not None}
     values |= dict(family.fixed) | family.adjust(hf)
+    for ours in ("d_model", "n_heads"):
+        if not isinstance(values.get(ours), int) or values[ours] < 1:
+            key = family.keys[ours]
+            raise ValueError(f"{key} is {hf.get(key)!r} in the HF config; expected a whole number above 0.")
     values.setdefault("n_kv_heads", values["n_heads"])
     values.setdefault("head_dim", values["d_model"] // values["n_heads"])
     values["rope_scaling"] = _rope_scaling(values.get("rope_scaling"))
@@ -187,7 +191,7 @@ def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
     """`hf` with the values that transformers gives to keys left out."""
     try:
         return CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(dict(hf))).to_dict()
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"The HF config does not hold together: {error}") from error
 
 

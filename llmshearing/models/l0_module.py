@@ -15,9 +15,9 @@ from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_of, target_of
 from llmshearing.models.masks import (
     MASK_KINDS,
+    chosen_kinds,
     expected_parameters,
     kept_size,
-    needed_kinds,
     prunable_parameters,
     row_size,
     rows,
@@ -61,11 +61,11 @@ class L0Module(nn.Module):
         assert l0 is not None
         self.arch: Architecture = architecture_of(cfg)
         self.target: Architecture | None = target_of(self.arch, l0.target_model)
-        names = list(l0.pruning_modules or (needed_kinds(self.arch, self.target) if self.target else []))
+        names = chosen_kinds(l0.pruning_modules, self.arch, self.target)
         check_pruning(self.arch, self.target, names)
         self.eval_target_model = l0.eval_target_model
         self.start_sparsity = l0.start_sparsity
-        self.warmup_steps = _batches(l0.lagrangian_warmup_steps)
+        self.warmup_steps = warmup_batches(l0.lagrangian_warmup_steps)
         self.target_sparsity = self._overall_target(l0.target_sparsity, names)
         self.masks = nn.ModuleDict({name: Mask(MASK_KINDS[name].shape(self.arch), device) for name in names})
         pairs = ["", *(f"_{name}" for name in names)] if self.target else [""]
@@ -230,8 +230,12 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def _batches(duration: str | int) -> int:
-    """The number in `640ba`, or in `640`."""
+def warmup_batches(duration: str | int) -> int:
+    """The number in `640ba`, or in `640`.
+
+    Raises:
+        ValueError: for anything else.
+    """
     number = str(duration).removesuffix("ba")
     if not number.isdigit():
         raise ValueError(

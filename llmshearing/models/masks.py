@@ -121,6 +121,13 @@ def needed_kinds(source: Architecture, target: Architecture) -> list[str]:
     return [name for name in kinds if kept_size(name, source, target) < row_size(name, source)]
 
 
+def chosen_kinds(given: list[str] | None, source: Architecture, target: Architecture | None) -> list[str]:
+    """The masks a run learns: those given, else those that the target needs."""
+    if given is not None:
+        return list(given)
+    return needed_kinds(source, target) if target is not None else []
+
+
 def prunable_parameters(names: Iterable[str], arch: Architecture) -> int:
     """Parameters of the matrices that masks `names` reach: attention, MLP or both (released code)."""
     kinds = set(names)

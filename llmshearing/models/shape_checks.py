@@ -6,6 +6,11 @@ from llmshearing.models.masks import MASK_KINDS, is_grouped, kept_size, needed_k
 
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
 
+_NO_MASKS = (
+    "model.l0_module has neither target_model nor pruning_modules: nothing would be pruned. Name the masks, "
+    "such as pruning_modules=[head,intermediate,layer,hidden]."
+)
+
 
 def check_pruning(source: Architecture, target: Architecture | None, names: list[str]) -> None:
     """Refuse masks `names` that cannot take `source` to `target`.
@@ -25,11 +30,11 @@ def pruning_problems(source: Architecture, target: Architecture | None, names: l
         return [_unknown_mask(name) for name in unknown]
     problems = _clashes(source, names)
     if target is None:
-        return problems if names else [*problems, "pruning_modules is empty: nothing would be pruned."]
+        return problems if names else [*problems, _NO_MASKS]
     problems += _sizes(source, target)
     if problems:
         return problems
-    if not names:
+    if not needed_kinds(source, target) and not names:
         return ["target_model has the shape of the source: nothing would be pruned. Set smaller sizes."]
     return _uncovered(source, target, names) + _export_problems(target)
 

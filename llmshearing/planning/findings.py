@@ -13,20 +13,22 @@ from typing import Any
 import torch
 
 from llmshearing.callbacks.dynamic_loading_callback import build_dynamic_loading
-from llmshearing.callbacks.resume import choose_checkpoint
+from llmshearing.callbacks.resume import check_contents, choose_checkpoint
 from llmshearing.components import REGISTRIES, component_problems
-from llmshearing.config import Config
+from llmshearing.config import Config, L0Config
 from llmshearing.config_checks import config_problems, domain_problems
 from llmshearing.data.manifest import read_manifest
 from llmshearing.data.tokenizer import check_tokenizer, is_made_with, load_tokenizer
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_of, target_of
-from llmshearing.models.masks import needed_kinds
+from llmshearing.models.l0_module import warmup_batches
+from llmshearing.models.masks import chosen_kinds, kept_size, row_size
 from llmshearing.models.model_registry import model_class
 from llmshearing.models.shape_checks import pruning_problems
 from llmshearing.planning.sizes import planned_steps, steps_in
 from llmshearing.utils.checkpoint import Checkpoint, completed, open_checkpoint
+from llmshearing.utils.safe_load import load_tensors
 from llmshearing.utils.weights import check_weights
 
 
@@ -106,11 +108,12 @@ def _examine_model(config: Config, checkpoint: Checkpoint | None, found: Finding
     with found.collecting():
         if checkpoint is None and section.path:
             checkpoint = open_checkpoint(section.path)
+    before = len(found.problems)
     with found.collecting():
         if checkpoint is not None:
             section = completed(section, checkpoint)
             check_weights(checkpoint.weights, architecture_of(section), checkpoint.path)
-    if section.path and section.d_model is None:
+    if section.path and (section.d_model is None or len(found.problems) > before):
         return checkpoint  # nothing else could tell the sizes, and what is wrong with it is noted
     with found.collecting():
         found.source = architecture_of(section)
@@ -124,9 +127,22 @@ def _examine_target(config: Config, found: Findings) -> None:
         return
     with found.collecting():
         target = target_of(found.source, l0.target_model)
-        found.kinds = list(l0.pruning_modules or (needed_kinds(found.source, target) if target else []))
-        found.add(pruning_problems(found.source, target, found.kinds))
+        found.kinds = chosen_kinds(l0.pruning_modules, found.source, target)
+        problems = pruning_problems(found.source, target, found.kinds)
+        found.add(problems)
         found.target = target
+        warmup_batches(l0.lagrangian_warmup_steps)
+        if target is not None and not problems:
+            found.warnings += _falling_targets(l0, found.source, target, found.kinds)
+
+
+def _falling_targets(l0: L0Config, source: Architecture, target: Architecture, kinds: list[str]) -> list[str]:
+    return [
+        f"model.l0_module.start_sparsity is {l0.start_sparsity:g}, above the {aim:.3f} that mask {kind} is "
+        "to reach: its target falls."
+        for kind in kinds
+        if l0.start_sparsity > (aim := 1 - kept_size(kind, source, target) / row_size(kind, source))
+    ]
 
 
 def _examine_updates(config: Config, found: Findings) -> None:
@@ -155,12 +171,15 @@ def _examine_warmups(config: Config, found: Findings) -> None:
 
 
 def _examine_folder(config: Config, found: Findings) -> None:
+    """The run's folder, and what is in it or elsewhere that the run is to go on from."""
     folder = Path(config.save_folder) if config.save_folder else None
     if folder is not None and folder.exists() and not folder.is_dir():
         found.add([f"save_folder is {folder}, which is a file: give a folder, which may be new."])
         return
     with found.collecting():
-        choose_checkpoint(folder, config.load_path, config.autoresume, config.save_overwrite)
+        begin = choose_checkpoint(folder, config.load_path, config.autoresume, config.save_overwrite)
+        if begin is not None and begin.is_file():
+            check_contents(load_tensors(begin), begin, "AdamW", config.load_weights_only)
 
 
 def _examine_compilation(config: Config, found: Findings) -> None:
@@ -209,11 +228,16 @@ def _examine_tokenizers(config: Config, checkpoint: Checkpoint | None, found: Fi
 
     One that the source carries is warned about only: it may differ in tokens that the data does not have.
     """
+    name = config.tokenizer_name
+    if name and not Path(name).is_dir():
+        found.warnings.append(
+            f"tokenizer_name is {name}, which is no folder here: it is not compared with the data's, and "
+            "does not travel with the model."
+        )
     with found.collecting():
         manifest = read_manifest(config.train_loader.dataset.local)
         if manifest is None:
             return
-        name = config.tokenizer_name
         if name and Path(name).is_dir():
             check_tokenizer(manifest, load_tokenizer(name))
         carried = checkpoint.hf_files.get("tokenizer.json") if checkpoint is not None else None

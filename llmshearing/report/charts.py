@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,7 +28,7 @@ _STYLE = {
     _TEXT: "var(--quiet)",
     _GRID: "var(--rule)",
 }
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters
     "font.size": 11,
     "text.color": _TEXT,
@@ -39,6 +40,7 @@ _SETTINGS = {
     "xtick.major.pad": 7,
     "grid.color": _GRID,
     "lines.linewidth": 1.6,
+    "lines.markersize": 4,
     "lines.solid_joinstyle": "round",
 }
 
@@ -103,9 +105,10 @@ def _draw(lines: Sequence[Line], x_label: str, from_zero: bool, width: int) -> s
             axis.set_major_formatter(lambda value, _: human(value))
         for each in lines:
             again = each.colour >= COLOURS
-            style = {"linestyle": "--" if each.dashed else ":" if again else "-"}
-            style |= {"marker": "o", "markersize": 4} if len(each.x) == 1 else {}
-            axes.plot(each.x, each.y, color=_LINES[each.colour % COLOURS], clip_on=False, **style)
+            dot = "o" if len(each.x) == 1 else None
+            style = "--" if each.dashed else ":" if again else "-"
+            colour = _LINES[each.colour % COLOURS]
+            axes.plot(each.x, each.y, color=colour, linestyle=style, marker=dot, clip_on=False)
         if from_zero:
             axes.set_ylim(bottom=min(0.0, *(each.y.min() for each in lines)))
         file = io.StringIO()

@@ -17,7 +17,7 @@ from llmshearing.config import Config
 from llmshearing.config_file import read_config
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_of, target_of
-from llmshearing.models.masks import MASK_KINDS, needed_kinds
+from llmshearing.models.masks import MASK_KINDS, chosen_kinds
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 _MASKS = re.compile(r"zs_s(\d+)\.safetensors")
@@ -90,7 +90,7 @@ class Run:
     def mask_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each kind of gates that the run learns."""
         l0 = self.config.model.l0_module
-        names = (l0 and l0.pruning_modules) or (needed_kinds(self.source, self.target) if self.target else [])
+        names = chosen_kinds(l0.pruning_modules, self.source, self.target) if l0 else []
         return {name: kind.shape(self.source) for name, kind in MASK_KINDS.items() if name in names}
 
     def masks(self, step: int) -> dict[str, NDArray[np.float32]]:

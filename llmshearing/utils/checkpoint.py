@@ -1,6 +1,7 @@
 """Checkpoints: what a file or folder holds, and what model its weights are."""
 
 import json
+import logging
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from llmshearing.utils.progress import writing
 from llmshearing.utils.safe_load import load_omegaconf, load_tensors
 from llmshearing.utils.special_tokens import special_token_ids
 from llmshearing.utils.weights import L0_PREFIX, check_weights, sizes_of, total_bytes
+
+logger = logging.getLogger(__name__)
 
 RECORD_KEY = "llmshearing"
 _LLAMA_2 = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
@@ -102,16 +105,18 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     loaded = _load_sharded(path) if path.is_dir() else load_tensors(path)
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}; expected a checkpoint or a state dict.")
-    state = loaded.get("state", {})
+    state = loaded.get("state")
+    state = state if isinstance(state, Mapping) else {}
     weights = state.get("model", loaded)
+    weights = weights if isinstance(weights, Mapping) else {}
     strange = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if strange or f"{PREFIX}wte.weight" not in weights:
-        found = ", ".join(map(str, list(weights)[:4])) or "nothing"
+        found = ", ".join(map(str, list(weights or loaded)[:4])) or "nothing"
         raise ValueError(
             f"{path} has no weights of a model under state.model or at its top, where {PREFIX}wte.weight is "
             f"expected; found {found}."
         )
-    record = loaded.get(RECORD_KEY) or state.get("callbacks", {}).get("RunRecord")
+    record = loaded.get(RECORD_KEY) or (state.get("callbacks") or {}).get("RunRecord")
     return Checkpoint(path, dict(weights), record)
 
 
@@ -160,6 +165,7 @@ def check_output(out: str | Path, source: str | Path) -> None:
     elif not (path.is_file() and zipfile.is_zipfile(path)):
         what = "no checkpoint"
     else:
+        logger.warning("%s exists and is replaced", path)
         return
     raise FileExistsError(f"{path} exists and is {what}: choose another name, or remove it first.")
 
@@ -316,8 +322,11 @@ def _guessed(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Architectu
 
 
 def _head_dim(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> int:
+    for key in ("head_dim", "num_attention_heads"):
+        if key in overrides and (not isinstance(overrides[key], int) or overrides[key] < 1):
+            raise ValueError(f"{key}={overrides[key]} was given; expected a whole number of at least 1.")
     if "head_dim" in overrides:
-        return int(overrides["head_dim"])
+        return overrides["head_dim"]
     if "num_attention_heads" not in overrides:
         raise ValueError(
             f"{checkpoint.path} does not tell its model's number of heads: it carries no HF config, and "
@@ -327,7 +336,7 @@ def _head_dim(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> int:
     weights = checkpoint.weights
     fused = weights.get(f"{PREFIX}blocks.0.attn.query_key_value.weight")
     rows = weights[f"{PREFIX}blocks.0.attn.wq.weight"].shape[0] if fused is None else fused.shape[0] // 3
-    return rows // int(overrides["num_attention_heads"])
+    return rows // overrides["num_attention_heads"]
 
 
 def _check_overrides(

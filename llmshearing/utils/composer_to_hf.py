@@ -22,6 +22,7 @@ from torch import Tensor
 from llmshearing.models.architecture import Architecture
 from llmshearing.utils import cli
 from llmshearing.utils.checkpoint import Checkpoint, check_output, describe, read_checkpoint, write_checkpoint
+from llmshearing.utils.files import check_new_folder
 from llmshearing.utils.hf_files import CONFIG, from_hf, read_hf, write_hf
 from llmshearing.utils.key_map import to_hf
 from llmshearing.utils.weights import shape_in_words
@@ -64,6 +65,7 @@ def save_composer_to_hf(
         ValueError: when masks are not yet applied, or weights, record and overrides contradict each other.
         OSError: when something is missing or cannot be written.
     """
+    check_new_folder(Path(out))
     checkpoint = read_checkpoint(checkpoint_path)
     if checkpoint.masks:
         raise ValueError(

@@ -39,19 +39,29 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_new_folder(path: Path, reason: str = "is not empty") -> None:
+    """Refuse a folder that holds anything.
+
+    Raises:
+        FileExistsError: when `path` exists and is no empty folder; `reason` says why that is refused.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and {reason}; choose another folder, or remove it first.")
+
+
 @contextmanager
-def replacing_folder(path: Path, marker: str) -> Iterator[Path]:
+def replacing_folder(path: Path, marker: str | None = None) -> Iterator[Path]:
     """A temporary folder beside `path`, renamed to it on success and removed otherwise.
 
     Args:
-        marker: file that a folder already at `path` must hold to be replaced.
+        marker: file that a folder already at `path` must hold to be replaced; None: it must be new or empty.
 
     Raises:
         FileExistsError: when `path` is something else, which is left alone.
         OSError: when writing fails, whatever the library that wrote raised.
     """
-    if path.exists() and not (path / marker).is_file() and not _is_empty_folder(path):
-        raise FileExistsError(f"{path} exists and holds no {marker}; choose another folder or remove it.")
+    if marker is None or not (path / marker).is_file():
+        check_new_folder(path, f"holds no {marker}" if marker else "is not empty")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
@@ -122,7 +132,8 @@ def _explaining(path: Path, temporary: Path) -> Iterator[None]:
         yield
     except (RuntimeError, SafetensorError) as error:  # a failed write, also where the disk is full
         reason = plain_words(str(error).splitlines()[0])
-        room = _room(path) if shutil.disk_usage(path.parent).free < LITTLE else ""
+        disk = shutil.disk_usage(path.parent)
+        room = _room(path) if disk.total and disk.free < LITTLE else ""
         raise OSError(f"Writing {path} failed: {reason}{room}.") from error
     except OSError as error:
         if error.errno not in FULL:
@@ -140,7 +151,3 @@ def _room(path: Path) -> str:
 def plain_words(line: str) -> str:
     """A line of an error without the place in torch's sources that it begins with."""
     return re.sub(r"^\[enforce fail at [^]]*\][ .]*", "", line)
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

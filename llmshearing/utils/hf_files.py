@@ -68,6 +68,11 @@ def read_hf(path: str | Path) -> HFModel:
         return _read_gguf(place)
     if not place.exists():
         place = _download(str(path))
+    if place.is_file() and not is_hf(place) and place.name not in _WEIGHT_FILES:
+        raise ValueError(
+            f"{place} is no HF model: expected a folder with {CONFIG}, or a safetensors or GGUF file. A "
+            "Composer checkpoint is converted by save_composer_to_hf."
+        )
     folder = place if place.is_dir() else place.parent
     files = read_travelling(folder)
     if CONFIG not in files:
@@ -128,9 +133,9 @@ def write_hf(
     """Write a folder that `transformers` loads: weights in shards of 1 GB, config and `files`; or nothing.
 
     Raises:
-        OSError: when it cannot be written, or `out` exists and is no HF folder.
+        OSError: when it cannot be written, or `out` holds anything.
     """
-    with replacing_folder(Path(out), marker=CONFIG) as folder:
+    with replacing_folder(Path(out)) as folder:
         split = split_torch_state_dict_into_shards(dict(weights), max_shard_size=SHARD_SIZE)
 
         def write(file: str) -> None:

@@ -29,6 +29,7 @@ from llmshearing.utils.checkpoint import (
     write_checkpoint,
 )
 from llmshearing.utils.composer_to_hf import export, record_of, with_dtype
+from llmshearing.utils.files import check_new_folder
 from llmshearing.utils.progress import bar
 from llmshearing.utils.pruning import prune
 from llmshearing.utils.trained_masks import Convergence, convergence, load_masks
@@ -67,6 +68,8 @@ def prune_and_save_model(
     """
     path = Path(out) if out else default_output(Path(checkpoint_path))
     check_output(path, checkpoint_path)
+    if hf:
+        check_new_folder(Path(hf))
     checkpoint = read_checkpoint(checkpoint_path)
     pruned = prune_checkpoint(checkpoint, target or {})
     report(pruned)

@@ -92,7 +92,7 @@ def _load(path: Path, allowed: list[Any]) -> Any:
 def _refusal(path: Path, error: str) -> str:
     found = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) ([\w.]+)", error)
     if found is None:
-        return f"{path} cannot be read as a checkpoint: it is not a file of torch.save ({error[:200]})."
+        return f"{path} cannot be read as a checkpoint: it is not a file of torch.save; correct the path."
     return (
         f"{path} holds {found[1]}, more than tensors and plain containers; nothing of it was run or read. "
         "Save it anew with weights only, or do not use it if you do not know where it comes from."

@@ -1,15 +1,16 @@
 """The masks in a checkpoint: as a module with the run's target, and how far they are from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.architecture import Architecture
-from llmshearing.models.families import complete, nearest
+from llmshearing.models.families import complete
 from llmshearing.models.hard_concrete import keep_probability
 from llmshearing.models.l0_module import L0Module
 from llmshearing.models.masks import rows
+from llmshearing.schema import build
 from llmshearing.utils.checkpoint import Checkpoint, run_config
 
 NEAR = 0.01  # of a mask's units, in expectation
@@ -67,12 +68,8 @@ def convergence(module: L0Module) -> dict[str, Convergence]:
 
 
 def _target(checkpoint: Checkpoint, given: Mapping[str, Any]) -> TargetConfig | None:
-    known = [field.name for field in fields(TargetConfig)]
-    for key in given:
-        if key not in known:
-            raise ValueError(f"{key} is not a size of target_model{nearest(key, known)}.")
     if given:
-        return TargetConfig(**given)
+        return build(TargetConfig, dict(given), "target_model")
     cfg = run_config(checkpoint)
     if cfg is None or cfg.l0_module is None:
         raise ValueError(

@@ -145,6 +145,18 @@ def test_a_real_run_leaves_its_report(tmp_path: Path, prune: bool) -> None:
         assert f"<th>{domain}</th>" in page
 
 
+def test_only_a_report_is_written_over_and_a_run_is_named_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=10)
+    before = (folder / "config.yaml").read_text()
+    with pytest.raises(FileExistsError, match=r"config.yaml exists and is no report; choose another file"):
+        write_report([folder], folder / "config.yaml")
+    assert (folder / "config.yaml").read_text() == before
+    for _ in range(2):
+        write_report([folder], folder / "report.html")
+    with pytest.raises(ValueError, match="is named twice; name each run once"):
+        write_report([folder, tmp_path / "run" / ".." / "run"], tmp_path / "both.html")
+
+
 def test_a_report_that_cannot_be_written_ends_no_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -238,14 +238,16 @@ def test_folders_without_config_or_weights_are_refused(tmp_path, monkeypatch, ca
     assert "neither a folder or file nor a model" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_model_is_not_replaced(tmp_path):
+def test_a_folder_that_holds_anything_is_not_replaced(tmp_path):
     save_hf_to_composer(save(make(CONFIGS["llama"]), tmp_path / "hf"), tmp_path / "c.pt")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match=r"mine exists and holds no config\.json"):
-        save_composer_to_hf(tmp_path / "c.pt", tmp_path / "mine")
+    for folder in ("mine", "hf"):
+        with pytest.raises(FileExistsError, match=rf"{folder} exists and is not empty; choose another"):
+            save_composer_to_hf(tmp_path / "c.pt", tmp_path / folder)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
-    save_composer_to_hf(tmp_path / "c.pt", tmp_path / "hf")  # one that is, is
+    (tmp_path / "new").mkdir()
+    save_composer_to_hf(tmp_path / "c.pt", tmp_path / "new")  # an empty one is taken
 
 
 @pytest.mark.parametrize("broken", ["safetensors", "checkpoint"])
@@ -260,7 +262,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, broken)
     if broken == "safetensors":
         monkeypatch.setattr(hf_files, "save_tensors", full)
         with pytest.raises(OSError, match="No space left"):
-            save_composer_to_hf(tmp_path / "c.pt", tmp_path / "hf")
+            save_composer_to_hf(tmp_path / "c.pt", tmp_path / "out")
     else:
         monkeypatch.setattr(torch, "save", full)
         with pytest.raises(OSError, match="No space left"):

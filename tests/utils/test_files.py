@@ -49,7 +49,7 @@ def test_a_file_is_replaced_on_success_alone(tmp_path):
     ],
 )
 def test_a_failure_to_write_names_the_file_and_the_room_left(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1234))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=2**41, free=1234))
     room = rf"\({tmp_path} has 1,234 bytes left: make room, or write elsewhere\)"
     said = rf"^Writing .*a failed: [\w: /]+ {room}\.$"
     with pytest.raises(OSError, match=said), replacing(tmp_path / "a"):
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeyp
 
 
 def test_other_failures_are_not_blamed_on_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**40))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=2**41, free=2**40))
     with pytest.raises(OSError, match=r"Writing .*a failed: no storage\.$"), replacing(tmp_path / "a"):
         raise RuntimeError("no storage")
     with pytest.raises(PermissionError, match=r"^not yours$"), replacing(tmp_path / "a"):

@@ -38,6 +38,18 @@ def test_what_must_not_be_lost_is_not_written_over(tmp_path, kind):
         check_output(out, source)
 
 
+def test_what_is_replaced_is_said_and_a_folder_that_holds_anything_is_not(tmp_path, caplog):
+    source = masked_checkpoint(tmp_path / "m.pt", "llama", d_model=16)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="taken exists and is not empty; choose another folder"):
+        prune_and_save_model(source, tmp_path / "p.pt", hf=tmp_path / "taken")
+    assert not (tmp_path / "p.pt").exists()
+    for count in (0, 1):
+        prune_and_save_model(source, tmp_path / "p.pt", target={"d_model": 16})
+        assert caplog.text.count("p.pt exists and is replaced") == count
+
+
 @pytest.mark.parametrize("kind", ["latest", "itself"])
 def test_the_commands_do_not_write_over_their_source(tmp_path, kind):
     source = masked_checkpoint(tmp_path / "m.pt", "llama", d_model=16)

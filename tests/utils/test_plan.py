@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from llmshearing import components
 from llmshearing.config_file import load_config, read_config
@@ -178,6 +179,7 @@ def test_finds_what_would_end_a_run_later(
     monkeypatch.setitem(components._PACKAGES, "tensorboard", "no_such_package")
     (tmp_path / "file").touch()
     (tmp_path / "run").mkdir()
+    torch.save({"state": {"model": {"a": torch.ones(1)}}}, tmp_path / "bare.pt")
     (tmp_path / "run" / "ep0-ba2-rank0.pt").touch()
     for changes, problem in (
         ({"callbacks__data_loading__max_weight": 0.1}, "max_weight is 0.1: expected from 1/3"),
@@ -191,6 +193,16 @@ def test_finds_what_would_end_a_run_later(
         ({"compile_config": {"mode": "bla"}}, "compile_config: torch.compile refuses it: Unrecognized mode"),
         ({"loggers__tensorboard": {}}, "loggers.tensorboard needs the package no_such_package: EXTRAS=track"),
         ({"model__l0_module__target_model__d_model": 0}, "target_model.d_model is 0; expected at least 1"),
+        ({"model__l0_module__lagrangian_warmup_steps": "0.1dur"}, "expected batches, such as 640ba"),
+        ({"fsdp_config": {"state_dict_type": "foo"}}, "state_dict_type is 'foo'; expected one of full"),
+        ({"algorithms__gradient_clipping": {"clipping_type": "foo"}}, "clipping_type is 'foo'; expected one of"),
+        (
+            {"algorithms__gradient_clipping": {"clipping_type": "norm", "clipping_threshold": -1}},
+            "algorithms.gradient_clipping.clipping_threshold is -1; expected a number above 0",
+        ),
+        ({"callbacks__speed_monitor": {"window_size": -1}}, "window_size is -1; expected a number above 0"),
+        ({"load_path": str(tmp_path / "bare.pt")}, "its optimizer state is of nothing, this run's is of AdamW"),
+        ({"model__l0_module__pruning_modules": []}, "add head to model.l0_module.pruning_modules"),
     ):
         assert [p for p in examine(run_config(data, **changes)).problems if problem in p], problem
 
@@ -258,6 +270,38 @@ def test_what_cannot_be_meant_is_a_warning_and_no_problem(data: Path) -> None:
     assert "Warning: eval_interval is 0ba: without evaluations the domain weights never change." in shown
     config = run_config(data, eval_interval="0ba", callbacks__data_loading__update_type="constant")
     assert examine(config).warnings == []
+
+
+def test_a_tokenizer_that_cannot_travel_and_targets_that_fall_are_warned_about(data: Path) -> None:
+    config = run_config(data, tokenizer_name="nowhere/llama", model__l0_module__start_sparsity=0.4)
+    found = examine(config)
+    assert found.problems == []
+    falling, tokenizer = found.warnings
+    assert falling == (
+        "model.l0_module.start_sparsity is 0.4, above the 0.333 that mask layer is to reach: its target falls."
+    )
+    assert tokenizer.startswith("tokenizer_name is nowhere/llama, which is no folder here")
+
+
+def test_numbers_out_of_range_leave_a_plan_of_the_rest(data: Path) -> None:
+    for key in ("device_train_microbatch_size", "max_seq_len", "global_train_batch_size"):
+        config = run_config(data, **{key: 0})
+        found = examine(config)
+        assert found.problems[0].startswith(f"{key} is 0; expected")
+        assert "Memory of each device" in plan.render(config, found, [1, 2])
+
+
+def test_a_size_that_is_not_the_checkpoints_is_one_problem(tmp_path: Path, data: Path) -> None:
+    config = run_config(data, model__l0_module=None)
+    record = {"config": OmegaConf.to_yaml(OmegaConf.structured(config))}
+    state = {"model": ComposerMosaicLlama(config.model).state_dict(), "callbacks": {"RunRecord": record}}
+    torch.save({"state": state}, tmp_path / "run.pt")
+    config = run_config(data, model__l0_module=None, model__path=str(tmp_path / "run.pt"))
+    for name in ("n_heads", "n_layers", "intermediate_size", "vocab_size", "max_seq_len"):
+        setattr(config.model, name, None)
+    config.model.d_model = 48
+    (problem,) = examine(config).problems
+    assert "model.d_model is 48, but the checkpoint" in problem
 
 
 def test_a_part_of_an_evaluation_is_counted_over_all_devices(data: Path) -> None:

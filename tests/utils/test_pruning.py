@@ -136,7 +136,7 @@ def test_without_a_target_the_command_asks_for_it(tmp_path):
     path = masked_checkpoint(tmp_path / "m.pt", **TARGET)
     with pytest.raises(ValueError, match=r"does not tell the target of its masks.*such as d_model=2048"):
         prune_and_save_model(path)
-    with pytest.raises(ValueError, match=r"d_modle is not a size of target_model \(did you mean d_model\?\)"):
+    with pytest.raises(ValueError, match=r"unknown key d_modle; did you mean d_model\?"):
         prune_and_save_model(path, target={"d_modle": 16})
 
 
