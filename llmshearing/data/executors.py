@@ -1,16 +1,19 @@
 """Run the stages of preparation through datatrove's executors: on this machine, with Ray, with Slurm."""
 
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import loguru
-import multiprocess.forkserver
-import multiprocess.process
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from tqdm import tqdm
@@ -39,26 +42,51 @@ class Step:
         return self.function.__name__
 
 
-class QuietLocalExecutor(LocalPipelineExecutor):
-    """datatrove's local executor without its log on the terminal: errors come as exceptions anyway."""
+class LocalExecutor(LocalPipelineExecutor):
+    """datatrove's local executor, quiet on the terminal, which ends when one of its processes does.
+
+    The pool of its own `run` waits for ever for the task of a process that was killed.
+    """
 
     def _run_for_rank(self, *args: Any, **kwargs: Any) -> Any:
-        loguru.logger.disable("datatrove")
+        loguru.logger.disable("datatrove")  # errors come as exceptions anyway
         return super()._run_for_rank(*args, **kwargs)
 
-    def run(self) -> Any:
-        """Ctrl-C, which a terminal sends to every process, is left to this one, which ends the others."""
-        mine = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def run(self) -> None:
+        """Run the tasks that are not complete; Ctrl-C and the first failure end the others.
+
+        Raises OSError when a process was ended from outside.
+        """
+        ranks = self.get_incomplete_ranks()
+        if self.workers == 1:
+            for rank in ranks:
+                self._run_for_rank(rank)
+            return
+        pool = ProcessPoolExecutor(self.workers, _deaf_forkserver())
         try:
-            multiprocess.forkserver.ensure_running()  # workers come from there, deaf to it as it is
-        finally:
-            signal.signal(signal.SIGINT, mine)
-        try:
-            return super().run()
-        except KeyboardInterrupt:
-            for child in multiprocess.process.active_children():  # also where the pool was not complete
+            for task in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
+                task.result()
+        except BrokenProcessPool:
+            raise OSError(
+                "a worker was ended from outside, as the system does when memory runs out: run the same "
+                "command again, with fewer --workers if it happens again; what is complete is kept"
+            ) from None
+        except BaseException:
+            for child in multiprocessing.active_children():
                 child.terminate()
             raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _deaf_forkserver() -> ForkServerContext:
+    """Where workers come from: without Ctrl-C, which a terminal sends to all; the main process ends them."""
+    mine = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, mine)
+    return multiprocessing.get_context("forkserver")
 
 
 def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, slurm_time: str) -> None:
@@ -110,7 +138,7 @@ def _local(step: Step, tasks: int, workers: int, logs: str) -> PipelineExecutor:
     # Each process tokenizes with as many threads as leave a core for each.
     os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     loguru.logger.disable("datatrove")
-    return QuietLocalExecutor([step], tasks=tasks, workers=workers, logging_dir=logs)
+    return LocalExecutor([step], tasks=tasks, workers=workers, logging_dir=logs)
 
 
 def _ray(step: Step, tasks: int, workers: int, logs: str) -> PipelineExecutor:

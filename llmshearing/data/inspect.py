@@ -106,6 +106,9 @@ def main() -> None:
         say(describe(folder, args.folder))
         if tokenizer is not None:
             show_samples(folder, tokenizer, args.samples)
+    if manifest is not None and "prefix" in manifest.tokenizer:
+        before, behind = (manifest.tokenizer[key] for key in ("prefix", "suffix"))
+        say(f"each document between the ids {before} and {behind} of {manifest.tokenizer['name']}")
 
 
 if __name__ == "__main__":

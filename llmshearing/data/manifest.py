@@ -18,7 +18,8 @@ class Manifest:
     dtype: str
     """Integer type of the stored tokens: uint16 or uint32."""
     tokenizer: dict[str, Any]
-    """`name`, `vocab_size`, and `vocabulary_sha256` over (token, id) pairs."""
+    """`name`, `vocab_size`, `vocabulary_sha256` over (token, id) pairs, `sha256` over all that ids depend on,
+    and the ids put before (`prefix`) and after (`suffix`) each document."""
     settings: dict[str, Any]
     """Seed, budgets and shares the data was prepared with."""
     sources: dict[str, list[dict[str, Any]]]
@@ -45,8 +46,13 @@ def read_manifest(root: Path | str) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        for key in ("name", "vocab_size", "vocabulary_sha256"):
+            manifest.tokenizer[key]
+        for part in (manifest.settings, manifest.sources, manifest.domains):
+            part.items()
+        return manifest
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a manifest of prepared data ({error}): prepare the data again"
         ) from None

@@ -19,10 +19,12 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from datatrove.io import get_datafolder
+
 from llmshearing.data.executors import EXECUTORS, run_stages
 from llmshearing.data.job import Job
 from llmshearing.data.manifest import MANIFEST, Manifest, read_manifest
-from llmshearing.data.sources import list_tasks
+from llmshearing.data.sources import list_tasks, sha256
 from llmshearing.data.splits import SPLITS
 from llmshearing.data.stages import EVAL_MERGE, pack_tasks
 from llmshearing.data.tokenizer import load_tokenizer
@@ -73,10 +75,13 @@ def build_job(args: argparse.Namespace) -> Job:
     Raises ValueError and FileNotFoundError for settings that cannot work.
     """
     for name, least in {"seq_length": 2, "seed": 0, "max_broken": 0, "workers": 1}.items():
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} is {getattr(args, name)}: expected {least} or more")
+        if not least <= getattr(args, name) < 2**63:
+            raise ValueError(f"--{name} is {getattr(args, name)}: expected {least} or more, in 63 bits")
+    if args.eval_tokens == args.prune_tokens == args.ft_tokens == 0:
+        raise ValueError("--eval_tokens, --prune_tokens and --ft_tokens are all 0: nothing would be made")
     output = Path(args.output).expanduser()
-    source = args.input if "://" in args.input else str(Path(args.input).expanduser())
+    source = args.input.removeprefix("file://")
+    source = source if "://" in source else str(Path(source).expanduser())
     if "://" not in source and output.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(
             f"--output {output} lies in --input {source}, where it would be taken for text the next time: "
@@ -98,7 +103,7 @@ def build_job(args: argparse.Namespace) -> Job:
         "seed": args.seed,
         "max_broken": args.max_broken,
     }
-    identity = [job, [asdict(task) for task in tasks], tokenizer.vocabulary_sha256]
+    identity = [job, [asdict(task) for task in tasks], tokenizer.sha256]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     return Job(**job, work=str(output / f"{WORK}{fingerprint}"), tasks=tasks)
 
@@ -139,8 +144,16 @@ def _is_done(job: Job) -> bool:
             )
         from llmshearing.datasets.sequence_folder import SequenceFolder  # takes seconds, in every worker too
 
-        for split, domain in pack_tasks(job):
-            SequenceFolder(output / split / domain, job.seq_length)
+        folders = [output / split / domain for split, domain in pack_tasks(job)]
+        merged = [output / EVAL_MERGE] if job.eval_tokens else []
+        try:
+            for folder in [*folders, *merged]:
+                SequenceFolder(folder, job.seq_length)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{output}, which is complete by its {MANIFEST}, is damaged: {error}; remove it, and run the "
+                "same command again"
+            ) from None
         return True
     taken = [split for split in (*SPLITS, EVAL_MERGE) if (output / split).exists()]
     if taken and not Path(job.work).exists():
@@ -153,19 +166,37 @@ def _is_done(job: Job) -> bool:
 def _differences(manifest: Manifest, job: Job) -> list[str]:
     """In what a result's tokenizer, settings and sources differ from the job's, in words."""
     found = []
-    if manifest.tokenizer["vocabulary_sha256"] != load_tokenizer(job.tokenizer).vocabulary_sha256:
-        found.append(
-            f"its tokenizer {manifest.tokenizer['name']} has another vocabulary than {job.tokenizer}"
-        )
+    tokenizer = load_tokenizer(job.tokenizer).record
+    for key, what in {
+        "vocabulary_sha256": "another vocabulary",
+        "sha256": "other special tokens, merges or rules",
+    }.items():
+        if manifest.tokenizer.get(key, tokenizer[key]) != tokenizer[key]:
+            found.append(f"its tokenizer {manifest.tokenizer['name']} has {what} than {job.tokenizer}")
+            break
     for key, wanted in job.settings.items():
         if (held := manifest.settings.get(key)) != wanted:
             held, wanted = ("not set" if value is None else value for value in (held, wanted))
             found.append(f"its {key} is {held}, not {wanted}")
     before = {file["name"]: file["bytes"] for files in manifest.sources.values() for file in files}
     now = {file.name: file.size for task in job.tasks for file in task.files}
-    if changed := sorted(dict(before.items() ^ now.items())):
+    changed = dict(before.items() ^ now.items()) or _rewritten(manifest, job)
+    if changed := sorted(changed):
         found.append(f"{len(changed)} of its sources, such as {changed[0]}, are new, changed or gone")
     return found
+
+
+def _rewritten(manifest: Manifest, job: Job) -> list[str]:
+    """Local sources that were written after the manifest, and hold something else than it says."""
+    made = (Path(job.output) / MANIFEST).stat().st_mtime
+    folder = get_datafolder(job.input)
+    return [
+        file["name"]
+        for files in manifest.sources.values()
+        for file in files
+        if (folder.info(file["name"]).get("mtime") or 0) > made
+        and sha256(folder, file["name"]) != file["sha256"]
+    ]
 
 
 def report(manifest: Manifest, output: str) -> None:
@@ -176,6 +207,8 @@ def report(manifest: Manifest, output: str) -> None:
     for name, entry in manifest.domains.items():
         sequences = "".join(f"{entry['splits'].get(s, {}).get('sequences', 0):>12,}" for s in SPLITS)
         say(f"{name:<16}{entry['documents']:>12,}{entry['broken']:>8,}{entry['tokens']:>16,}{sequences}")
+    around = [manifest.tokenizer.get(key) for key in ("prefix", "suffix")]
+    say(f"(each document between the ids {around[0]} and {around[1]})")
     say(f"(splits in sequences of {manifest.seq_length} tokens, {manifest.dtype}) {output}/{MANIFEST}")
 
 

@@ -7,6 +7,7 @@ what they skip; `DocumentReader` is one that goes on and counts.
 import codecs
 import hashlib
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,15 @@ FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 TASK_BYTES = 64 << 20  # files are handed out in groups of about this size
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _PARQUET_ROWS = 1000
+_TEXT_TYPES = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_null,
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,13 @@ def list_tasks(input_folder: str, domains: Sequence[str] | None) -> list[Task]:
 
 
 def _domain_tasks(folder: DataFolder, domain: str) -> Iterator[Task]:
-    names = [name for name in folder.list_files(domain) if name.lower().endswith(FORMATS)]
+    found = [name for name in folder.list_files(domain) if not _is_hidden(name)]
+    names = [name for name in found if name.lower().endswith(FORMATS)]
+    if len(names) < len(found):
+        other = next(name for name in found if name not in names)
+        logger.warning(
+            "%d files such as %s are none of %s: left out", len(found) - len(names), other, FORMATS
+        )
     if not names:
         raise ValueError(
             f"domain {domain} has no text below {folder.resolve_paths(domain)}: expected files "
@@ -91,6 +107,9 @@ def _domain_tasks(folder: DataFolder, domain: str) -> Iterator[Task]:
     group: list[Source] = []
     for name in names:
         info = folder.info(name)
+        if info["type"] != "file" or not name.isprintable():
+            what = "is no regular file" if info["type"] != "file" else "has a name that is no text"
+            raise ValueError(f"{name!r} of domain {domain} {what}: take it out, or rename it")
         changed = info.get("mtime") or info.get("LastModified") or info.get("ETag")
         group.append(Source(name, info["size"], str(changed)))
         if sum(file.size for file in group) >= TASK_BYTES:
@@ -98,6 +117,10 @@ def _domain_tasks(folder: DataFolder, domain: str) -> Iterator[Task]:
             group = []
     if group:
         yield Task(domain, tuple(group))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def sha256(folder: DataFolder, name: str) -> str:
@@ -165,7 +188,7 @@ class DocumentReader(BaseDiskReader):
                 continue
             try:
                 record = orjson.loads(line)  # refuses bytes that are no UTF-8 too
-                text = record[self.text_key]
+                text = record[self.text_key] or ""  # null is empty, as in parquet
                 if not isinstance(text, str):
                     raise TypeError(f"{self.text_key} is {type(text).__name__}, no text")
             except KeyError:
@@ -184,6 +207,9 @@ class DocumentReader(BaseDiskReader):
                 f"{name} has no column {self.text_key!r}, it has "
                 f"{', '.join(file.schema_arrow.names)}: set --text_field"
             )
+        kind = file.schema_arrow.field(self.text_key).type
+        if not any(is_text(kind) for is_text in _TEXT_TYPES):
+            raise ValueError(f"{name}: column {self.text_key!r} is {kind}, expected text: set --text_field")
         number = 0
         for batch in file.iter_batches(_PARQUET_ROWS, columns=[self.text_key]):
             for value in batch.column(0).cast(pa.binary()).to_pylist():

@@ -168,7 +168,9 @@ def _check_splits(job: Job, domain: str, histogram: NDArray[np.int64], splits: d
             raise ValueError(
                 f"domain {domain}: {split} gets {has:,} of {histogram.sum():,} tokens in "
                 f"{np.count_nonzero(histogram):,} different documents, too few for a sequence of "
-                f"{job.seq_length}: add text, or lower --seq_length, or set the budget of another split"
+                f"{job.seq_length}: add text, lower --seq_length, or lower the budgets of the other splits "
+                "(for_prune and for_ft share a domain that is too small in the ratio of --prune_tokens and "
+                "--ft_tokens)"
             )
         if cut.max_sequences == 0:
             raise ValueError(
@@ -285,11 +287,7 @@ def _manifest(job: Job) -> Manifest:
     return Manifest(
         seq_length=job.seq_length,
         dtype=tokenizer.dtype,
-        tokenizer={
-            "name": job.tokenizer,
-            "vocab_size": tokenizer.vocab_size,
-            "vocabulary_sha256": tokenizer.vocabulary_sha256,
-        },
+        tokenizer=tokenizer.record,
         settings=job.settings
         | {"warnings": json.loads((Path(job.work) / "plan.json").read_text())["warnings"]},
         sources=sources,

@@ -17,6 +17,12 @@ logger = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.", "vocab", "spiece")  # how the names of those begin that hold a vocabulary
 
+_ITS_FOLDER = "give the folder that holds it"
+_FOLDER_OF = {
+    ".gguf": "convert the model with save_hf_to_composer and save_composer_to_hf of "
+    "llmshearing.utils.composer_to_hf, and give the folder that comes out"
+}
+
 Encode = Callable[[list[str]], Iterable[Sequence[int]]]
 
 
@@ -36,6 +42,8 @@ class TextTokenizer:
     """Ids before each document."""
     suffix: tuple[int, ...]
     """Ids after each document."""
+    definition: bytes
+    """All that the ids of a text depend on, as the tokenizer's library stores it."""
 
     @property
     def vocab_size(self) -> int:
@@ -46,6 +54,24 @@ class TextTokenizer:
     def dtype(self) -> str:
         """The smallest integer type that holds every id."""
         return "uint16" if self.vocab_size <= 2**16 else "uint32"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that the ids of a document depend on."""
+        around = json.dumps([self.prefix, self.suffix]).encode()
+        return hashlib.sha256(self.definition + around).hexdigest()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a manifest tells of it."""
+        return {
+            "name": self.name,
+            "vocab_size": self.vocab_size,
+            "vocabulary_sha256": self.vocabulary_sha256,
+            "sha256": self.sha256,
+            "prefix": list(self.prefix),
+            "suffix": list(self.suffix),
+        }
 
     @property
     def vocabulary_sha256(self) -> str:
@@ -62,12 +88,12 @@ def load_tokenizer(name: str) -> TextTokenizer:
     Raises ValueError if there is no such tokenizer, or it cannot be read.
     """
     path = Path(name)
+    if path.is_file() and path.suffix != ".model":
+        raise ValueError(f"tokenizer {name} is a file: {_FOLDER_OF.get(path.suffix, _ITS_FOLDER)}")
     try:
         if path.suffix == ".model":
             return _from_sentencepiece(name)
-        if (path / "tokenizer.json").is_file() and (path / "tokenizer_config.json").is_file():
-            return _from_folder(name, path)
-        return _from_transformers(name)
+        return _from_folder(name, path) or _from_transformers(name)
     except Exception as error:  # each library has its own exceptions for what is no tokenizer
         raise ValueError(
             f"cannot load tokenizer {name!r} ({_reason(path, error)}): expected a folder with "
@@ -79,7 +105,7 @@ def _reason(path: Path, error: Exception) -> str:
     """Why it cannot be loaded; what transformers says of a folder without a tokenizer is no help."""
     if path.is_dir() and not any(file.name.startswith(_TOKENIZER_FILES) for file in path.iterdir()):
         return "the folder holds no tokenizer.json, tokenizer.model or vocab file"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: TextTokenizer) -> None:
@@ -111,12 +137,29 @@ def _around(bos: int | None, eos: int | None) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _from_folder(name: str, folder: Path) -> TextTokenizer:
-    """Without importing transformers, which takes seconds in every process."""
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+def _from_folder(name: str, folder: Path) -> TextTokenizer | None:
+    """A tokenizer whose files say all that transformers would find out, which takes seconds to import.
+
+    None where they do not: a special token that is the default of a class, or new to the vocabulary.
+    """
+    files = [folder / file for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")]
+    if not (files[0].is_file() and files[1].is_file()):
+        return None
+    config = json.loads(files[1].read_text(encoding="utf-8"))
+    more = json.loads(files[2].read_text(encoding="utf-8")) if files[2].is_file() else {}
+    backend = Tokenizer.from_file(str(files[0]))
     ids = special_token_ids(backend, config)
+    for kind in ("bos_token", "eos_token"):
+        told = kind in config or (_is_generic(config) and not (folder / "config.json").exists())
+        named = config.get(kind) is not None
+        if not told or named != (f"{kind}_id" in ids) or more.get(kind, config.get(kind)) != config.get(kind):
+            return None
     return _from_backend(name, backend, ids.get("bos_token_id"), ids.get("eos_token_id"))
+
+
+def _is_generic(config: dict[str, Any]) -> bool:
+    """Whether a tokenizer is of no class that has special tokens of its own."""
+    return config.get("tokenizer_class") in (None, "PreTrainedTokenizerFast")
 
 
 def _from_backend(name: str, backend: Tokenizer, bos: int | None, eos: int | None) -> TextTokenizer:
@@ -129,7 +172,10 @@ def _from_backend(name: str, backend: Tokenizer, bos: int | None, eos: int | Non
     def decode(ids: Sequence[int]) -> str:
         return backend.decode(list(ids), skip_special_tokens=False)
 
-    return TextTokenizer(name, encode, decode, backend.get_vocab(), **_around(bos, eos))
+    definition = backend.to_str().encode()
+    return TextTokenizer(
+        name, encode, decode, backend.get_vocab(), **_around(bos, eos), definition=definition
+    )
 
 
 def _from_transformers(name: str) -> TextTokenizer:
@@ -146,7 +192,9 @@ def _from_transformers(name: str) -> TextTokenizer:
         return tokenizer(texts, add_special_tokens=False).input_ids
 
     around = _around(tokenizer.bos_token_id, tokenizer.eos_token_id)
-    return TextTokenizer(name, encode, tokenizer.decode, tokenizer.get_vocab(), **around)
+    vocabulary = tokenizer.get_vocab()
+    definition = json.dumps([type(tokenizer).__name__, vocabulary], sort_keys=True).encode()
+    return TextTokenizer(name, encode, tokenizer.decode, vocabulary, **around, definition=definition)
 
 
 def _from_sentencepiece(name: str) -> TextTokenizer:
@@ -155,4 +203,8 @@ def _from_sentencepiece(name: str) -> TextTokenizer:
     processor: Any = SentencePieceProcessor(model_file=name)
     vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
     bos, eos = (i if i >= 0 else None for i in (processor.bos_id(), processor.eos_id()))
-    return TextTokenizer(name, processor.encode, processor.decode, vocabulary, **_around(bos, eos))
+    definition = Path(name).read_bytes()
+    around = _around(bos, eos)
+    return TextTokenizer(
+        name, processor.encode, processor.decode, vocabulary, **around, definition=definition
+    )

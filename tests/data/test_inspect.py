@@ -24,11 +24,12 @@ def test_a_part_of_the_data_is_shown_by_its_manifest(monkeypatch, prepared, caps
     _, out = prepared
     monkeypatch.setattr(sys, "argv", ["inspect", str(out / "for_ft" / "book"), "--seq_length", "16"])
     inspect_command.main()
-    head, folder, sample = capsys.readouterr().out.splitlines()
+    head, folder, sample, around = capsys.readouterr().out.splitlines()
     assert head.split() == ["folder", "sequences", "tokens", "dtype"]
     count, tokens = (int(number.replace(",", "")) for number in folder.split()[1:3])
     assert tokens == 32 * count
     assert sample.startswith("  [0] book")
+    assert around.startswith("each document between the ids [0] and [1] of ")
 
 
 def test_half_done_work_is_not_shown_and_a_tokenizer_that_is_gone_is_told(
@@ -46,7 +47,7 @@ def test_half_done_work_is_not_shown_and_a_tokenizer_that_is_gone_is_told(
     shown = capsys.readouterr().out
     assert "eval/book" in shown
     assert ".prepare" not in shown
-    assert "[0]" not in shown
+    assert "  [0] book" not in shown
     assert "no samples are shown: cannot load tokenizer" in caplog.text
 
 

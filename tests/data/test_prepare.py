@@ -162,9 +162,33 @@ def test_a_document_too_long_for_its_split_is_warned_about(
     assert "domain wiki" not in caplog.text
 
 
+def test_numbers_that_cannot_work_are_refused_at_once(monkeypatch, tmp_path, text, tokenizer_folder):
+    nothing = ("--eval_tokens", "0", "--prune_tokens", "0", "--ft_tokens", "0")
+    for words, message in (
+        (nothing, "are all 0: nothing would be made"),
+        (("--seed", str(2**64)), "expected 0 or more, in 63 bits"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(monkeypatch, text, tmp_path / "out", tokenizer_folder, *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "settings", "domains"])
+def test_a_manifest_with_other_contents_is_named(
+    monkeypatch, tmp_path, text, tokenizer_folder, prepared, key
+):
+    manifest = json.loads((prepared[1] / "manifest.json").read_text())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps({**manifest, key: "words"}))
+    with pytest.raises(ValueError, match=r"manifest.json is not a manifest of prepared data"):
+        run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
+
+
 def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokenizer_folder):
     with pytest.raises(ValueError, match="lies in --input"):
         run(monkeypatch, text, text / "out", tokenizer_folder)
+    with pytest.raises(ValueError, match="lies in --input"):
+        run(monkeypatch, f"file://{text}", text / "out", tokenizer_folder)
     (tmp_path / "link").symlink_to(text)
     with pytest.raises(ValueError, match="lies in --input"):
         run(monkeypatch, text, tmp_path / "link" / "out", tokenizer_folder)

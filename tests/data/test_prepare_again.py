@@ -5,16 +5,16 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from datatrove.executor.local import LocalPipelineExecutor
-from multiprocess import forkserver, get_context
 
 from llmshearing.data import merge_data, sources, stages
-from llmshearing.data.executors import QuietLocalExecutor
+from llmshearing.data.executors import LocalExecutor
 from llmshearing.data.job import whole
+from llmshearing.data.manifest import read_manifest
 from llmshearing.utils.files import occupied
 from tests.data.preparing import other_words, run, start, tree_hash
 from tests.data.texts import documents, write_jsonl
@@ -29,6 +29,52 @@ def test_grouping_files_otherwise_or_other_batches_change_nothing(
     monkeypatch.setattr(stages, "_CHUNK_TOKENS", 100)
     run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
     assert tree_hash(tmp_path / "out") == tree_hash(out)
+
+
+def test_a_source_of_the_same_size_and_a_part_that_is_gone_are_no_done_work(
+    monkeypatch, tmp_path, text, tokenizer_folder
+):
+    out = tmp_path / "out"
+    run(monkeypatch, text, out, tokenizer_folder)
+    source = next(text.rglob("*.jsonl"))
+    before, later = source.read_bytes(), time.time() + 5
+    os.utime(source, (later, later))  # touched, and still the same
+    run(monkeypatch, text, out, tokenizer_folder)
+    source.write_bytes(before.replace(b"w1", b"w2"))
+    os.utime(source, (later, later))
+    with pytest.raises(
+        FileExistsError, match=rf"1 of its sources, such as .*{source.name}, are new, changed"
+    ):
+        run(monkeypatch, text, out, tokenizer_folder)
+    source.write_bytes(before)
+    shutil.rmtree(out / "eval_merge")
+    with pytest.raises(
+        ValueError, match=r"out, which is complete by its .* is damaged: .*eval_merge.*remove it"
+    ):
+        run(monkeypatch, text, out, tokenizer_folder)
+
+
+def test_a_tokenizer_with_other_special_tokens_is_another_one(monkeypatch, tmp_path, text, tokenizer_folder):
+    """Also where its vocabulary is the same: neither what is done nor what was begun is kept."""
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")
+    run(monkeypatch, text, tmp_path / "out", folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "cut_bins", fail)
+        with pytest.raises(RuntimeError, match="stop here"):
+            run(monkeypatch, text, tmp_path / "begun", folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(FileExistsError, match="has other special tokens, merges or rules than"):
+        run(monkeypatch, text, tmp_path / "out", folder)
+    run(monkeypatch, text, tmp_path / "begun", folder)
+    manifest = read_manifest(tmp_path / "begun")
+    assert manifest is not None
+    assert (manifest.tokenizer["prefix"], manifest.tokenizer["suffix"]) == ([], [])
+    run(monkeypatch, text, tmp_path / "new", folder)
+    assert tree_hash(tmp_path / "begun") == tree_hash(tmp_path / "new")
+
+
+def fail(*_):
+    raise RuntimeError("stop here")
 
 
 def test_done_work_is_recognized_and_other_work_refused(monkeypatch, tmp_path, text, tokenizer_folder):
@@ -71,7 +117,7 @@ def test_a_damaged_result_is_not_called_done(monkeypatch, tmp_path, text, tokeni
     with pytest.raises(ValueError, match=r"for_ft/wiki/shard.00000.mds has \d+ bytes"):
         run(monkeypatch, text, out, tokenizer_folder)
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=r"for_ft/wiki/shard.00000.mds not found"):
+    with pytest.raises(ValueError, match=r"damaged: .*for_ft/wiki/shard.00000.mds not found.*remove it"):
         run(monkeypatch, text, out, tokenizer_folder)
 
 
@@ -185,7 +231,7 @@ def test_no_room_names_the_output(monkeypatch, tmp_path, text, tokenizer_folder,
 
 
 def test_tasks_that_failed_elsewhere_are_told_with_their_log(monkeypatch, tmp_path, text, tokenizer_folder):
-    monkeypatch.setattr(QuietLocalExecutor, "get_incomplete_ranks", lambda *_: [1])
+    monkeypatch.setattr(LocalExecutor, "get_incomplete_ranks", lambda *_: [1])
     with pytest.raises(OSError, match=r"1 of 2 tasks failed to tokenize: see .*logs/tokenize"):
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
 
@@ -203,35 +249,43 @@ def test_an_interrupted_run_says_that_it_goes_on(monkeypatch, tmp_path, prepared
     assert tree_hash(tmp_path / "out") == tree_hash(whole)
 
 
-@pytest.fixture
-def processes(monkeypatch):
-    """Processes as datatrove's pools get them, from a server that no other test has started."""
-    server = forkserver.ForkServer()
-    for name in ("ensure_running", "connect_to_new_process"):
-        monkeypatch.setattr(forkserver, name, getattr(server, name))
-    yield get_context("forkserver")
-    server._stop()
+class Sleeping:
+    """A step whose tasks last for ever, and say which process has them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, data, rank, world_size):
+        (self.folder / str(os.getpid())).write_text(str(signal.getsignal(signal.SIGINT)))
+        time.sleep(600)
 
 
-def test_an_interrupt_is_left_to_the_command_which_ends_its_workers(monkeypatch, tmp_path, processes):
-    found = []
+def workers_of(folder, count):
+    while len(found := list(folder.glob("[0-9]*"))) < count:
+        time.sleep(0.05)
+    return {int(path.name): path.read_text() for path in found}
 
-    def interrupted(_):
-        with processes.Pool(1) as pool:
-            found.append(pool.apply(signal.getsignal, (signal.SIGINT,)))
-        found.append(processes.Process(target=time.sleep, args=(60,)))
-        found[-1].start()
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(LocalPipelineExecutor, "run", interrupted)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        QuietLocalExecutor([], tasks=2, workers=2, logging_dir=str(tmp_path)).run()
-    assert signal.getsignal(signal.SIGINT) is before
-    handler, worker = found
-    assert handler == signal.SIG_IGN
-    worker.join(20)
-    assert worker.exitcode == -signal.SIGTERM
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "a worker is killed"])
+def test_no_worker_outlives_a_run_that_ends_early(tmp_path, end):
+    """An interrupt is left to the command; a process that the system ends is noticed."""
+    executor = LocalExecutor([Sleeping(tmp_path)], tasks=3, workers=2, logging_dir=str(tmp_path / "logs"))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def strike():
+        workers = workers_of(tmp_path, 2)
+        os.kill(os.getpid() if end == signal.SIGINT else min(workers), end)
+
+    threading.Thread(target=strike, daemon=True).start()
+    expected, message = (
+        (KeyboardInterrupt, None) if end == signal.SIGINT else (OSError, "a worker was ended from outside")
+    )
+    with pytest.raises(expected, match=message):
+        executor.run()
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+    workers = workers_of(tmp_path, 2)
+    assert set(workers.values()) == {str(signal.SIG_IGN)}
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
 
 @pytest.fixture(scope="module")

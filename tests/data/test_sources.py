@@ -3,6 +3,8 @@
 import codecs
 import gzip
 import json
+import os
+from pathlib import Path
 
 import orjson
 import pyarrow as pa
@@ -106,6 +108,41 @@ def test_parquet_with_bytes_that_are_no_utf8(tmp_path):
     documents = Reading(tmp_path, "a.parquet", max_broken=1)
     assert list(documents) == ["good", "also good"]
     assert documents.broken == 1
+
+
+def test_null_is_no_text_in_every_format(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"body": null}\n{"body": "good"}')
+    pq.write_table(pa.table({"body": [None, "good"]}), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        documents = Reading(tmp_path, name)
+        assert list(documents) == ["good"]
+        assert (documents.empty, documents.broken) == (1, 0)
+
+
+def test_a_column_of_another_type_is_named(tmp_path):
+    for values, kind in (([1, 2], "int64"), ([["a"]], "list")):
+        pq.write_table(pa.table({"body": values}), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=rf"a.parquet: column 'body' is {kind}.*, expected text"):
+            list(Reading(tmp_path, "a.parquet"))
+
+
+def test_hidden_files_are_left_out_and_others_told(tmp_path, caplog):
+    for name in ("book/a.jsonl", "book/.cache/b.jsonl", "book/.c.jsonl", "book/d.txt", "book/e.jsonl.xz"):
+        write_jsonl(tmp_path / name, ["some text"])
+    (task,) = list_tasks(str(tmp_path), None)
+    assert [file.name for file in task.files] == ["book/a.jsonl"]
+    assert "2 files such as book/d.txt are none of" in caplog.text
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    (tmp_path / "book").mkdir()
+    os.mkfifo(tmp_path / "book" / "a.jsonl")
+    with pytest.raises(ValueError, match=r"'book/a\.jsonl' of domain book is no regular file"):
+        list_tasks(str(tmp_path), None)
+    (tmp_path / "book" / "a.jsonl").unlink()
+    Path(os.fsdecode(os.fsencode(tmp_path / "book") + b"/\xff.jsonl")).touch()
+    with pytest.raises(ValueError, match="has a name that is no text"):
+        list_tasks(str(tmp_path), None)
 
 
 def test_parquet_without_the_column(tmp_path):

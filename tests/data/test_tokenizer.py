@@ -33,6 +33,48 @@ def test_transformers_gives_the_same_where_it_has_to_load(tokenizer_folder):
     assert ours.vocabulary_sha256 == theirs.vocabulary_sha256
 
 
+@pytest.mark.parametrize(
+    ("config", "special_tokens"),
+    [
+        ({"tokenizer_class": "GPT2Tokenizer"}, None),  # the class has defaults
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, {"bos_token": "a", "eos_token": "b"}),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<new>", "eos_token": "b"}, None),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "b"}, None),
+        ({"tokenizer_class": "GPT2Tokenizer", "bos_token": None, "eos_token": "b"}, None),
+    ],
+)
+def test_what_stands_around_a_document_is_what_transformers_says(tmp_path, config, special_tokens):
+    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2}
+    Tokenizer(models.BPE(vocabulary, [])).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    if special_tokens:
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(special_tokens))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    ends = theirs.bos_token_id, theirs.eos_token_id
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.suffix == ((ends[1],) if ends[1] is not None else ())
+    assert loaded.prefix == ((ends[0],) if ends[0] not in (None, ends[1]) else ())
+
+
+def test_the_hash_covers_more_than_the_vocabulary(tmp_path):
+    found = set()
+    for merges, config in ([], {}), ([("a", "b")], {}), ([], {"eos_token": "a"}):
+        Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, merges)).save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        found.add(load_tokenizer(str(tmp_path)).sha256)
+    assert len(found) == 3
+
+
+def test_a_file_is_answered_with_where_its_folder_is_to_be_had(tmp_path):
+    for name, advice in (
+        ("tokenizer.json", "give the folder"),
+        ("m.gguf", "convert the model with save_hf_to"),
+    ):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=rf"{name} is a file: {advice}"):
+            load_tokenizer(str(tmp_path / name))
+
+
 def test_one_token_for_both_ends_stands_after_the_document(tmp_path):
     vocabulary = {"<|endoftext|>": 0, "a": 1}
     Tokenizer(models.WordLevel(vocabulary, unk_token="a")).save(str(tmp_path / "tokenizer.json"))

@@ -123,7 +123,10 @@ def test_an_unsupported_family_is_named_with_those_that_are_supported(model_type
         ({"num_key_value_heads": 3}, "n_heads is 4 and n_kv_heads is 3"),
         ({"num_hidden_layers": "four"}, "n_layers is 'four'; expected a whole number of at least 1"),
         ({"num_attention_heads": 0}, "The HF config does not hold together|num_attention_heads is 0"),
-        ({"hidden_size": None}, "hold together|hidden_size is None in the HF config; expected a whole number"),
+        (
+            {"hidden_size": None},
+            "hold together|hidden_size is None in the HF config; expected a whole number",
+        ),
         ({"rope_theta": "abc"}, "rope_theta is 'abc'; expected a number above 0"),
         ({"max_position_embeddings": -4}, "max_seq_len is -4; expected a whole number of at least 1"),
     ],
