@@ -8,6 +8,7 @@ Letter: D domains.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -244,9 +245,12 @@ def _check_settings(
             f"target_loss has {references} values, set_names has {len(set_names)} "
             f"({', '.join(set_names)}): give one reference loss for each domain"
         )
+    for name, loss in zip(set_names, target_loss or [], strict=False):
+        if not 0 <= loss < math.inf:
+            raise ValueError(f"target_loss of domain {name} is {loss}: expected a finite number, 0 or more")
     if not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing is {smoothing}: expected a share from 0 to 1")
-    if not step_size > 0:
-        raise ValueError(f"step_size is {step_size}: expected a number above 0")
+    if not 0 < step_size < math.inf:
+        raise ValueError(f"step_size is {step_size}: expected a finite number above 0")
     if max_weight is not None and not 1 / len(set_names) <= max_weight <= 1:
         raise ValueError(f"max_weight is {max_weight}: expected from 1/{len(set_names)} (the domains) to 1")

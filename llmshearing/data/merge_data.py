@@ -5,15 +5,15 @@ Example: python -m llmshearing.data.merge_data --input_dir data/eval --output_di
 """
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from streaming.base.format import Reader, reader_from_json
 from streaming.base.format.mds import MDSWriter
 
+from llmshearing.datasets.mds_index import INDEX, is_plain_name, read_index
+from llmshearing.datasets.shard_folder import ShardFolder
 from llmshearing.utils.cli import run, say
 from llmshearing.utils.files import replacing_folder
 
@@ -27,30 +27,30 @@ def merge(inputs: Sequence[Path], output: Path) -> int:
 
     A folder that an earlier run wrote to `output` is replaced, with a warning.
 
-    Raises FileNotFoundError for a folder without index.json, ValueError where their columns or
-    lengths of sequences differ or one is given twice or would be replaced, FileExistsError where
-    `output` holds something else.
+    Raises FileNotFoundError for a folder without index.json or a shard, ValueError where one is
+    broken, where their columns or lengths of sequences differ or one is given twice or would be
+    replaced, FileExistsError where `output` holds something else.
     """
     _check_places(inputs, output)
-    folders = [_open(path) for path in inputs]
-    columns = [_columns(path, shards) for path, shards in zip(inputs, folders, strict=True)]
+    folders = [ShardFolder(path) for path in inputs]
+    columns = [_columns(folder) for folder in folders]
     for path, found in zip(inputs, columns, strict=True):
         if found != columns[0]:
             raise ValueError(
                 f"{path} holds {found}, {inputs[0]} holds {columns[0]}: prepare both with one tokenizer "
                 "and one length"
             )
-    sizes = [sum(len(shard) for shard in shards) for shards in folders]
+    sizes = [len(folder) for folder in folders]
     _check_output(output, sum(sizes))
     place = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
     owner = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(place, kind="stable")]
-    samples = [(sample for shard in shards for sample in shard) for shards in folders]
+    samples = [map(folder.entry, range(size)) for folder, size in zip(folders, sizes, strict=True)]
     with (
-        replacing_folder(output, "index.json") as partial,
+        replacing_folder(output, INDEX) as partial,
         MDSWriter(out=str(partial), columns=columns[0][0]) as writer,
     ):
-        for folder in owner:
-            writer.write(next(samples[folder]))
+        for number in owner:
+            writer.write(next(samples[number]))
     return len(owner)
 
 
@@ -69,10 +69,15 @@ def _check_places(inputs: Sequence[Path], output: Path) -> None:
 
 def _check_output(output: Path, count: int) -> None:
     """Raise FileExistsError for an output folder of another size than an earlier run has left."""
-    index = output / "index.json"
+    index = output / INDEX
     if not index.is_file():
         return
-    held = sum(shard["samples"] for shard in json.loads(index.read_text())["shards"])
+    try:
+        held = sum(shard.samples for shard in read_index(index))
+    except ValueError as error:
+        raise FileExistsError(
+            f"{output} is nothing that a merge has left ({error}): choose another --output_split or remove it"
+        ) from None
     if held != count:
         raise FileExistsError(
             f"{output} holds {held:,} sequences, not the {count:,} of this merge: choose another "
@@ -81,25 +86,11 @@ def _check_output(output: Path, count: int) -> None:
     logger.warning("%s, which held as many sequences, is replaced", output)
 
 
-def _open(path: Path) -> list[Reader]:
-    index = path / "index.json"
-    if not index.is_file():
-        raise FileNotFoundError(
-            f"{index} not found: expected a folder made by `python -m llmshearing.data.prepare`"
-        )
-    shards = [reader_from_json(str(path), None, entry) for entry in json.loads(index.read_text())["shards"]]
-    for shard in shards:
-        shard.validate(allow_unsafe_types=False)
-    if not shards:
-        raise ValueError(f"{path} holds no sequences: leave it out")
-    return shards
-
-
-def _columns(path: Path, shards: list[Reader]) -> tuple[dict[str, str], int]:
+def _columns(folder: ShardFolder) -> tuple[dict[str, str], int | None]:
     """Name and encoding of each column, and how many bytes the tokens of a sequence take."""
-    entry = json.loads((path / "index.json").read_text())["shards"][0]
-    columns = dict(zip(entry["column_names"], entry["column_encodings"], strict=True))
-    return columns, len(shards[0][0]["tokens"])
+    if not len(folder):
+        raise ValueError(f"{folder.path} holds no sequences: leave it out")
+    return folder.columns, folder.token_bytes
 
 
 def main() -> None:
@@ -117,6 +108,11 @@ def main() -> None:
     parser.add_argument("--split_names", nargs="+", required=True, help="names of the folders to merge")
     args = parser.parse_args()
     names = [name for word in args.split_names for name in word.split(",") if name]
+    if not is_plain_name(args.output_split):
+        raise ValueError(
+            f"--output_split is {args.output_split!r}: expected the name of a folder in --output_dir, "
+            "such as eval_merge"
+        )
     output = args.output_dir / args.output_split
     count = merge([args.input_dir / name for name in names], output)
     say(f"{count:,} sequences of {len(names)} folders in {output}")

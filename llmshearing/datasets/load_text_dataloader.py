@@ -1,20 +1,25 @@
 """From the YAML sections `train_loader` and `eval_loader` to the DataLoaders that Composer takes."""
 
+import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer.utils import dist
-from streaming.base.util import bytes_to_int
+from filelock import FileLock
 from torch.utils.data import DataLoader
 
-from llmshearing.data.manifest import Manifest, read_manifest
+from llmshearing.data.manifest import MANIFEST, Manifest, read_manifest
 from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
 from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.mixture import Mixture
-from llmshearing.datasets.sequence_folder import TOKEN_DTYPES, Remote, SequenceFolder
+from llmshearing.datasets.remote import Remote, check_apart, parse_cache_limit
+from llmshearing.datasets.sequence_folder import ORIGINAL_DTYPES, SequenceFolder
 from llmshearing.datasets.streaming_dataset import Sample, TextDynamicStreamingDataset, TextStreamingDataset
+
+logger = logging.getLogger(__name__)
 
 
 def build_text_dataloader(
@@ -40,13 +45,12 @@ def build_text_dataloader(
     """
     if cfg.name != "text":
         raise ValueError(f"loader name is {cfg.name!r}: expected text")
-    manifest = read_manifest(cfg.dataset.local)
-    if manifest is not None:
-        _check_manifest(manifest, cfg.dataset, vocab_size)
+    names = list(set_names) if dynamic and set_names is not None else [""]
+    folders = _open_folders(cfg.dataset, names, vocab_size, "train_loader" if dynamic else "eval_loader")
     if dynamic:
-        dataset = _build_mixture(cfg.dataset, device_batch_size, set_names, proportion, vocab_size, manifest)
+        dataset = _build_mixture(cfg.dataset, device_batch_size, folders, set_names, proportion)
         return _loader(dataset, device_batch_size, drop_last=True)
-    dataset = TextStreamingDataset(_open_folders(cfg.dataset, [""], vocab_size, manifest)[0], set_names)
+    dataset = TextStreamingDataset(folders[0], set_names)
     sampler = dist.get_sampler(
         dataset, shuffle=cfg.dataset.shuffle, drop_last=cfg.drop_last, seed=cfg.dataset.shuffle_seed
     )
@@ -76,13 +80,11 @@ def _loader(dataset: Any, batch_size: int, drop_last: bool, sampler: Any = None)
 def _build_mixture(
     cfg: DatasetConfig,
     device_batch_size: int,
+    folders: list[SequenceFolder],
     set_names: Sequence[str] | None,
     proportion: Sequence[float] | None,
-    vocab_size: int | None,
-    manifest: Manifest | None,
 ) -> TextDynamicStreamingDataset:
     names = list(set_names) if set_names is not None else [cfg.split]
-    folders = _open_folders(cfg, names if set_names is not None else [""], vocab_size, manifest)
     if proportion is None:
         if len(names) > 1:
             raise ValueError(f"domains {', '.join(names)} without proportion: give one weight for each")
@@ -95,24 +97,78 @@ def _build_mixture(
 
 
 def _open_folders(
-    cfg: DatasetConfig, names: Sequence[str], vocab_size: int | None, manifest: Manifest | None
+    cfg: DatasetConfig, names: Sequence[str], vocab_size: int | None, section: str
 ) -> list[SequenceFolder]:
-    """The folders of these names below the split, all sharing one remote and its cache."""
-    dtypes = _allowed_dtypes(cfg, manifest)
-    remote = None
-    if cfg.remote:
-        limit = cfg.cache_limit
-        limit = bytes_to_int(limit) // dist.get_local_world_size() if limit is not None else None
-        remote = Remote(cfg.remote, cfg.download_retry, cfg.download_timeout, limit)
+    """The folders of these names below the split, all sharing one remote and its cache.
+
+    `section` is the configuration's that `cfg` belongs to, for messages.
+    """
+    places = [Path(cfg.split, name) for name in names]
+    remote = _open_remote(cfg, places, section)
+    manifest = dataset_manifest(cfg)
+    if manifest is not None:
+        _check_manifest(manifest, cfg, vocab_size)
+    open_folder = partial(
+        SequenceFolder,
+        seq_len=cfg.max_seq_len,
+        dtypes=_allowed_dtypes(cfg, manifest),
+        vocab_size=vocab_size,
+        remote=remote,
+        length_is_known=manifest is not None,
+    )
     folders = []
-    for name in names:
-        below = Path(cfg.split, name)
-        path = Path(cfg.local) / below
-        folder = SequenceFolder(path, cfg.max_seq_len, dtypes, vocab_size, remote, below.as_posix())
+    for place in places:
+        folder = open_folder(Path(cfg.local) / place, folder=place.as_posix())
         if not len(folder):
-            raise ValueError(f"{path} holds no sequences: prepare more text of it, or leave it out")
+            raise ValueError(f"{folder.path} holds no sequences: prepare more text of it, or leave it out")
         folders.append(folder)
     return folders
+
+
+def _open_remote(cfg: DatasetConfig, places: Sequence[Path], section: str) -> Remote | None:
+    """Where the folders at these places come from, None for local data.
+
+    Raises ValueError where one of them is the local folder itself, and for a wrong limit.
+    """
+    limit = cfg.cache_limit
+    if limit is not None:
+        limit = parse_cache_limit(limit, f"{section}.dataset.cache_limit")
+    if not cfg.remote:
+        return None
+    for place in (Path(), *places):
+        check_apart(f"{cfg.remote.rstrip('/')}/{place.as_posix()}", Path(cfg.local) / place)
+    ranks = dist.get_local_rank(), dist.get_local_world_size()
+    return Remote(cfg.remote, cfg.download_retry, cfg.download_timeout, limit, *ranks)
+
+
+def dataset_manifest(cfg: DatasetConfig) -> Manifest | None:
+    """The manifest of the data that a section reads, fetched where it is remote and not here yet.
+
+    None where there is none: data of the original has none.
+
+    Raises ValueError for a file that is no manifest.
+    """
+    path = Path(cfg.local) / MANIFEST
+    if cfg.remote and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".lock"):
+            if not path.is_file():
+                _fetch_manifest(cfg.remote, cfg.download_timeout, path)
+    return read_manifest(cfg.local)
+
+
+def _fetch_manifest(url: str, timeout: float, path: Path) -> None:
+    """Download the manifest of a remote that has one: tried once, as most that fail have none."""
+    try:
+        Remote(url, 0, timeout, None).download(MANIFEST, path, lambda file, called: None)
+        read_manifest(path.parent)
+    except ValueError:
+        path.unlink()  # so that it is fetched again once it is put right there
+        raise
+    except OSError as error:
+        # The clients of some kinds of storage have no type of their own for what is not there.
+        if not isinstance(error.__cause__, FileNotFoundError) and "not found" not in str(error).lower():
+            logger.warning("the data is read without its manifest: %s", error)
 
 
 def _allowed_dtypes(cfg: DatasetConfig, manifest: Manifest | None) -> Sequence[str]:
@@ -120,8 +176,8 @@ def _allowed_dtypes(cfg: DatasetConfig, manifest: Manifest | None) -> Sequence[s
     if manifest is not None:
         return [manifest.dtype]
     if cfg.is_uint16 is None:
-        return TOKEN_DTYPES
-    return [name for name in TOKEN_DTYPES if (name == "uint16") == cfg.is_uint16]
+        return ORIGINAL_DTYPES
+    return [name for name in ORIGINAL_DTYPES if (name == "uint16") == cfg.is_uint16]
 
 
 def _check_manifest(manifest: Manifest, cfg: DatasetConfig, vocab_size: int | None) -> None:

@@ -17,9 +17,8 @@ from llmshearing.callbacks.resume import check_contents, choose_checkpoint
 from llmshearing.components import REGISTRIES, component_problems
 from llmshearing.config import Config, L0Config
 from llmshearing.config_checks import config_problems, domain_problems
-from llmshearing.data.manifest import read_manifest
 from llmshearing.data.tokenizer import check_tokenizer, is_made_with, load_tokenizer
-from llmshearing.datasets.load_text_dataloader import build_text_dataloader
+from llmshearing.datasets.load_text_dataloader import build_text_dataloader, dataset_manifest
 from llmshearing.models.architecture import Architecture
 from llmshearing.models.families import architecture_of, target_of
 from llmshearing.models.l0_module import warmup_batches
@@ -235,7 +234,7 @@ def _examine_tokenizers(config: Config, checkpoint: Checkpoint | None, found: Fi
             "does not travel with the model."
         )
     with found.collecting():
-        manifest = read_manifest(config.train_loader.dataset.local)
+        manifest = dataset_manifest(config.train_loader.dataset)
         if manifest is None:
             return
         if name and Path(name).is_dir():

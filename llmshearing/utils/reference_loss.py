@@ -13,8 +13,12 @@ Example:
 """
 
 import argparse
+import io
+import itertools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from llmshearing.data.manifest import read_manifest
@@ -32,8 +38,7 @@ from llmshearing.utils.checkpoint import read_checkpoint
 from llmshearing.utils.equality import load_ours
 from llmshearing.utils.progress import bar
 
-# Where the released notebook starts: the constants of the Chinchilla paper.
-_START = (406.4, 0.336, 0.69)
+_START_EXPONENT = 0.336  # the Chinchilla paper's, where the released notebook starts
 _MAX_EVALUATIONS = 20_000
 _UNKNOWNS = 3
 _MEASURE = """Measure the mean loss of a model on each domain of the evaluation data, in nats a token.
@@ -60,21 +65,41 @@ def fit_scaling_law(parameters: Sequence[float], losses: Sequence[float]) -> tup
 
     Three sizes are met exactly, so the fit says nothing of its own error.
 
-    Raises ValueError for fewer than three sizes, and where no curve is found.
+    Raises ValueError for fewer than three sizes, for losses that rise with size, and where no curve is found.
     """
     if len(set(parameters)) < _UNKNOWNS or len(parameters) != len(losses):
         raise ValueError(
             f"{len(losses)} losses for {len(set(parameters))} different sizes: expected one loss for each "
             f"of at least {_UNKNOWNS}"
         )
+    _check_falling(parameters, losses)
     x, y = np.asarray(parameters, np.float64), np.asarray(losses, np.float64)
+    unit = x.min()  # of the sizes in the fit: with those themselves it goes astray
+    start = (np.ptp(y), _START_EXPONENT, y.min())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimizeWarning)  # no error bars from as many points as unknowns
         try:
-            (a, b, c), _ = curve_fit(scaling_law, x, y, p0=_START, maxfev=_MAX_EVALUATIONS)
+            (a, b, c), _ = curve_fit(scaling_law, x / unit, y, p0=start, maxfev=_MAX_EVALUATIONS)
         except RuntimeError as error:
             raise ValueError(f"no curve a N^-b + c through losses {list(losses)}: {error}") from None
-    return float(a), float(b), float(c)
+    rest = y - scaling_law(x / unit, a, b, c)
+    if rest.std() > y.std() / 4:
+        raise ValueError(
+            f"no curve a N^-b + c through losses {list(losses)}: the nearest one misses them by up to "
+            f"{abs(rest).max():.3g}"
+        )
+    return float(a * unit**b), float(b), float(c)
+
+
+def _check_falling(parameters: Sequence[float], losses: Sequence[float]) -> None:
+    """Raise ValueError where a larger model has the larger loss: no scaling law runs through that."""
+    points = sorted(zip(parameters, losses, strict=True), key=lambda point: point[0])
+    for (size, loss), (larger, higher) in itertools.pairwise(points):
+        if higher > loss and larger > size:
+            raise ValueError(
+                f"the loss rises from {loss} at {size:g} parameters to {higher} at {larger:g}: expected "
+                "losses that fall with size; measure them again, or leave one of the sizes out"
+            )
 
 
 def read_table(path: Path) -> tuple[list[float], dict[str, list[float]]]:
@@ -82,21 +107,33 @@ def read_table(path: Path) -> tuple[list[float], dict[str, list[float]]]:
 
     Raises ValueError for a file of another form.
     """
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not plain YAML: {error}") from error
+    table = _load(path)
     if not isinstance(table, Mapping) or set(table) != {"parameters", "losses"}:
         raise ValueError(f"{path}: expected the keys parameters: [...] and losses: {{domain: [...]}}")
     parameters, losses = table["parameters"], table["losses"]
-    if not isinstance(losses, dict):
+    if not isinstance(losses, dict) or not losses or not all(isinstance(name, str) for name in losses):
         raise ValueError(
             f"{path}: losses is {losses!r}: expected a list for each domain, such as cc: [1.75, 1.67]"
         )
     for name, values in {"parameters": parameters, **losses}.items():
-        if not isinstance(values, list) or not all(isinstance(v, (int, float)) and v > 0 for v in values):
+        if not isinstance(values, list) or not all(type(v) in (int, float) and v > 0 for v in values):
             raise ValueError(f"{path}: {name} is {values!r}: expected a list of numbers above 0")
+        if math.inf in values:
+            raise ValueError(f"{path}: {name} has .inf: expected finite numbers")
     return parameters, losses
+
+
+def _load(path: Path) -> Any:
+    """What a YAML file holds; by OmegaConf, since YAML 1.1 reads 7e9 as a text."""
+    try:
+        text = io.StringIO(path.read_text(encoding="utf-8"))
+        with suppress(OSError):  # a number alone, which is none of the forms that are expected
+            return OmegaConf.to_container(OmegaConf.load(text))
+        return None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not plain YAML: {error}") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
 @torch.no_grad()
@@ -163,7 +200,12 @@ def say_list(losses: Mapping[str, float]) -> None:
 def say_fit(table: Path, sizes: Sequence[int]) -> None:
     """Print the fitted curves, and the losses they give at these sizes."""
     parameters, losses = read_table(table)
-    curves = {domain: fit_scaling_law(parameters, values) for domain, values in losses.items()}
+    curves = {}
+    for domain, values in losses.items():
+        try:
+            curves[domain] = fit_scaling_law(parameters, values)
+        except ValueError as error:
+            raise ValueError(f"{table}: {domain}: {error}") from None
     for domain, (a, b, c) in curves.items():
         cli.say(f"# {domain}: {a:.4g} N^-{b:.4f} + {c:.4f}")
     for size in sizes:

@@ -113,6 +113,8 @@ def test_cap_gives_the_rest_to_the_others_in_proportion():
         ({"target_loss": None}, "target_loss has 0 values"),
         ({"smoothing": -0.1}, "smoothing is -0.1"),
         ({"step_size": 0}, "step_size is 0"),
+        ({"step_size": math.inf}, "step_size is inf: expected a finite number"),
+        ({"target_loss": [2.0, math.nan]}, "target_loss of domain book is nan: expected a finite number"),
         ({"max_weight": 0.4}, r"max_weight is 0.4: expected from 1/2"),
     ],
 )

@@ -73,3 +73,44 @@ def test_only_a_result_of_the_same_size_is_replaced_and_that_is_said(tmp_path, c
     assert not caplog.text
     merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "merged")
     assert "/merged, which held as many sequences, is replaced" in caplog.text
+
+
+def test_a_result_that_cannot_be_read_is_left_alone(tmp_path):
+    for name in ("cc", "book", "merged"):
+        write_folder(tmp_path / name, 3)
+    (tmp_path / "merged" / "index.json").write_text("[]")
+    with pytest.raises(FileExistsError, match=r"/merged is nothing that a merge has left .*: choose another"):
+        merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "merged")
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_a_folder_with_a_wrong_index_is_refused(tmp_path, samples):
+    write_folder(tmp_path / "cc", 3)
+    index = write_folder(tmp_path / "book", 3) / "index.json"
+    index.write_text(index.read_text().replace('"samples": 3', f'"samples": {samples}'))
+    with pytest.raises(ValueError, match=r"/book/.*: prepare or copy this folder again"):
+        merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "merged")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["book", "cc"]
+
+
+def test_a_damaged_shard_is_refused_and_nothing_is_left(tmp_path):
+    write_folder(tmp_path / "cc", 3)
+    shard = write_folder(tmp_path / "book", 3) / "shard.00000.mds"
+    data = shard.read_bytes()
+    for damaged in (data[:-7], data[:-60] + bytes(60), data[:4] + bytes(16) + data[20:]):
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"/book/shard.00000.mds.*: .*prepare or copy this folder again"):
+            merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "merged")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["book", "cc"]
+
+
+@pytest.mark.parametrize("name", ["../escape", "a/b", "/tmp/x", "..", ".", ""])
+def test_a_name_that_leads_out_of_the_output_folder_is_refused(tmp_path, monkeypatch, name):
+    write_folder(tmp_path / "cc", 3)
+    words = ["--input_dir", str(tmp_path), "--output_dir", f"{tmp_path}/out", "--output_split", name]
+    monkeypatch.setattr(sys, "argv", ["merge_data", *words, "--split_names", "cc"])
+    with pytest.raises(
+        ValueError, match=r"--output_split is .*: expected the name of a folder in --output_dir"
+    ):
+        merge_data.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["cc"]

@@ -46,6 +46,24 @@ def test_fit_recovers_a_known_law():
     assert fit_scaling_law(sizes, scaling_law(sizes, 50, 0.2, 1.1)) == pytest.approx((50, 0.2, 1.1), rel=1e-3)
 
 
+def test_sizes_of_any_scale_are_fitted():
+    """Three points are met exactly, also far from the sizes of the published table."""
+    for sizes, losses in (([7e9, 1.3e10, 7e10], [2.1, 2.0, 1.95]), ([1e6, 3e6, 1e7], [5.0, 4.0, 3.5])):
+        law = fit_scaling_law(sizes, losses)
+        assert [scaling_law(size, *law) for size in sizes] == pytest.approx(losses, abs=1e-6)
+
+
+def test_a_table_may_write_numbers_as_the_command_line_does(tmp_path, monkeypatch, capsys):
+    table = tmp_path / "table.yaml"
+    table.write_text("{parameters: [7e9, 1.3e10, 70000000000], losses: {cc: [1.75, 1.67, 1.5]}}")
+    assert read_table(table) == ([7e9, 1.3e10, 7e10], {"cc": [1.75, 1.67, 1.5]})
+    table.write_text("{parameters: [7e9, 1.3e10, 7e10], losses: {cc: [1.75, 1.67, 1.7]}}")
+    monkeypatch.setattr(sys, "argv", ["fit", "fit", str(table), "--parameters", "1e9"])
+    with pytest.raises(ValueError, match=r"table.yaml: cc: the loss rises from 1.67"):
+        reference_loss.main()
+    assert not capsys.readouterr().out
+
+
 def test_what_cannot_be_fitted_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="2 losses for 2 different sizes: expected one loss for each of at least 3"
@@ -55,8 +73,12 @@ def test_what_cannot_be_fitted_is_refused(tmp_path):
         fit_scaling_law([1e9, 2e9, 2e9], [2.0, 1.9, 1.8])
     with pytest.raises(ValueError, match="4 losses for 3 different sizes"):
         fit_scaling_law([1e9, 2e9, 3e9], [2.0, 1.9, 1.8, 1.7])
-    with pytest.raises(ValueError, match="no curve a N"):
-        fit_scaling_law([1e9, 2e9, 4e9], [2.0, 1.0, 2.0])
+    with pytest.raises(ValueError, match=r"no curve a N.*the nearest one misses them by up to 0.26"):
+        fit_scaling_law([1e9, 2e9, 4e9], [2.0, 1.9, 1.0])  # falls faster and faster
+    with pytest.raises(
+        ValueError, match=r"loss rises from 2.0 at 1e\+09 parameters to 2.5 at 2e\+09: expected"
+    ):
+        fit_scaling_law([4e9, 2e9, 1e9], [1.0, 2.5, 2.0])
     table = tmp_path / "table.yaml"
     for text, message in {
         "sizes: [1, 2]": "expected the keys parameters",
@@ -64,6 +86,10 @@ def test_what_cannot_be_fitted_is_refused(tmp_path):
         "{parameters: [1, 2], losses: [1, 2]}": r"losses is \[1, 2\]: expected a list for each domain",
         "{parameters: 5, losses: {cc: [1, 2]}}": "parameters is 5: expected a list of numbers above 0",
         "{parameters: [1, 2], losses: {cc: [1, x]}}": r"cc is \[1, 'x'\]: expected a list of numbers",
+        "{parameters: [1, 2], losses: {cc: [1, true]}}": r"cc is \[1, True\]: expected a list of numbers",
+        "{parameters: [1, .inf], losses: {cc: [1, 2]}}": "parameters has .inf: expected finite numbers",
+        "{parameters: [1, 2], losses: {}}": "losses is {}: expected a list for each domain",
+        "5": "expected the keys parameters",
         "{parameters: [1, 2], losses: {cc: [1, -2]}}": r"cc is \[1, -2\]: expected a list of numbers",
     }.items():
         table.write_text(text)
