@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -62,21 +63,33 @@ class LocalExecutor(LocalPipelineExecutor):
             for rank in ranks:
                 self._run_for_rank(rank)
             return
-        pool = ProcessPoolExecutor(self.workers, _deaf_forkserver())
+        pool = ProcessPoolExecutor(self.workers, _deaf_forkserver(), _end_with_the_command)
         try:
             for task in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
                 task.result()
-        except BrokenProcessPool:
-            raise OSError(
-                "a worker was ended from outside, as the system does when memory runs out: run the same "
-                "command again, with fewer --workers if it happens again; what is complete is kept"
-            ) from None
-        except BaseException:
+        except BaseException as error:
             for child in multiprocessing.active_children():
-                child.terminate()
+                child.kill()  # they may have been told to ignore SIGTERM
+            if isinstance(error, BrokenProcessPool):
+                raise OSError(
+                    "a worker was ended from outside, as the system does when memory runs out: run the same "
+                    "command again, with fewer --workers if it happens again; what is complete is kept"
+                ) from None
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_the_command() -> None:
+    """In a worker: end once the command is gone, for which the pool would wait for ever."""
+    command = multiprocessing.parent_process()
+    assert command is not None
+
+    def watch() -> None:
+        command.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _deaf_forkserver() -> ForkServerContext:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from llmshearing.data.manifest import Manifest, read_manifest
 from llmshearing.data.tokenizer import TextTokenizer, check_tokenizer, load_tokenizer
-from llmshearing.datasets.sequence_folder import INDEX, SequenceFolder
+from llmshearing.datasets.mds_index import INDEX
+from llmshearing.datasets.sequence_folder import ORIGINAL_DTYPES, TOKEN_DTYPES, SequenceFolder
 from llmshearing.utils.cli import run, say
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,9 @@ def main() -> None:
         )
     tokenizer = choose_tokenizer(args.tokenizer, manifest) if args.samples > 0 else None
     vocab_size = tokenizer.vocab_size if tokenizer is not None else None
-    folders = [SequenceFolder(path, seq_length, vocab_size=vocab_size) for path in paths]
+    dtypes = TOKEN_DTYPES if manifest is not None else ORIGINAL_DTYPES
+    known = manifest is not None
+    folders = [SequenceFolder(path, seq_length, dtypes, vocab_size, length_is_known=known) for path in paths]
     say(f"{'folder':<32}{'sequences':>12}{'tokens':>16}  dtype")
     for folder in folders:
         say(describe(folder, args.folder))

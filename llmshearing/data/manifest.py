@@ -47,15 +47,32 @@ def read_manifest(root: Path | str) -> Manifest | None:
         return None
     try:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-        for key in ("name", "vocab_size", "vocabulary_sha256"):
-            manifest.tokenizer[key]
-        for part in (manifest.settings, manifest.sources, manifest.domains):
-            part.items()
+        _check(manifest)
         return manifest
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{path} is not a manifest of prepared data ({error}): prepare the data again"
+            f"{path} is not a manifest of prepared data ({type(error).__name__}: {error}): prepare the data "
+            "again"
         ) from None
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise an exception of Python's own for contents of another kind than `prepare` writes."""
+    _check_kinds(vars(manifest), {"seq_length": int, "dtype": str, "settings": dict})
+    _check_kinds(manifest.tokenizer, {"name": str, "vocab_size": int, "vocabulary_sha256": str})
+    for files in manifest.sources.values():
+        for file in files:
+            _check_kinds(file, {"name": str, "bytes": int, "sha256": str})
+    for entry in filter(None, manifest.domains.values()):
+        _check_kinds(entry, {"documents": int, "broken": int, "tokens": int})
+        for split in entry["splits"].values():
+            _check_kinds(split, {"sequences": int, "tokens": int})
+
+
+def _check_kinds(held: dict[str, Any], kinds: dict[str, type]) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(held[key], kind):
+            raise TypeError(f"{key} is {held[key]!r}, expected {kind.__name__}")
 
 
 def manifest_sha256(root: Path | str) -> str | None:

@@ -27,6 +27,7 @@ _PARQUET_ROWS = 1000
 _TEXT_TYPES = (
     pa.types.is_string,
     pa.types.is_large_string,
+    pa.types.is_string_view,
     pa.types.is_binary,
     pa.types.is_large_binary,
     pa.types.is_null,
@@ -94,11 +95,7 @@ def list_tasks(input_folder: str, domains: Sequence[str] | None) -> list[Task]:
 def _domain_tasks(folder: DataFolder, domain: str) -> Iterator[Task]:
     found = [name for name in folder.list_files(domain) if not _is_hidden(name)]
     names = [name for name in found if name.lower().endswith(FORMATS)]
-    if len(names) < len(found):
-        other = next(name for name in found if name not in names)
-        logger.warning(
-            "%d files such as %s are none of %s: left out", len(found) - len(names), other, FORMATS
-        )
+    _tell_left_out(folder, [name for name in found if not name.lower().endswith(FORMATS)])
     if not names:
         raise ValueError(
             f"domain {domain} has no text below {folder.resolve_paths(domain)}: expected files "
@@ -106,17 +103,35 @@ def _domain_tasks(folder: DataFolder, domain: str) -> Iterator[Task]:
         )
     group: list[Source] = []
     for name in names:
-        info = folder.info(name)
-        if info["type"] != "file" or not name.isprintable():
-            what = "is no regular file" if info["type"] != "file" else "has a name that is no text"
-            raise ValueError(f"{name!r} of domain {domain} {what}: take it out, or rename it")
-        changed = info.get("mtime") or info.get("LastModified") or info.get("ETag")
-        group.append(Source(name, info["size"], str(changed)))
+        group.append(_source(folder, name))
         if sum(file.size for file in group) >= TASK_BYTES:
             yield Task(domain, tuple(group))
             group = []
     if group:
         yield Task(domain, tuple(group))
+
+
+def _source(folder: DataFolder, name: str) -> Source:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the file name {name!r} is no UTF-8: rename it") from None
+    info = folder.info(name)
+    if info["type"] != "file":
+        raise ValueError(f"{name!r} is no regular file: take it out")
+    changed = info.get("mtime") or info.get("LastModified") or info.get("ETag")
+    return Source(name, info["size"], str(changed))
+
+
+def _tell_left_out(folder: DataFolder, names: list[str]) -> None:
+    """Warn about what a domain holds beside text: links to folders, which are not followed, and files."""
+    links = [name for name in names if folder.is_local() and folder.isdir(name)]
+    files = [name for name in names if name not in links]
+    if links:
+        logger.warning("%d linked folders such as %s are not followed: left out", len(links), links[0])
+    if files:
+        kinds = ", ".join(FORMATS)
+        logger.warning("%d files such as %s are none of %s: left out", len(files), files[0], kinds)
 
 
 def _is_hidden(name: str) -> bool:
@@ -188,7 +203,9 @@ class DocumentReader(BaseDiskReader):
                 continue
             try:
                 record = orjson.loads(line)  # refuses bytes that are no UTF-8 too
-                text = record[self.text_key] or ""  # null is empty, as in parquet
+                text = record[self.text_key]
+                if text is None:
+                    text = ""  # as in parquet
                 if not isinstance(text, str):
                     raise TypeError(f"{self.text_key} is {type(text).__name__}, no text")
             except KeyError:
@@ -208,6 +225,7 @@ class DocumentReader(BaseDiskReader):
                 f"{', '.join(file.schema_arrow.names)}: set --text_field"
             )
         kind = file.schema_arrow.field(self.text_key).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not any(is_text(kind) for is_text in _TEXT_TYPES):
             raise ValueError(f"{name}: column {self.text_key!r} is {kind}, expected text: set --text_field")
         number = 0

@@ -168,15 +168,25 @@ def _check_splits(job: Job, domain: str, histogram: NDArray[np.int64], splits: d
             raise ValueError(
                 f"domain {domain}: {split} gets {has:,} of {histogram.sum():,} tokens in "
                 f"{np.count_nonzero(histogram):,} different documents, too few for a sequence of "
-                f"{job.seq_length}: add text, lower --seq_length, or lower the budgets of the other splits "
-                "(for_prune and for_ft share a domain that is too small in the ratio of --prune_tokens and "
-                "--ft_tokens)"
+                f"{job.seq_length}: add text, lower --seq_length, or lower the budgets of the other splits"
+                f"{_sharing(job)}"
             )
         if cut.max_sequences == 0:
             raise ValueError(
                 f"domain {domain}: its share of {split} is less than a sequence of {job.seq_length} tokens: "
                 f"raise {_BUDGETS[split]} or its --proportion, add text, or lower --seq_length"
+                f"{_sharing(job)}"
             )
+
+
+def _sharing(job: Job) -> str:
+    """What may have left a split with little, where both budgets are given."""
+    if not (job.prune_tokens and job.ft_tokens):
+        return ""
+    return (
+        f"; a domain too small for both is shared in the ratio of --prune_tokens {job.prune_tokens:,} and "
+        f"--ft_tokens {job.ft_tokens:,}: lower --ft_tokens, or leave it out for the rest"
+    )
 
 
 def _left_over(

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmshearing.datasets.mds_index import INDEX as INDEX
 from llmshearing.datasets.remote import Remote
 from llmshearing.datasets.shard_folder import ShardFolder
 

@@ -26,8 +26,7 @@ def write_report(folders: Sequence[Path], path: Path) -> None:
         raise IsADirectoryError(f"{path} is a folder; expected a file to write, such as {path}/report.html.")
     if path.exists() and not path.read_bytes().startswith(_PAGE[:15].encode()):
         raise FileExistsError(f"{path} exists and is no report; choose another file, such as report.html.")
-    places = [folder.resolve() for folder in folders]
-    if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+    if twice := [folder for folder in folders if list(folders).count(folder) > 1]:
         raise ValueError(f"{twice[0]} is named twice; name each run once.")
     page = render([read_run(Path(folder)) for folder in folders])
     with replacing(path) as temporary:

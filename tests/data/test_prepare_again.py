@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -286,6 +287,22 @@ def test_no_worker_outlives_a_run_that_ends_early(tmp_path, end):
     workers = workers_of(tmp_path, 2)
     assert set(workers.values()) == {str(signal.SIG_IGN)}
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+
+
+def test_workers_end_with_the_command(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from llmshearing.data.executors import LocalExecutor;"
+        "from tests.data.test_prepare_again import Sleeping; folder = Path(sys.argv[1]);"
+        "LocalExecutor([Sleeping(folder)], tasks=2, workers=2, logging_dir=str(folder / 'logs')).run()"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    workers = workers_of(tmp_path, 2)
+    command.kill()
+    command.wait()
+    deadline = time.monotonic() + 20
+    while [worker for worker in workers if Path(f"/proc/{worker}").exists()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

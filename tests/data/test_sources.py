@@ -101,6 +101,13 @@ def test_too_many_broken_records_stop_with_the_first_line_beyond(tmp_path, line,
         list(Reading(tmp_path, "a.jsonl"))
 
 
+def test_parquet_with_a_dictionary_of_texts(tmp_path):
+    pq.write_table(
+        pa.table({"body": pa.array(["one", "two", "one"]).dictionary_encode()}), tmp_path / "a.parquet"
+    )
+    assert list(Reading(tmp_path, "a.parquet")) == ["one", "two", "one"]
+
+
 def test_parquet_with_bytes_that_are_no_utf8(tmp_path):
     values = pa.array([b"good", b"\xff\xfe", b"also good"]).cast(pa.binary())
     text = pa.StringArray.from_buffers(3, *values.buffers()[1:])
@@ -132,16 +139,20 @@ def test_hidden_files_are_left_out_and_others_told(tmp_path, caplog):
     (task,) = list_tasks(str(tmp_path), None)
     assert [file.name for file in task.files] == ["book/a.jsonl"]
     assert "2 files such as book/d.txt are none of" in caplog.text
+    write_jsonl(tmp_path / "elsewhere" / "f.jsonl", ["some text"])
+    (tmp_path / "book" / "linked").symlink_to(tmp_path / "elsewhere")
+    list_tasks(str(tmp_path), ["book"])
+    assert "1 linked folders such as book/linked are not followed" in caplog.text
 
 
 def test_what_is_no_regular_file_is_refused(tmp_path):
     (tmp_path / "book").mkdir()
     os.mkfifo(tmp_path / "book" / "a.jsonl")
-    with pytest.raises(ValueError, match=r"'book/a\.jsonl' of domain book is no regular file"):
+    with pytest.raises(ValueError, match=r"'book/a\.jsonl' is no regular file"):
         list_tasks(str(tmp_path), None)
     (tmp_path / "book" / "a.jsonl").unlink()
     Path(os.fsdecode(os.fsencode(tmp_path / "book") + b"/\xff.jsonl")).touch()
-    with pytest.raises(ValueError, match="has a name that is no text"):
+    with pytest.raises(ValueError, match="is no UTF-8: rename it"):
         list_tasks(str(tmp_path), None)
 
 

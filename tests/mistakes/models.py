@@ -78,6 +78,13 @@ CASES: dict[str, list[Case]] = {
             trained(),
         ),
         Case(
+            "an export over something else",
+            PRUNE,
+            "prune_and_save_model {f}/run/latest-rank0.pt --hf {f}/data",
+            ("data exists and is not empty; choose another folder",),
+            trained(),
+        ),
+        Case(
             "folder of an earlier run",
             *START,
             (

@@ -57,6 +57,21 @@ CASES: dict[str, list[Case]] = {
             ("has 1 numbers for 3 domains",),
         ),
         Case("unknown update", TRAIN, "{y} {d}.update_type=magic", ("'magic'; expected one of doremi",)),
+        Case("one word for a list", TRAIN, "{y} {d}.set_names=code", ("set_names is code; expected a list",)),
+        Case("a value for a section", TRAIN, "{y} model=5", ("model is 5; expected keys and values",)),
+        Case("an empty value", TRAIN, "{y} seed=null", ("seed is empty; give a value",)),
+        Case(
+            "a number out of its range",
+            TRAIN,
+            "{y} scheduler.alpha_f=5",
+            ("is 5.0; expected a number, from",),
+        ),
+        Case(
+            "clipping to less than nothing",
+            TRAIN,
+            "{y} algorithms.gradient_clipping.clipping_threshold=-1",
+            ("clipping_threshold is -1; expected a number above 0",),
+        ),
         Case("a file for a folder", TRAIN, "{y} save_folder={y}", ("save_folder is", "which is a file")),
         Case("betas", TRAIN, "{y} optimizer.betas=[2,3]", ("optimizer.betas is [2.0, 3.0]; expected two",)),
         Case(

@@ -84,6 +84,13 @@ CASES: dict[str, list[Case]] = {
             trained(beside("metrics.jsonl", lambda path: path.write_bytes(b"\xff\xfe"))),
         ),
         Case(
+            "report over another file",
+            REPORT[0],
+            f"{REPORT[1]} --out {{f}}/run/config.yaml",
+            ("config.yaml exists and is no report",),
+            trained(),
+        ),
+        Case(
             "report to a folder",
             REPORT[0],
             f"{REPORT[1]} --out {{f}}/data",

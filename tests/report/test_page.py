@@ -154,7 +154,7 @@ def test_only_a_report_is_written_over_and_a_run_is_named_once(tmp_path: Path) -
     for _ in range(2):
         write_report([folder], folder / "report.html")
     with pytest.raises(ValueError, match="is named twice; name each run once"):
-        write_report([folder, tmp_path / "run" / ".." / "run"], tmp_path / "both.html")
+        write_report([folder, folder], tmp_path / "both.html")
 
 
 def test_a_report_that_cannot_be_written_ends_no_run(
