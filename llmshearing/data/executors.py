@@ -63,7 +63,7 @@ class LocalExecutor(LocalPipelineExecutor):
             for rank in ranks:
                 self._run_for_rank(rank)
             return
-        pool = ProcessPoolExecutor(self.workers, _deaf_forkserver(), _end_with_the_command)
+        pool = ProcessPoolExecutor(self.workers, _deaf_forkserver(), _follow_the_command)
         try:
             for task in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
                 task.result()
@@ -80,8 +80,9 @@ class LocalExecutor(LocalPipelineExecutor):
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_the_command() -> None:
-    """In a worker: end once the command is gone, for which the pool would wait for ever."""
+def _follow_the_command() -> None:
+    """In a worker: leave Ctrl-C to the command, and end once that is gone, which the pool would wait for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     command = multiprocessing.parent_process()
     assert command is not None
 
