@@ -23,6 +23,7 @@ from benchmarks.common import median_ratio, paired_seconds, write_result
 from llmshearing.data import stages
 from llmshearing.data.job import Job
 from llmshearing.data.sources import list_tasks
+from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.utils import cli
 
 MEGABYTES = 24
@@ -87,7 +88,7 @@ class Preparation:
             input=str(self.root / "text"),
             output=str(self.root / "out"),
             work=str(self.root / f"work{self.runs}"),
-            tokenizer=str(self.root / "tokenizer"),
+            tokenizer=load_tokenizer(str(self.root / "tokenizer")),
             seq_length=SEQ_LEN,
             text_field="text",
             eval_tokens=100_000,

@@ -7,11 +7,12 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from llmshearing.data.sources import Task
+from llmshearing.data.tokenizer import TextTokenizer
 
 _PROGRESS_SECONDS = 0.5
 
@@ -23,7 +24,8 @@ class Job:
     input: str
     output: str
     work: str
-    tokenizer: str
+    tokenizer: TextTokenizer
+    """Loaded: importing transformers takes seconds, which no worker has to spend."""
     seq_length: int
     text_field: str
     eval_tokens: int
@@ -42,10 +44,8 @@ class Job:
     @property
     def settings(self) -> dict[str, Any]:
         """All that the result depends on beside the sources."""
-        settings = asdict(self)
-        for key in ("input", "output", "work", "tasks", "tokenizer"):
-            del settings[key]
-        return settings
+        others = ("input", "output", "work", "tasks", "tokenizer")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
 
     def token_folder(self, number: int) -> Path:
         """Where the tokens of a task lie."""

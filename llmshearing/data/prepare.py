@@ -18,6 +18,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from datatrove.io import get_datafolder
 
@@ -90,10 +91,9 @@ def build_job(args: argparse.Namespace) -> Job:
     tokenizer = load_tokenizer(args.tokenizer)
     tasks = tuple(list_tasks(source, args.domains))
     domains = list(dict.fromkeys(task.domain for task in tasks))
-    job = {
+    job: dict[str, Any] = {
         "input": source,
         "output": str(output),
-        "tokenizer": args.tokenizer,
         "seq_length": args.seq_length,
         "text_field": args.text_field,
         "eval_tokens": args.eval_tokens,
@@ -105,7 +105,8 @@ def build_job(args: argparse.Namespace) -> Job:
     }
     identity = [job, [asdict(task) for task in tasks], tokenizer.sha256]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    return Job(**job, work=str(output / f"{WORK}{fingerprint}"), tasks=tasks)
+    work = str(output / f"{WORK}{fingerprint}")
+    return Job(**job, tokenizer=tokenizer, work=work, tasks=tasks)
 
 
 def _shares(words: list[str], domains: list[str]) -> dict[str, float]:
@@ -166,13 +167,13 @@ def _is_done(job: Job) -> bool:
 def _differences(manifest: Manifest, job: Job) -> list[str]:
     """In what a result's tokenizer, settings and sources differ from the job's, in words."""
     found = []
-    tokenizer = load_tokenizer(job.tokenizer).record
+    tokenizer = job.tokenizer.record
     for key, what in {
         "vocabulary_sha256": "another vocabulary",
         "sha256": "other special tokens, merges or rules",
     }.items():
         if manifest.tokenizer.get(key, tokenizer[key]) != tokenizer[key]:
-            found.append(f"its tokenizer {manifest.tokenizer['name']} has {what} than {job.tokenizer}")
+            found.append(f"its tokenizer {manifest.tokenizer['name']} has {what} than {tokenizer['name']}")
             break
     for key, wanted in job.settings.items():
         if (held := manifest.settings.get(key)) != wanted:

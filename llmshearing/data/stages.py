@@ -24,7 +24,6 @@ from llmshearing.data.job import Job, Progress, whole
 from llmshearing.data.manifest import Manifest
 from llmshearing.data.sources import DocumentReader, sha256
 from llmshearing.data.splits import BINS, SPLITS, SplitPlan, cut_bins, document_bin, plan_budgets
-from llmshearing.data.tokenizer import TextTokenizer, load_tokenizer
 
 EVAL_MERGE = "eval_merge"
 _BUDGETS = {"eval": "--eval_tokens", "for_prune": "--prune_tokens", "for_ft": "--ft_tokens"}
@@ -50,9 +49,8 @@ def tokenize(job: Job, number: int) -> None:
     folder = job.token_folder(number)
     if folder.exists():
         return
-    tokenizer = load_tokenizer(job.tokenizer)
     with whole(folder) as partial:
-        writer = _TokenWriter(job, number, tokenizer, partial)
+        writer = _TokenWriter(job, number, partial)
         files = [writer.add_file(source.name, source.size) for source in job.tasks[number].files]
         writer.finish()
         summary = {"domain": job.tasks[number].domain, "tokens": sum(writer.lengths), "files": files}
@@ -62,10 +60,10 @@ def tokenize(job: Job, number: int) -> None:
 class _TokenWriter:
     """Collects documents into batches, tokenizes them and appends them to a folder."""
 
-    def __init__(self, job: Job, number: int, tokenizer: TextTokenizer, folder: Path):
+    def __init__(self, job: Job, number: int, folder: Path):
         self.lengths: list[int] = []
         self._bins: list[int] = []
-        self._job, self._tokenizer, self._folder = job, tokenizer, folder
+        self._job, self._tokenizer, self._folder = job, job.tokenizer, folder
         self._reader = DocumentReader(job.input, job.text_field, job.max_broken)
         self._stream = (folder / "tokens.bin").open("wb")
         self._texts: list[str] = []
@@ -223,17 +221,17 @@ def pack(job: Job, number: int) -> None:
     cut = SplitPlan(**json.loads((Path(job.work) / "plan.json").read_text())["cuts"][domain][split])
     if folder.exists():
         return
-    dtype = load_tokenizer(job.tokenizer).dtype
     with whole(folder) as partial, MDSWriter(out=str(partial), columns=MDS_COLUMNS) as writer:
-        for sequence in _sequences(job, domain, cut, dtype):
+        for sequence in _sequences(job, domain, cut):
             writer.write({"tokens": sequence.tobytes(), "set": domain})
 
 
 MDS_COLUMNS = {"tokens": "bytes", "set": "str"}
 
 
-def _sequences(job: Job, domain: str, cut: SplitPlan, dtype: str) -> Iterator[NDArray[Any]]:
+def _sequences(job: Job, domain: str, cut: SplitPlan) -> Iterator[NDArray[Any]]:
     """Sequences of seq_length tokens; what is left of a file begins the next, the last rest is dropped."""
+    dtype = job.tokenizer.dtype
     rest = np.zeros(0, dtype)
     left = cut.max_sequences
     for number, task in enumerate(job.tasks):
@@ -293,11 +291,10 @@ def _manifest(job: Job) -> Manifest:
     sources: dict[str, list[dict[str, Any]]] = {domain: [] for domain in job.domains}
     for summary in summaries:
         sources[summary["domain"]] += summary["files"]
-    tokenizer = load_tokenizer(job.tokenizer)
     return Manifest(
         seq_length=job.seq_length,
-        dtype=tokenizer.dtype,
-        tokenizer=tokenizer.record,
+        dtype=job.tokenizer.dtype,
+        tokenizer=job.tokenizer.record,
         settings=job.settings
         | {"warnings": json.loads((Path(job.work) / "plan.json").read_text())["warnings"]},
         sources=sources,

@@ -5,13 +5,14 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from llmshearing.data.manifest import Manifest
-from llmshearing.utils.special_tokens import special_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ Encode = Callable[[list[str]], Iterable[Sequence[int]]]
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer, however it was stored."""
+    """A tokenizer, however it was stored; it can be pickled, for whoever has not loaded it."""
 
     name: str
     """As the user gave it."""
@@ -80,7 +81,7 @@ class TextTokenizer:
 
 
 def load_tokenizer(name: str) -> TextTokenizer:
-    """A tokenizer from a folder with tokenizer.json, a SentencePiece `.model` file, or by its name.
+    """A tokenizer as transformers loads it, from a folder or by its name, or a SentencePiece `.model` file.
 
     Every document is put between BOS and EOS, as far as the tokenizer has them. Where both are
     the same token (GPT-NeoX), it stands after the document only, as such models were trained.
@@ -91,9 +92,10 @@ def load_tokenizer(name: str) -> TextTokenizer:
     if path.is_file() and path.suffix != ".model":
         raise ValueError(f"tokenizer {name} is a file: {_FOLDER_OF.get(path.suffix, _ITS_FOLDER)}")
     try:
-        if path.suffix == ".model":
-            return _from_sentencepiece(name)
-        return _from_folder(name, path) or _from_transformers(name)
+        loaded = _from_sentencepiece(name) if path.suffix == ".model" else _from_transformers(name)
+        if not loaded.vocabulary:
+            raise ValueError("its vocabulary is empty")
+        return loaded
     except Exception as error:  # each library has its own exceptions for what is no tokenizer
         raise ValueError(
             f"cannot load tokenizer {name!r} ({_reason(path, error)}): expected a folder with "
@@ -130,71 +132,63 @@ def _sha256(vocabulary: dict[str, int]) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def _around(bos: int | None, eos: int | None) -> dict[str, tuple[int, ...]]:
-    return {
-        "prefix": () if bos is None or bos == eos else (bos,),
-        "suffix": () if eos is None else (eos,),
-    }
+def _from_transformers(name: str) -> TextTokenizer:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-
-def _from_folder(name: str, folder: Path) -> TextTokenizer | None:
-    """A tokenizer whose files say all that transformers would find out, which takes seconds to import.
-
-    None where they do not: a special token that is the default of a class, or new to the vocabulary.
-    """
-    files = [folder / file for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")]
-    if not (files[0].is_file() and files[1].is_file()):
-        return None
-    config = json.loads(files[1].read_text(encoding="utf-8"))
-    more = json.loads(files[2].read_text(encoding="utf-8")) if files[2].is_file() else {}
-    backend = Tokenizer.from_file(str(files[0]))
-    ids = special_token_ids(backend, config)
-    for kind in ("bos_token", "eos_token"):
-        told = kind in config or (_is_generic(config) and not (folder / "config.json").exists())
-        named = config.get(kind) is not None
-        if not told or named != (f"{kind}_id" in ids) or more.get(kind, config.get(kind)) != config.get(kind):
-            return None
-    return _from_backend(name, backend, ids.get("bos_token_id"), ids.get("eos_token_id"))
-
-
-def _is_generic(config: dict[str, Any]) -> bool:
-    """Whether a tokenizer is of no class that has special tokens of its own."""
-    return config.get("tokenizer_class") in (None, "PreTrainedTokenizerFast")
-
-
-def _from_backend(name: str, backend: Tokenizer, bos: int | None, eos: int | None) -> TextTokenizer:
-    backend.no_truncation()
-    backend.no_padding()
-
-    def encode(texts: list[str]) -> Iterable[Sequence[int]]:
-        return (encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False))
-
-    def decode(ids: Sequence[int]) -> str:
-        return backend.decode(list(ids), skip_special_tokens=False)
-
-    definition = backend.to_str().encode()
+    # Of a folder that does not tell its class transformers guesses one from the folder's name.
+    chosen = PreTrainedTokenizerFast if _is_of_no_class(Path(name)) else AutoTokenizer
+    # Left out, it would ask on the terminal whether to run code that the folder brings.
+    tokenizer = chosen.from_pretrained(name, trust_remote_code=False)
+    around = _around(tokenizer.bos_token_id, tokenizer.eos_token_id)
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return TextTokenizer(
+            name,
+            partial(_encode_fast, backend),
+            partial(_decode_fast, backend),
+            backend.get_vocab(),
+            **around,
+            definition=backend.to_str().encode(),
+        )
+    logger.warning("tokenizer %s has no fast version: tokenizing will be slow", name)
     return TextTokenizer(
-        name, encode, decode, backend.get_vocab(), **_around(bos, eos), definition=definition
+        name,
+        partial(_encode_slow, tokenizer),
+        tokenizer.decode,
+        tokenizer.get_vocab(),
+        **around,
+        definition=_all_files(tokenizer),
     )
 
 
-def _from_transformers(name: str) -> TextTokenizer:
-    from transformers import AutoTokenizer
+def _is_of_no_class(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer.json and nothing that tells its class."""
+    if not (folder / "tokenizer.json").is_file() or (folder / "config.json").exists():
+        return False
+    config = folder / "tokenizer_config.json"
+    return not config.exists() or "tokenizer_class" not in json.loads(config.read_text(encoding="utf-8"))
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    if tokenizer.is_fast:
-        return _from_backend(
-            name, tokenizer.backend_tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id
-        )
-    logger.warning("tokenizer %s has no fast version: tokenizing will be slow", name)
 
-    def encode(texts: list[str]) -> Iterable[Sequence[int]]:
-        return tokenizer(texts, add_special_tokens=False).input_ids
+def _encode_fast(backend: Tokenizer, texts: list[str]) -> Iterable[Sequence[int]]:
+    return (encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False))
 
-    around = _around(tokenizer.bos_token_id, tokenizer.eos_token_id)
-    vocabulary = tokenizer.get_vocab()
-    definition = json.dumps([type(tokenizer).__name__, vocabulary], sort_keys=True).encode()
-    return TextTokenizer(name, encode, tokenizer.decode, vocabulary, **around, definition=definition)
+
+def _decode_fast(backend: Tokenizer, ids: Sequence[int]) -> str:
+    return backend.decode(list(ids), skip_special_tokens=False)
+
+
+def _encode_slow(tokenizer: Any, texts: list[str]) -> Iterable[Sequence[int]]:
+    return tokenizer(texts, add_special_tokens=False).input_ids
+
+
+def _all_files(tokenizer: Any) -> bytes:
+    """What transformers saves of a tokenizer that is not one file."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return b"".join(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() for path in files)
 
 
 def _from_sentencepiece(name: str) -> TextTokenizer:
@@ -208,3 +202,10 @@ def _from_sentencepiece(name: str) -> TextTokenizer:
     return TextTokenizer(
         name, processor.encode, processor.decode, vocabulary, **around, definition=definition
     )
+
+
+def _around(bos: int | None, eos: int | None) -> dict[str, tuple[int, ...]]:
+    return {
+        "prefix": () if bos is None or bos == eos else (bos,),
+        "suffix": () if eos is None else (eos,),
+    }

@@ -1,16 +1,26 @@
 """Tokenizers from every source give transformers' ids, and the right ids around a document."""
 
 import json
+import pickle
 
 import pytest
 import sentencepiece
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, ByT5Tokenizer
 
-from llmshearing.data import tokenizer
 from llmshearing.data.manifest import Manifest
 from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
 from tests.data.texts import documents
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    (folder / "corpus.txt").write_text("\n".join(documents(200)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "corpus.txt"), model_prefix=str(folder / "m"), vocab_size=120, minloglevel=2
+    )
+    return folder / "m.model"
 
 
 def test_a_folder_gives_the_ids_of_transformers(tokenizer_folder):
@@ -24,13 +34,18 @@ def test_a_folder_gives_the_ids_of_transformers(tokenizer_folder):
     assert ours.decode(expected[0]).split() == texts[0].split()
 
 
-def test_transformers_gives_the_same_where_it_has_to_load(tokenizer_folder):
-    """As for a name on the hub."""
-    ours, theirs = load_tokenizer(str(tokenizer_folder)), tokenizer._from_transformers(str(tokenizer_folder))
+def test_a_pickled_tokenizer_is_the_same_tokenizer(tokenizer_folder, sentencepiece_model, tmp_path):
+    """As workers get it."""
+    slow = tmp_path / "slow"
+    ByT5Tokenizer().save_pretrained(slow)  # which has no fast version
     texts = documents(5)
-    assert [list(ids) for ids in ours.encode(texts)] == [list(ids) for ids in theirs.encode(texts)]
-    assert (ours.prefix, ours.suffix, ours.dtype) == (theirs.prefix, theirs.suffix, theirs.dtype)
-    assert ours.vocabulary_sha256 == theirs.vocabulary_sha256
+    for name in (tokenizer_folder, sentencepiece_model, slow):
+        ours = load_tokenizer(str(name))
+        theirs = pickle.loads(pickle.dumps(ours))
+        expected = [list(ids) for ids in ours.encode(texts)]
+        assert [list(ids) for ids in theirs.encode(texts)] == expected
+        assert theirs.decode(expected[0]) == ours.decode(expected[0])
+        assert (theirs.record, theirs.dtype) == (ours.record, ours.dtype)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +71,45 @@ def test_what_stands_around_a_document_is_what_transformers_says(tmp_path, confi
     assert loaded.prefix == ((ends[0],) if ends[0] not in (None, ends[1]) else ())
 
 
+def test_the_ids_are_those_of_transformers_where_its_configuration_changes_the_tokenizer(tmp_path):
+    loaded = Tokenizer(models.BPE({"a": 0, "b": 1, "\u0120": 2, "\u0120a": 3}, [("\u0120", "a")]))
+    loaded.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    loaded.save(str(tmp_path / "tokenizer.json"))
+    added = {"4": {"content": "<x>", "special": True}}
+    config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": "<pad>"}))
+    text = "a<x>b<pad>a"
+    (ids,) = load_tokenizer(str(tmp_path)).encode([text])
+    assert list(ids) == AutoTokenizer.from_pretrained(tmp_path).encode(text, add_special_tokens=False)
+    assert list(ids)[:3] == [0, 4, 1]  # no space before the first, a token of the configuration alone
+
+
+def test_a_folder_that_tells_no_class_has_none_whatever_its_name(tmp_path):
+    """transformers would take it for one of GPT-NeoX, MPT's, which has an EOS, because of its name."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    Tokenizer(models.BPE({"<|endoftext|>": 0, "a": 1}, [])).save(str(folder / "tokenizer.json"))
+    assert load_tokenizer(str(folder)).suffix == ()
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "a"}')
+    assert load_tokenizer(str(folder)).suffix == (1,)
+
+
+def test_nothing_of_a_folder_is_run(tmp_path):
+    Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match=r"contains custom code"):
+        load_tokenizer(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_empty_vocabulary_is_refused(tmp_path):
+    Tokenizer(models.BPE({}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"its vocabulary is empty"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_the_hash_covers_more_than_the_vocabulary(tmp_path):
     found = set()
     for merges, config in ([], {}), ([("a", "b")], {}), ([], {"eos_token": "a"}):
@@ -63,6 +117,14 @@ def test_the_hash_covers_more_than_the_vocabulary(tmp_path):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
         found.add(load_tokenizer(str(tmp_path)).sha256)
     assert len(found) == 3
+
+
+def test_the_hash_of_a_slow_tokenizer_covers_its_rules(tmp_path):
+    found = set()
+    for lstrip in (False, True):
+        ByT5Tokenizer(eos_token=AddedToken("</s>", lstrip=lstrip)).save_pretrained(tmp_path)
+        found.add(load_tokenizer(str(tmp_path)).sha256)
+    assert len(found) == 2
 
 
 def test_a_file_is_answered_with_where_its_folder_is_to_be_had(tmp_path):
@@ -104,13 +166,8 @@ def test_truncation_stored_in_the_tokenizer_is_not_applied(tmp_path):
     assert [len(ids) for ids in encode(["a a a a a a a", "a"])] == [7, 1]
 
 
-def test_sentencepiece_model(tmp_path):
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n".join(documents(200)))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(tmp_path / "m"), vocab_size=120, minloglevel=2
-    )
-    loaded = load_tokenizer(str(tmp_path / "m.model"))
+def test_sentencepiece_model(sentencepiece_model):
+    loaded = load_tokenizer(str(sentencepiece_model))
     (ids,) = loaded.encode(["w1 w2"])
     assert loaded.decode(list(ids)) == "w1 w2"
     assert (loaded.prefix, loaded.suffix) == ((1,), (2,))
