@@ -107,7 +107,8 @@ def _range_problems(config: Config) -> list[str]:
     problems = [problem for key in _RANGES for problem in _number_problems(config, key)]
     for key, choices in _CHOICES.items():
         value = _value(config, key)
-        if value is not None and value.lower() not in [choice.lower() for choice in choices]:
+        same = str.lower if key.startswith("fsdp_config.") else str  # only those are read in any case
+        if value is not None and same(value) not in map(same, choices):
             place = f"callbacks.{key}" if key.startswith("data_loading") else key
             problems.append(f"{place} is {value!r}; expected one of {', '.join(choices)}.")
     if config.eval_subset_num_batches < 1 and config.eval_subset_num_batches != -1:

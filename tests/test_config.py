@@ -7,7 +7,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from llmshearing.config import Config, OptimizerConfig, build
-from llmshearing.config_file import load_config
+from llmshearing.config_checks import config_problems
+from llmshearing.config_file import load_config, read_what_fits
 from runs import run_values
 
 ROOT = Path(__file__).parents[1]
@@ -192,7 +193,7 @@ def test_shipped_files_are_valid_and_resolve_to_yaml(path):
         ),
         ("max_durations=3ba", "unknown key max_durations; did you mean max_duration"),
         ("train_loader.dataset.splitt=x", "did you mean train_loader.dataset.split"),
-        ("global_train_batch_size=many", "global_train_batch_size"),
+        ("global_train_batch_size=many", "global_train_batch_size: Value 'many'"),
         ("max_duration=3", "max_duration is '3'; expected a whole number and a unit"),
         ("max_duration=0ba", "max_duration is 0; expected at least one batch"),
         ("global_train_batch_size=0", "global_train_batch_size is 0; expected a number, 1 or more"),
@@ -231,14 +232,18 @@ def test_shipped_files_are_valid_and_resolve_to_yaml(path):
         ("callbacks.data_loading.set_names=[]", "set_names is empty; name at least one domain"),
         ("callbacks.data_loading.set_names=code", r"set_names is code; expected a list such as \[code\]"),
         ("model=5", "model is 5; expected keys and values below it"),
+        ("loggers=wandb", "loggers is wandb; expected keys and values below it"),
         ("callbacks.data_loading=abc", "callbacks.data_loading is abc; expected keys and values"),
         ("model=[1]", "Override 'model=\\[1\\]' does not fit the value of model"),
         ("seed=null", "seed is empty; give a value, or leave the line out"),
         ("train_loader=null", "train_loader is missing; add it"),
+        ("max_duration=null", "max_duration is missing; add it"),
         ("=5", "Override '=5' is not of the form key=value"),
+        ("model.=5", "Override 'model.=5' is not of the form key=value"),
         ("optimizer.lr=-1", "optimizer.lr is -1.0; expected a number, 0 or more"),
         ("optimizer.betas=[2,0.9]", r"optimizer.betas is \[2.0, 0.9\]; expected two numbers from 0 to less"),
         ("optimizer.betas=[0.9,1]", r"optimizer.betas is \[0.9, 1.0\]; expected two numbers from 0 to less"),
+        ("optimizer.betas=[-0.1,0.9]", r"optimizer.betas is \[-0.1, 0.9\]; expected two numbers from 0"),
         ("optimizer.betas=[0.9]", r"optimizer.betas is \[0.9\]; expected two numbers"),
         ("optimizer.betas=5", r"optimizer.betas is 5; expected a list such as \[5\]"),
         ("scheduler.t_warmup=soon", "scheduler.t_warmup is 'soon'; expected a whole number and a unit"),
@@ -253,8 +258,9 @@ def test_shipped_files_are_valid_and_resolve_to_yaml(path):
         ("console_log_interval=0ba", "console_log_interval is 0; expected at least one batch"),
         ("dist_timeout=-1", "dist_timeout is -1.0; expected a number, from 1 to"),
         ("eval_subset_num_batches=0", "eval_subset_num_batches is 0; expected 1 or more, or -1: all"),
+        ("eval_subset_num_batches=-2", "eval_subset_num_batches is -2; expected 1 or more, or -1: all"),
         ("python_log_level=loud", "python_log_level is 'loud'; expected one of debug, info"),
-        ("model.l0_module.start_sparsity=1.5", "start_sparsity is 1.5; expected from 0 to less than 1"),
+        ("model.l0_module.start_sparsity=1", "start_sparsity is 1; expected from 0 to less than 1"),
         ("model.l0_module.target_sparsity=-3", "target_sparsity is -3; expected from 0 to less than 1"),
         ("callbacks.data_loading.set_names=[code,code,wiki]", "set_names has code twice; name each"),
         ("callbacks.data_loading.proportion=[1.2,-0.4,0.2]", "proportion has -0.4; expected numbers of 0 or"),
@@ -262,6 +268,14 @@ def test_shipped_files_are_valid_and_resolve_to_yaml(path):
             "callbacks.data_loading.target_loss=[nan,1,2]",
             "target_loss has nan; expected numbers of 0 or more",
         ),
+        (
+            "callbacks.data_loading.target_loss=[inf,1,2]",
+            "target_loss has inf; expected numbers of 0 or more",
+        ),
+        ("optimizer.name=Decoupled_AdamW", "'Decoupled_AdamW'; expected one of decoupled_adamw, adamw"),
+        ("scheduler.name=Constant_With_Warmup", "'Constant_With_Warmup'; expected one of cosine_with_warmup"),
+        ("model.l0_module.noise=PER_RANK", "model.l0_module.noise is 'PER_RANK'; expected one of per_rank"),
+        ("precision=FP32", "precision is 'FP32'; expected one of fp32, amp_bf16"),
         ("precision=fp8", "precision is 'fp8'; expected one of fp32, amp_bf16"),
         ("max_duration=1ep", "expected a whole number and a unit out of ba, tok, sp"),
         ("eval_interval=9tok", "eval_interval is '9tok'; expected a whole number and a unit out of ba,"),
@@ -273,8 +287,14 @@ def test_shipped_files_are_valid_and_resolve_to_yaml(path):
         ("callbacks.data_loading.proportion=[0.5,0.2,0.2]", "proportion sums to 0.9; expected 1"),
         ("callbacks.data_loading.proportion=[0.5,0.5]", "has 2 numbers for 3 domains"),
         ("callbacks.data_loading.target_loss=[1]", "target_loss has 1 numbers for 3 domains"),
+        (
+            "callbacks.data_loading.target_loss=2",
+            r"is 2; expected a list such as \[2\](.|\n)*1 numbers for 3",
+        ),
         ("callbacks.data_loading.target_loss=null", "target_loss is missing"),
+        ("callbacks.data_loading.proportion=null", "proportion is missing; give one number for each of"),
         ("callbacks.data_loading.set_names=null", "proportion is set without set_names; name the domains"),
+        ("callbacks.data_loading.set_names=null", "target_loss is set without set_names; name the domains"),
         ("callbacks.data_loading.update_type=doremy", "expected one of doremi, bandit, constant"),
         ("callbacks.data_loading.set_name=[a]", "unknown key set_name"),
         ("model.n_heads=4 5", "n_heads"),
@@ -307,6 +327,12 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path):
     [
         ("scheduler.t_warmup", "0.03dur"),
         ("scheduler.t_warmup", "64tok"),
+        ("scheduler.t_warmup", "1dur"),
+        ("max_duration", "50000000000000tok"),
+        ("eval_subset_num_batches", -1),
+        ("fsdp_config.sharding_strategy", "full_shard"),
+        ("model.init_device", "mixed"),
+        ("python_log_level", "INFO"),
         ("device_train_microbatch_size", "auto"),
         ("optimizer.betas", [0.0, 0.999]),
     ],
@@ -314,6 +340,14 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path):
 def test_what_stands_at_an_edge_is_accepted(tmp_path, key, value):
     config = load_config(write(tmp_path, run_values(tmp_path / "data")), [f"{key}={value}"])
     assert OmegaConf.select(OmegaConf.structured(config), key) == value
+
+
+@pytest.mark.parametrize(("given", "nearest"), [("-1", 0), ("5", 1), ("inf", 1)])
+def test_a_number_out_of_its_range_is_set_to_the_nearest_in_it(tmp_path, given, nearest):
+    path = write(tmp_path, run_values(tmp_path / "data"))
+    config, _ = read_what_fits(path, [f"scheduler.alpha_f={given}"])
+    assert len(config_problems(config)) == 1
+    assert config.scheduler.alpha_f == nearest
 
 
 @pytest.mark.parametrize("fixed", ["dynamic=false", "update_type=constant"])
@@ -336,6 +370,7 @@ def test_a_section_with_nothing_below_it_counts_as_left_out(tmp_path):
     empty = ("optimizer", "scheduler", "algorithms", "callbacks", "loggers")
     config = load_config(path, [f"{name}=null" for name in empty])
     assert (config.optimizer, config.callbacks, config.algorithms) == (OptimizerConfig(), {}, {})
+    assert load_config(path, ["optimizer.betas=null"]).optimizer.betas == OptimizerConfig().betas
 
 
 def test_a_path_below_the_home_folder_is_written_as_in_a_shell(tmp_path, monkeypatch):

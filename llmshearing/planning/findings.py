@@ -186,8 +186,9 @@ def _examine_compilation(config: Config, found: Findings) -> None:
         return
     try:
         torch.compile(torch.nn.Identity(), **config.compile_config)
-    except (TypeError, KeyError, RuntimeError) as error:
-        found.add([f"compile_config: torch.compile refuses it: {str(error).splitlines()[0]}"])
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        found.add([f"compile_config: torch.compile refuses it: {reason}"])
 
 
 def _examine_batch(config: Config, devices: int, found: Findings) -> None:

@@ -206,12 +206,23 @@ def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokeni
     ("texts", "more", "message"),
     [
         ([], (), "domain book has no documents with text in the field 'text'"),
-        (["w1 w2 w3"], (), r"domain book: eval gets 0 of 5 tokens in 1 different documents, too few"),
-        ([" ".join(documents(99))] * 9, (), r"domain book: for_prune gets 0 of .* in 1 different documents"),
+        (["w1 w2 w3"], (), r"domain book: eval gets 0 of 5 tokens in 1 different documents, .* splits$"),
+        (
+            [" ".join(documents(99))] * 9,
+            ("--ft_tokens", "1k"),
+            r"domain book: for_prune gets 0 of .* in 1 different documents, .*"
+            r"in the ratio of --prune_tokens 4,000 and --ft_tokens 1,000",
+        ),
         (
             documents(99),
-            ("--prune_tokens", "20"),
-            "domain book: its share of for_prune is less than a sequence of 32 tokens: raise --prune_tokens",
+            ("--prune_tokens", "20", "--ft_tokens", "1k"),
+            "domain book: its share of for_prune is less than a sequence of 32 tokens: raise --prune_tokens "
+            ".* in the ratio of --prune_tokens 20 and --ft_tokens 1,000: lower --ft_tokens",
+        ),
+        (
+            documents(99),
+            ("--prune_tokens", "0", "--ft_tokens", "20"),
+            "domain book: its share of for_ft is less than .*: raise --ft_tokens .* lower --seq_length$",
         ),
         (documents(99), ("--tokenizer", "nowhere"), "cannot load tokenizer 'nowhere'"),
         (documents(99), ("--text_field", "body"), r"line \d+: no field 'body', it has text: more than 100"),

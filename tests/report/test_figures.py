@@ -8,6 +8,7 @@ import pytest
 from runs_on_disk import write_run
 
 from llmshearing.report import figures
+from llmshearing.report.maps import MaskHistory
 from llmshearing.report.page import comparison
 from llmshearing.report.reading import Run, read_run
 
@@ -58,6 +59,14 @@ def test_tables_say_first_and_last_losses_and_the_reference(run: Run) -> None:
     assert rows(figures.losses_table([run])) == losses
 
 
+def test_shapes_say_what_is_kept_with_and_without_embeddings(run: Run) -> None:
+    *_, layers, _, _, _, whole, body = rows(figures.shape_table(run))
+    assert layers[:3] == ["layers", "4", "3"]
+    assert layers[3].endswith("75%")
+    assert [*whole[:3], whole[3][-3:]] == ["parameters", "148,032", "30,432", "21%"]
+    assert [*body[:3], body[3][-3:]] == ["without embeddings", "139,840", "26,336", "19%"]
+
+
 def test_masks_say_what_they_are_asked_and_what_they_do(run: Run) -> None:
     assert rows(figures.masks_table(run)) == [
         ["head", "8", "4", "50.0%", "25.0%", "25.0 points off"],
@@ -68,6 +77,27 @@ def test_masks_say_what_they_are_asked_and_what_they_do(run: Run) -> None:
 def test_distances_are_above_the_reference_and_below_it(run: Run, drawn) -> None:
     figures.excess_losses(run)
     assert drawn == {"code": ([4, 10], [1.0, -0.5]), "books": ([10], [0.75])}
+
+
+def test_runs_of_other_domains_or_without_references_leave_cells_empty(run: Run, tmp_path: Path) -> None:
+    other = read_run(write_run(tmp_path / "other", domains=("books", "wiki")))
+    other.config.callbacks["data_loading"]["target_loss"] = None
+    assert figures.excess_losses(other) is None
+    assert rows(figures.losses_table([run, other])) == [
+        ["run", "1.5000", "2.7500", ""],
+        ["other", "", "2.0996", "3.0996"],
+        ["reference", "2.0000", "2.0000", ""],
+    ]
+
+
+def test_captions_say_what_a_point_is_and_how_masks_ended(run: Run) -> None:
+    layers, mlps, *_ = figures.mask_maps(MaskHistory(run))
+    assert layers.caption.endswith("step 10 to 10. Closed in the end, counted from 0: 3.")
+    assert mlps.caption.endswith("In the end 0% to 52%.")
+    assert "Each point" not in figures.training_loss(run).caption
+    line = {"step": 600, "loss/train/total": 1.0, "loss/train/ce_loss": 1.0}
+    caption = figures.training_loss(with_metrics(run.folder, [line])).caption
+    assert caption.endswith("Each point is the mean of 3 steps.")
 
 
 def test_weights_hold_until_they_change_and_count_tokens(run: Run, drawn) -> None:
@@ -91,7 +121,9 @@ def test_weights_that_no_step_was_trained_with_are_told_instead_of_drawn(run: Ru
 
 
 def test_sparsities_are_drawn_beside_their_targets(run: Run, drawn) -> None:
-    figures.sparsities(run)
+    overall = {"metrics/train/expected_sparsity": 0.3, "metrics/train/target_sparsity": 0.6}
+    figures.sparsities(with_metrics(run.folder, [*LINES, {"step": 9, **overall}]))
+    assert (drawn["overall"], drawn["target: overall"]) == (([9], [0.3]), ([9], [0.6]))
     assert drawn["head"] == ([9], [0.25])
     assert drawn["target: head"] == ([9], [0.5])
 
@@ -109,8 +141,10 @@ def test_a_comparison_is_between_models_of_one_shape_and_says_which_is_better(tm
     other = read_run(write_run(tmp_path / "other", prune=False))
     scratch = with_metrics(write_run(tmp_path / "scratch", prune=False, shape=small), LINES)
     run = with_metrics(better, [{"step": 10, "metrics/eval/LanguageCrossEntropy": 2.25}])
-    assert comparison([run, other]) is None
-    said = comparison([run, other, scratch])
+    earlier = write_run(tmp_path / "earlier", prune=False, path="prune/pruned.pt", shape=small)
+    blank = with_metrics(write_run(tmp_path / "blank", prune=False, shape=small), LINES[:1])
+    assert comparison([run, other, blank]) is None
+    said = comparison([read_run(earlier), run, other, blank, scratch])
     assert said == (
         "better ends 0.250 nats a token below scratch, which has its shape and was trained from scratch."
     )

@@ -46,6 +46,24 @@ def test_units_of_closed_layers_are_closed(tmp_path: Path) -> None:
     assert history.hidden[:, 0].tolist() == [0, 1] + 62 * [0]
 
 
+def test_units_of_closed_blocks_are_closed(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", steps=10, interval=10))
+    gates = {
+        "head": np.ones((4, 8), np.float32),
+        "head_layer": np.array([1, 0, 1, 1], np.float32),
+        "intermediate": np.ones((4, 96), np.float32),
+        "mlp": np.array([1, 1, 0, 1], np.float32),
+    }
+    save_file(gates, run.mask_files[10])
+    assert run.config.model.l0_module is not None
+    run.config.model.l0_module.pruning_modules = list(gates)
+    history = MaskHistory(run)
+    assert (history.closed("head_layer"), history.closed("mlp")) == ([1], [2])
+    assert history.heads["head"][0][:, 0].tolist() == [1, 0, 1, 1]
+    assert history.intermediate is not None
+    assert history.intermediate[:, 0].tolist() == [1, 1, 0, 1]
+
+
 def test_moments_are_spread_with_both_ends() -> None:
     assert moments(64) == [0, 13, 25, 38, 50, 63]
     assert moments(2) == [0, 1]

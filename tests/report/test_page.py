@@ -62,7 +62,15 @@ def test_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
     assert "http" not in page
     assert "<script" not in page
-    for part in ("prefers-color-scheme: dark", "@media print", 'name="viewport"'):
+    assert re.findall("<h3>(.*?)</h3>", page.split('id="run-2"')[0]) == [
+        *("Runs", "Evaluation loss", "Last evaluation loss of each domain"),
+        *("Architecture", "Masks", "Training loss", "Evaluation loss by domain"),
+        *("Distance to the reference loss", "Domain weights", "Tokens used", "Sparsity", "Lagrangian"),
+        *("Multipliers of the linear term", "Which layers stay", "How much of each MLP stays"),
+        *("Which hidden dimensions stay", "Which attention heads stay"),
+    ]
+    told = ("Every mask has reached its target.", "continue ends 0.000 nats a token")
+    for part in ("prefers-color-scheme: dark", "@media print", 'name="viewport"', *told):
         assert part in page
 
 
@@ -87,14 +95,25 @@ def test_runs_tell_one_story(tmp_path: Path) -> None:
 
 def test_sentences_say_what_was_missed(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "prune"))
-    assert "Every mask has reached its target." in sentences(run)
-    assert "Data read more than once: code 2.0 times, books 2.0 times." in sentences(run)
+    assert sentences(run) == [
+        "Every mask has reached its target.",
+        "The evaluation loss went from 2.945 after step 10 to 2.100 after step 40.",
+        "Data read more than once: code 2.0 times, books 2.0 times.",
+    ]
     metrics = tmp_path / "prune" / "metrics.jsonl"
     head = "\n".join(metrics.read_text().splitlines()[:15])
     metrics.write_text(head + "\n")  # the run in its middle: the masks are still on their way
     run = read_run(tmp_path / "prune")
     expected = {kind: value for kind, value, _ in convergence(run)}["head"]
     assert f"Mask head removes {expected:.1%} in expectation; its target is 50.0%." in sentences(run)
+    assert "Data read" not in " ".join(sentences(run))
+
+
+def test_sentences_say_nothing_of_what_was_not_logged(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=10)
+    line = '{"step": 0, "loss/train/total": 5.0, "metrics/eval/LanguageCrossEntropy": 5.0}\n'
+    (folder / "metrics.jsonl").write_text(line)
+    assert sentences(read_run(folder)) == []
 
 
 def test_text_of_a_run_cannot_become_markup(tmp_path: Path) -> None:
@@ -130,6 +149,9 @@ def test_command_writes_beside_the_runs(
     command.main()
     assert (tmp_path / "prune" / "report.html").is_file()
     assert "prune/report.html" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["report", folders[0], "--out", str(tmp_path / "other.html")])
+    command.main()
+    assert (tmp_path / "other.html").is_file()
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "nowhere")])
     with pytest.raises(FileNotFoundError, match="expected the save_folder of a run"):
         command.main()
@@ -151,6 +173,8 @@ def test_only_a_report_is_written_over_and_a_run_is_named_once(tmp_path: Path) -
     with pytest.raises(FileExistsError, match=r"config.yaml exists and is no report; choose another file"):
         write_report([folder], folder / "config.yaml")
     assert (folder / "config.yaml").read_text() == before
+    with pytest.raises(IsADirectoryError, match="is a folder; expected a file to write, such as"):
+        write_report([folder], folder)
     for _ in range(2):
         write_report([folder], folder / "report.html")
     with pytest.raises(ValueError, match="is named twice; name each run once"):

@@ -100,3 +100,6 @@ def test_refuses_folders_of_no_run(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("d_model: 64", "d_model: null"))
     with pytest.raises(ValueError, match=r"config.yaml: model.d_model is not set"):
         read_run(folder)
+    config.write_text(config.read_text() + "sed: 1\n")
+    with pytest.raises(ValueError, match=r"config.yaml: unknown key sed; did you mean seed"):
+        read_run(folder)

@@ -11,7 +11,9 @@ from llmshearing.utils.post_pruning_processing import prune_and_save_model
 from twins import CONFIGS, make, masked_checkpoint, save
 
 
-@pytest.mark.parametrize("kind", ["source", "in source", "run", "link", "foreign", "folder"])
+@pytest.mark.parametrize(
+    "kind", ["source", "in source", "in a link", "run", "latest", "link", "foreign", "folder"]
+)
 def test_what_must_not_be_lost_is_not_written_over(tmp_path, kind):
     source, out = tmp_path / "hf", tmp_path / "out.pt"
     source.mkdir()
@@ -19,22 +21,26 @@ def test_what_must_not_be_lost_is_not_written_over(tmp_path, kind):
         torch.save({"a": torch.ones(1)}, path)
     check_output(out, source)
     check_output(tmp_path / "new.pt", source)
-    what = {"source": "a part of", "in source": "a part of", "run": "a checkpoint of a run"}
+    what = {"run": "a checkpoint of a run", "latest": "a checkpoint of a run", "link": "a link to nothing"}
+    what |= dict.fromkeys(("source", "in source", "in a link"), "a part of")
     if kind == "source":
         source = out
     elif kind == "in source":
         out = source / "pytorch_model.bin"
+    elif kind == "in a link":
+        out, source = source / "pytorch_model.bin", tmp_path / "link"
+        source.symlink_to("hf")
     elif kind == "run":
         manifest = {"step": 1, "written": 1.0, "files": {}}
         (tmp_path / "out.pt.json").write_text(json.dumps(manifest))
-    elif kind == "link":
+    elif kind in ("latest", "link"):
         out = tmp_path / "latest"
-        out.symlink_to("nothing")
+        out.symlink_to("out.pt" if kind == "latest" else "nothing")
     elif kind == "foreign":
         out.write_text("a: 1")
     else:
         out = tmp_path
-    with pytest.raises(FileExistsError, match=what.get(kind, "a link to nothing|no checkpoint")):
+    with pytest.raises(FileExistsError, match=what.get(kind, "no checkpoint")):
         check_output(out, source)
 
 
