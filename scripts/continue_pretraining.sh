@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Continue pre-training a pruned model with the settings of the paper (arXiv 2310.06694, section 3.1):
 # 48,000 steps of 256 x 4,096 tokens (50 billion), new domain weights every 400 steps.
-# Every setting can be given from the environment:
+# Every setting can be given from the environment; paths begin at the repository, wherever you stand:
 #   MODEL=runs/prune/pruned-latest-rank0.pt DATA=data/mds TARGET=1.3b bash scripts/continue_pretraining.sh [key=value ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

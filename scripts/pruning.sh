@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prune LLaMA-2-7B to the shape of TARGET with the settings of the paper (arXiv 2310.06694, section 3.1):
 # 3,200 steps of 32 x 4,096 tokens, evaluation and new domain weights every 50 steps.
-# Every setting can be given from the environment:
+# Every setting can be given from the environment; paths begin at the repository, wherever you stand:
 #   MODEL=models/llama2-7b.pt DATA=data/mds TARGET=1.3b bash scripts/pruning.sh [key=value ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -35,6 +35,7 @@ def keep_only(folder, name):
 def goes_on(path, world_size):
     output = run([path, "autoresume=true"], world_size)
     assert "going on from" in output
+    assert "not in the state_dict" not in output  # which Composer warns of a callback without a state
 
 
 @pytest.mark.slow

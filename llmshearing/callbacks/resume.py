@@ -5,6 +5,7 @@ data and handed to Composer's state by its public methods.
 """
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,10 @@ class Resume(Callback):
         set_optimizer_state_dict(
             state.model, optimizer, saved["optimizers"][_name(optimizer)], options=options
         )
-        state.load_state_dict({key: saved[key] for key in _PLAIN if key in saved}, logger)
+        stateless = "|".join(type(each).__qualname__ for each in state.callbacks if not each.state_dict())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", f"({stateless}) is not in the state_dict")
+            state.load_state_dict({key: saved[key] for key in _PLAIN if key in saved}, logger)
         self._rng = contents["rng"]
         log.info("going on from %s, step %d", self.path, state.timestamp.batch.value)
 

@@ -12,7 +12,7 @@ from llmshearing.data.manifest import Manifest, read_manifest
 from llmshearing.data.tokenizer import TextTokenizer, check_tokenizer, load_tokenizer
 from llmshearing.datasets.mds_index import INDEX
 from llmshearing.datasets.sequence_folder import ORIGINAL_DTYPES, TOKEN_DTYPES, SequenceFolder
-from llmshearing.utils.cli import run, say
+from llmshearing.utils import cli
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def find_folders(root: Path) -> list[Path]:
     """
     if not (folders := sorted(index.parent for index in root.rglob(INDEX) if not _is_hidden(index, root))):
         raise FileNotFoundError(
-            f"{root} holds no {INDEX}: expected a folder made by `python -m llmshearing.data.prepare`"
+            f"{root} holds no {INDEX}: expected what `python -m llmshearing.data.prepare` has completed"
         )
     return folders
 
@@ -72,16 +72,12 @@ def show_samples(folder: SequenceFolder, tokenizer: TextTokenizer, samples: int)
     for index in range(0, len(folder), max(1, len(folder) // samples))[:samples]:
         sequence = folder[index]
         text = tokenizer.decode(sequence.tokens[:_SHOWN_TOKENS].tolist())
-        say(f"  [{index}] {sequence.domain}: {json.dumps(text, ensure_ascii=False)}")
+        cli.say(f"  [{index}] {sequence.domain}: {json.dumps(text, ensure_ascii=False)}")
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llmshearing.data.inspect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("llmshearing.data.inspect", __doc__)
     parser.add_argument("folder", type=Path, help="prepared data, or one folder of it")
     parser.add_argument("--tokenizer", help="to decode samples (the manifest's)")
     parser.add_argument("--samples", type=int, default=1, help="sequences of each folder to decode (1)")
@@ -104,15 +100,15 @@ def main() -> None:
     dtypes = TOKEN_DTYPES if manifest is not None else ORIGINAL_DTYPES
     known = manifest is not None
     folders = [SequenceFolder(path, seq_length, dtypes, vocab_size, length_is_known=known) for path in paths]
-    say(f"{'folder':<32}{'sequences':>12}{'tokens':>16}  dtype")
+    cli.say(f"{'folder':<32}{'sequences':>12}{'tokens':>16}  dtype")
     for folder in folders:
-        say(describe(folder, args.folder))
+        cli.say(describe(folder, args.folder))
         if tokenizer is not None:
             show_samples(folder, tokenizer, args.samples)
     if manifest is not None and "prefix" in manifest.tokenizer:
         before, behind = (manifest.tokenizer[key] for key in ("prefix", "suffix"))
-        say(f"each document between the ids {before} and {behind} of {manifest.tokenizer['name']}")
+        cli.say(f"each document between the ids {before} and {behind} of {manifest.tokenizer['name']}")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

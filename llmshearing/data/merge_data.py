@@ -4,7 +4,6 @@ Example: python -m llmshearing.data.merge_data --input_dir data/eval --output_di
          --output_split eval_merge --split_names cc github book
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from streaming.base.format.mds import MDSWriter
 
 from llmshearing.datasets.mds_index import INDEX, is_plain_name, read_index
 from llmshearing.datasets.shard_folder import ShardFolder
-from llmshearing.utils.cli import run, say
+from llmshearing.utils import cli
 from llmshearing.utils.files import replacing_folder
 
 logger = logging.getLogger(__name__)
@@ -95,11 +94,7 @@ def _columns(folder: ShardFolder) -> tuple[dict[str, str], int | None]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llmshearing.data.merge_data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("llmshearing.data.merge_data", __doc__)
     parser.add_argument(
         "--input_dir", type=Path, required=True, help="folder that holds the folders to merge"
     )
@@ -115,8 +110,8 @@ def main() -> None:
         )
     output = args.output_dir / args.output_split
     count = merge([args.input_dir / name for name in names], output)
-    say(f"{count:,} sequences of {len(names)} folders in {output}")
+    cli.say(f"{count:,} sequences of {len(names)} folders in {output}")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -30,7 +30,7 @@ from llmshearing.data.splits import SPLITS
 from llmshearing.data.stages import EVAL_MERGE, pack_tasks
 from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.datasets.mixture import SUM_TOLERANCE
-from llmshearing.utils.cli import key_values, quantity, run, say
+from llmshearing.utils import cli
 from llmshearing.utils.files import occupied
 
 logger = logging.getLogger(__name__)
@@ -40,11 +40,7 @@ WORK = ".prepare-"
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m llmshearing.data.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("llmshearing.data.prepare", __doc__)
     add = parser.add_argument
     add("--input", required=True, help="folder of text, or a URL that fsspec reads (s3://...)")
     add("--output", required=True, help="folder of the result")
@@ -56,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seq_length", type=int, default=4096, help="tokens of a sequence (4096)")
     add("--text_field", default="text", help="key or column that holds the text (text)")
     add("--domains", nargs="+", help="folders to read (all)")
-    tokens = functools.partial(add, type=quantity)
+    tokens = functools.partial(add, type=cli.quantity)
     tokens("--eval_tokens", default=2_048_000, help="for evaluation, of each domain (2048000)")
     tokens("--prune_tokens", default=419_430_400, help="for pruning, of all domains (419430400; 420M, 0.42B)")
     tokens("--ft_tokens", help="for training on, of all domains (all that is left; 50B)")
@@ -77,7 +73,7 @@ def build_job(args: argparse.Namespace) -> Job:
     """
     for name, least in {"seq_length": 2, "seed": 0, "max_broken": 0, "workers": 1}.items():
         if not least <= getattr(args, name) < 2**63:
-            raise ValueError(f"--{name} is {getattr(args, name)}: expected {least} or more, in 63 bits")
+            raise ValueError(f"--{name} is {getattr(args, name)}: expected from {least} to 2^63 - 1")
     if args.eval_tokens == args.prune_tokens == args.ft_tokens == 0:
         raise ValueError("--eval_tokens, --prune_tokens and --ft_tokens are all 0: nothing would be made")
     output = Path(args.output).expanduser()
@@ -111,7 +107,7 @@ def build_job(args: argparse.Namespace) -> Job:
 
 def _shares(words: list[str], domains: list[str]) -> dict[str, float]:
     """The shares given as domain=number, scaled to sum to 1."""
-    shares = key_values(words, f"{domains[0]}=0.25")
+    shares = cli.key_values(words, f"{domains[0]}=0.25")
     for name, share in shares.items():
         if type(share) not in (int, float) or not math.isfinite(share):
             shown = "" if share is None else share
@@ -204,13 +200,15 @@ def report(manifest: Manifest, output: str) -> None:
     """Print what was made."""
     for warning in manifest.settings["warnings"]:
         logger.warning(warning)
-    say(f"{'domain':<16}{'documents':>12}{'broken':>8}{'tokens':>16}" + "".join(f"{s:>12}" for s in SPLITS))
+    cli.say(
+        f"{'domain':<16}{'documents':>12}{'broken':>8}{'tokens':>16}" + "".join(f"{s:>12}" for s in SPLITS)
+    )
     for name, entry in manifest.domains.items():
         sequences = "".join(f"{entry['splits'].get(s, {}).get('sequences', 0):>12,}" for s in SPLITS)
-        say(f"{name:<16}{entry['documents']:>12,}{entry['broken']:>8,}{entry['tokens']:>16,}{sequences}")
+        cli.say(f"{name:<16}{entry['documents']:>12,}{entry['broken']:>8,}{entry['tokens']:>16,}{sequences}")
     around = [manifest.tokenizer.get(key) for key in ("prefix", "suffix")]
-    say(f"(each document between the ids {around[0]} and {around[1]})")
-    say(f"(splits in sequences of {manifest.seq_length} tokens, {manifest.dtype}) {output}/{MANIFEST}")
+    cli.say(f"(each document between the ids {around[0]} and {around[1]})")
+    cli.say(f"(splits in sequences of {manifest.seq_length} tokens, {manifest.dtype}) {output}/{MANIFEST}")
 
 
 def main() -> None:
@@ -225,7 +223,7 @@ def main() -> None:
         raise KeyboardInterrupt("the same command goes on where it stopped") from error
     manifest = read_manifest(job.output)
     if manifest is None:
-        say(f"submitted; {job.output}/{MANIFEST} appears when everything is complete")
+        cli.say(f"submitted; {job.output}/{MANIFEST} appears when everything is complete")
     else:
         for work in Path(job.output).glob(f"{WORK}*"):  # of interrupted runs with other settings too
             shutil.rmtree(work, ignore_errors=True)
@@ -233,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -91,6 +91,8 @@ def load_tokenizer(name: str) -> TextTokenizer:
     path = Path(name)
     if path.is_file() and path.suffix != ".model":
         raise ValueError(f"tokenizer {name} is a file: {_FOLDER_OF.get(path.suffix, _ITS_FOLDER)}")
+    if not path.exists() and path.suffix != ".model":
+        logger.info("no folder %s here: asking the Hugging Face hub for a tokenizer of that name", name)
     try:
         loaded = _from_sentencepiece(name) if path.suffix == ".model" else _from_transformers(name)
         if not loaded.vocabulary:
@@ -104,10 +106,30 @@ def load_tokenizer(name: str) -> TextTokenizer:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why it cannot be loaded; what transformers says of a folder without a tokenizer is no help."""
-    if path.is_dir() and not any(file.name.startswith(_TOKENIZER_FILES) for file in path.iterdir()):
+    """Why it cannot be loaded, where what transformers says of a folder is no help."""
+    reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    if not path.exists() and path.suffix != ".model":
+        return f"there is no such folder here, and as a name on the hub: {reason}"
+    if not path.is_dir():
+        return reason
+    files = sorted(path.iterdir())
+    if not any(file.name.startswith(_TOKENIZER_FILES) for file in files):
         return "the folder holds no tokenizer.json, tokenizer.model or vocab file"
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    for file in files:
+        if file.suffix == ".json" and (problem := _json_problem(file)):
+            return f"{file.name} is no JSON: {problem}"
+    models = [file for file in files if file.suffix == ".model"]
+    if models and not any(file.suffix == ".json" for file in files):
+        return f"the folder tells nothing of its {models[0].name}: give that file, {models[0]}"
+    return reason
+
+
+def _json_problem(file: Path) -> str | None:
+    try:
+        json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return None
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: TextTokenizer) -> None:
@@ -144,6 +166,9 @@ def _from_transformers(name: str) -> TextTokenizer:
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
+        if getattr(backend.model, "dropout", None):
+            logger.warning("tokenizer %s drops merges at random (dropout): data is made without", name)
+            backend.model.dropout = None
         return TextTokenizer(
             name,
             partial(_encode_fast, backend),
@@ -194,7 +219,8 @@ def _all_files(tokenizer: Any) -> bytes:
 def _from_sentencepiece(name: str) -> TextTokenizer:
     from sentencepiece import SentencePieceProcessor
 
-    processor: Any = SentencePieceProcessor(model_file=name)
+    load: Any = SentencePieceProcessor  # some releases have no type of its arguments
+    processor = load(model_file=name)
     vocabulary = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
     bos, eos = (i if i >= 0 else None for i in (processor.bos_id(), processor.eos_id()))
     definition = Path(name).read_bytes()

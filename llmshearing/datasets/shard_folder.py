@@ -103,8 +103,8 @@ class ShardFolder:
             self._download(INDEX, read_index)
         if not index.is_file():
             raise FileNotFoundError(
-                f"{index} not found: expected a folder made by `python -m llmshearing.data.prepare`; "
-                "check data_local, the split and set_names"
+                f"{index} not found: expected a folder made by `python -m llmshearing.data.prepare`; check "
+                "the path: in a configuration data_local, the split and set_names"
             )
         return read_index(index)
 

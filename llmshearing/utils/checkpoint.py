@@ -145,7 +145,11 @@ def _load_sharded(path: Path) -> Any:
     from llmshearing.utils.sharded import INDEX, is_sharded, load_sharded
 
     if not is_sharded(path):
-        raise FileNotFoundError(f"{path} is the folder of no model: it has neither {CONFIG} nor {INDEX}.")
+        latest = path / run_folder.LATEST
+        advice = f"take the run's {latest}" if latest.exists() else "expected a checkpoint or a folder of one"
+        raise FileNotFoundError(
+            f"{path} is the folder of no model, it has neither {CONFIG} nor {INDEX}: {advice}."
+        )
     return load_sharded(path)
 
 

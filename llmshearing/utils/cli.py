@@ -53,7 +53,10 @@ def message(error: BaseException) -> str:
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m module`, whose `--help` shows the module's documentation as it stands."""
     return argparse.ArgumentParser(
-        prog=f"python -m {module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {module}",
+        description=doc,
+        epilog="--debug with any of them shows the traceback of an error.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 

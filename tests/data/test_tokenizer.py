@@ -2,11 +2,12 @@
 
 import json
 import pickle
+import shutil
 
 import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, ByT5Tokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer, LlamaTokenizer
 
 from llmshearing.data.manifest import Manifest
 from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
@@ -166,12 +167,31 @@ def test_truncation_stored_in_the_tokenizer_is_not_applied(tmp_path):
     assert [len(ids) for ids in encode(["a a a a a a a", "a"])] == [7, 1]
 
 
+def test_merges_are_not_dropped_at_random(tmp_path, caplog):
+    loaded = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], dropout=0.5))
+    loaded.save(str(tmp_path / "tokenizer.json"))
+    (ids,) = load_tokenizer(str(tmp_path)).encode(["ab" * 99])
+    assert list(ids) == [2] * 99
+    assert "dropout" in caplog.text
+
+
 def test_sentencepiece_model(sentencepiece_model):
     loaded = load_tokenizer(str(sentencepiece_model))
     (ids,) = loaded.encode(["w1 w2"])
     assert loaded.decode(list(ids)) == "w1 w2"
     assert (loaded.prefix, loaded.suffix) == ((1,), (2,))
     assert loaded.vocab_size == 120
+
+
+def test_a_llama_folder_with_a_sentencepiece_model_alone(sentencepiece_model, tmp_path):
+    """As the first LLaMA models are shared; transformers converts it, which needs protobuf."""
+    LlamaTokenizer(str(sentencepiece_model), legacy=False).save_pretrained(tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
+    ours, theirs = load_tokenizer(str(tmp_path)), load_tokenizer(str(sentencepiece_model))
+    assert [list(ids) for ids in ours.encode(documents(3))] == [
+        list(ids) for ids in theirs.encode(documents(3))
+    ]
+    assert (ours.prefix, ours.suffix) == (theirs.prefix, theirs.suffix)
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
@@ -183,9 +203,9 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
         assert load_tokenizer(str(tmp_path)).dtype == dtype
 
 
-@pytest.mark.parametrize("name", ["nowhere", "missing.model"])
-def test_what_is_no_tokenizer_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match=rf"cannot load tokenizer .*{name}.*: expected a folder with"):
+@pytest.mark.parametrize(("name", "reason"), [("nowhere", "there is no such folder"), ("missing.model", "")])
+def test_what_is_no_tokenizer_is_refused(tmp_path, name, reason):
+    with pytest.raises(ValueError, match=rf"cannot load tokenizer .*{name}' \({reason}.*: expected a folder"):
         load_tokenizer(str(tmp_path / name))
 
 
@@ -195,6 +215,15 @@ def test_a_folder_without_a_tokenizer_is_said_to_have_none(tmp_path):
         with pytest.raises(ValueError, match=message):
             load_tokenizer(str(tmp_path))
         (tmp_path / name).write_text("{}")
+
+
+def test_what_is_wrong_with_a_folder_is_said(tmp_path, sentencepiece_model):
+    shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
+    with pytest.raises(ValueError, match=r"give that file, .*/tokenizer\.model\)"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"')
+    with pytest.raises(ValueError, match=r"\(tokenizer_config\.json is no JSON: Expecting ',' delimiter"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_another_vocabulary_than_the_datas_is_refused(tokenizer_folder):

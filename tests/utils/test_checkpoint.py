@@ -23,6 +23,7 @@ from llmshearing.utils.checkpoint import (
     write_checkpoint,
 )
 from llmshearing.utils.hf_files import from_hf, read_hf
+from llmshearing.utils.run_folder import LATEST
 from llmshearing.utils.sharded import load_sharded
 from twins import CONFIGS, make, masked_checkpoint, save
 
@@ -220,7 +221,10 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, part):
 def test_a_file_or_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*absent\.pt"):
         read_checkpoint(tmp_path / "absent.pt")
-    with pytest.raises(FileNotFoundError, match=r"neither config\.json nor \.metadata"):
+    with pytest.raises(FileNotFoundError, match=r"neither config\.json nor \.metadata: expected a"):
+        read_checkpoint(tmp_path)
+    (tmp_path / LATEST).touch()
+    with pytest.raises(FileNotFoundError, match=r": take the run's .*/latest-rank0\.pt"):
         read_checkpoint(tmp_path)
     torch.save({"state": {"model": {"lm_head.weight": torch.ones(2)}}}, tmp_path / "c.pt")
     with pytest.raises(ValueError, match=r"wte\.weight is expected; found lm_head\.weight"):
