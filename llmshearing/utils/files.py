@@ -131,7 +131,7 @@ def _explaining(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:  # a failed write, also where the disk is full
-        reason = plain_words(str(error).splitlines()[0])
+        reason = plain_words(str(error).splitlines()[0]).replace(str(temporary), str(path)).rstrip(".")
         disk = shutil.disk_usage(path.parent)
         room = _room(path) if disk.total and disk.free < LITTLE else ""
         raise OSError(f"Writing {path} failed: {reason}{room}.") from error

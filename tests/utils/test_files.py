@@ -111,6 +111,9 @@ def test_other_failures_are_not_blamed_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=2**41, free=2**40))
     with pytest.raises(OSError, match=r"Writing .*a failed: no storage\.$"), replacing(tmp_path / "a"):
         raise RuntimeError("no storage")
+    said = r"^Writing (.*/a) failed: \1 cannot be opened\.$"
+    with pytest.raises(OSError, match=said), replacing(tmp_path / "a") as temporary:
+        raise RuntimeError(f"{temporary} cannot be opened.")
     with pytest.raises(PermissionError, match=r"^not yours$"), replacing(tmp_path / "a"):
         raise PermissionError("not yours")
 
