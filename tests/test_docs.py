@@ -121,6 +121,7 @@ def test_help_says_what_a_command_does_and_shows_one(module: str, monkeypatch, c
     assert text.startswith(f"usage: python -m {module}")
     example = " ".join(text.split("Example:")[1].split("\n\noptions")[0].split())
     assert f"python -m {module} " in f"{example} "
+    assert "--debug" in text
 
 
 @pytest.mark.usefixtures("no_benchmark")

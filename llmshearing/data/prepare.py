@@ -72,9 +72,10 @@ def build_job(args: argparse.Namespace) -> Job:
     Raises ValueError and FileNotFoundError for settings that cannot work.
     """
     for name, least in {"seq_length": 2, "seed": 0, "max_broken": 0, "workers": 1}.items():
-        if not least <= getattr(args, name) < 2**63:
-            expected = f"{least} or more" if getattr(args, name) < least else "less than 2^63"
-            raise ValueError(f"--{name} is {getattr(args, name)}: expected {expected}")
+        value = getattr(args, name)
+        if not least <= value < 2**63:
+            expected = f"{least} or more" if value < least else "less than 2^63"
+            raise ValueError(f"--{name} is {value}: expected {expected}")
     if args.eval_tokens == args.prune_tokens == args.ft_tokens == 0:
         raise ValueError("--eval_tokens, --prune_tokens and --ft_tokens are all 0: nothing would be made")
     output = Path(args.output).expanduser()

@@ -91,7 +91,7 @@ def load_tokenizer(name: str) -> TextTokenizer:
     path = Path(name)
     if path.is_file() and path.suffix != ".model":
         raise ValueError(f"tokenizer {name} is a file: {_FOLDER_OF.get(path.suffix, _ITS_FOLDER)}")
-    if not path.exists() and path.suffix != ".model":
+    if _is_name(path):
         logger.info("no folder %s here: asking the Hugging Face hub for a tokenizer of that name", name)
     try:
         loaded = _from_sentencepiece(name) if path.suffix == ".model" else _from_transformers(name)
@@ -105,10 +105,15 @@ def load_tokenizer(name: str) -> TextTokenizer:
         ) from error
 
 
+def _is_name(path: Path) -> bool:
+    """Whether this is nothing here, and may be a name on the hub."""
+    return not path.exists() and path.suffix != ".model"
+
+
 def _reason(path: Path, error: Exception) -> str:
     """Why it cannot be loaded, where what transformers says of a folder is no help."""
     reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-    if not path.exists() and path.suffix != ".model":
+    if _is_name(path):
         return f"there is no such folder here, and as a name on the hub: {reason}"
     if not path.is_dir():
         return reason

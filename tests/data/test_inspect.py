@@ -57,3 +57,10 @@ def test_inspect_wants_the_length_of_data_without_a_manifest(monkeypatch, prepar
     monkeypatch.setattr(inspect_command, "manifest_of", lambda root: None)
     with pytest.raises(ValueError, match="has no manifest: give the tokens of a sequence"):
         inspect_command.main()
+
+
+def test_a_preparation_that_is_not_complete_is_told(tmp_path):
+    (tmp_path / ".prepare-0" / "mds").mkdir(parents=True)
+    (tmp_path / ".prepare-0" / "mds" / "index.json").touch()
+    with pytest.raises(FileNotFoundError, match=r"no index.json: expected what `.*` has completed"):
+        inspect_command.find_folders(tmp_path)
