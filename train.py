@@ -7,9 +7,9 @@ Prunes when the configuration has `model.l0_module`, trains otherwise. Example:
 
 import sys
 
-from llmshearing.config_file import load_config
+from llmshearing.cli import run
+from llmshearing.config.reading import load_config
 from llmshearing.training import train
-from llmshearing.utils.cli import run
 
 
 def main() -> None:

@@ -27,15 +27,15 @@ import torch
 
 from benchmarks.common import write_result
 from benchmarks.memory import resident
-from llmshearing.config import L0Config, ModelConfig, TargetConfig
-from llmshearing.models.architecture import Architecture
-from llmshearing.models.families import architecture_to_hf, complete
-from llmshearing.models.l0_module import L0Module
-from llmshearing.utils import cli
-from llmshearing.utils.checkpoint import read_checkpoint, write_checkpoint
-from llmshearing.utils.composer_to_hf import export, save_composer_to_hf, save_hf_to_composer
-from llmshearing.utils.post_pruning_processing import prune_and_save_model
-from llmshearing.utils.weights import weight_shapes
+from llmshearing import cli
+from llmshearing.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from llmshearing.checkpoints.weights import weight_shapes
+from llmshearing.commands.convert import export, save_composer_to_hf, save_hf_to_composer
+from llmshearing.commands.prune import prune_and_save_model
+from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
+from llmshearing.pruning.l0 import L0Module
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import architecture_to_hf, complete
 
 SOURCE = {"d_model": 2048, "n_heads": 16, "n_layers": 24, "intermediate_size": 5504}
 TARGET = {"d_model": 1024, "n_heads": 8, "n_layers": 24, "intermediate_size": 2816}

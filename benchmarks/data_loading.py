@@ -22,10 +22,10 @@ from streaming.base.format import reader_from_json
 from streaming.base.format.mds import MDSWriter
 
 from benchmarks.common import median_ratio, paired_seconds, write_result
+from llmshearing import cli
+from llmshearing.config.loader import DatasetConfig, LoaderConfig
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
-from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.mixture import Cursor, Mixture
-from llmshearing.utils import cli
 
 SEQ_LEN = 4096
 SEQUENCES = 7000  # over all domains

@@ -20,11 +20,11 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from benchmarks.common import median_ratio, paired_seconds, write_result
+from llmshearing import cli
 from llmshearing.data import stages
 from llmshearing.data.job import Job
 from llmshearing.data.sources import list_tasks
 from llmshearing.data.tokenizer import load_tokenizer
-from llmshearing.utils import cli
 
 MEGABYTES = 24
 VOCABULARY = 16_000

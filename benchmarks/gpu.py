@@ -24,8 +24,8 @@ from composer.distributed.activation_checkpointing import apply_ac
 
 from benchmarks.common import hf_model, positive, write_result
 from benchmarks.steps import finish
+from llmshearing import cli
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.utils import cli
 
 SHAPES = {
     "370M": {"d_model": 1024, "n_heads": 8, "n_layers": 24, "intermediate_size": 2816},

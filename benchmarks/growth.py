@@ -18,7 +18,7 @@ from tqdm import tqdm
 from benchmarks.common import hf_model, paired_seconds, shearing_model, token_batch, write_result
 from benchmarks.memory import measured
 from benchmarks.steps import hf_step, our_step
-from llmshearing.utils import cli
+from llmshearing import cli
 
 BASE = {"layers": 4, "width": 256, "length": 256, "vocabulary": 8000}
 VARIED = {

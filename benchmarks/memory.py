@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.common import BODY_25M, hf_model, shearing_model, token_batch, write_result
 from benchmarks.steps import hf_step, our_step
-from llmshearing.utils import cli
+from llmshearing import cli
 
 _FRESH = multiprocessing.get_context("forkserver")
 _FRESH.set_forkserver_preload(["benchmarks.steps"])

@@ -26,10 +26,10 @@ from streaming.base.format.mds import MDSWriter
 
 from benchmarks.common import BODY_25M, write_result
 from benchmarks.steps import our_step
-from llmshearing.config import Config, build
-from llmshearing.config_file import load_config
+from llmshearing import cli
+from llmshearing.config.keys import Config, build
+from llmshearing.config.reading import load_config
 from llmshearing.training import build_trainer
-from llmshearing.utils import cli
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = "configs/quickstart/source.yaml"

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import conversion, data_loading, data_tokenizing, memory, overhead, steps
 from benchmarks.common import RESULTS
-from llmshearing.utils import cli
+from llmshearing import cli
 
 # what, result file, key in its values, the bar, and whether the value may not be below it (else: above)
 TABLE: list[tuple[str, str, str, float, bool]] = [

@@ -26,8 +26,8 @@ from benchmarks.common import (
     token_batch,
     write_result,
 )
+from llmshearing import cli
 from llmshearing.models.metrics import domain_sums
-from llmshearing.utils import cli
 
 VOCABULARY, SEQUENCES, LENGTH = 32_000, 4, 512
 ROUNDS = 15

@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from llmshearing.callbacks.checkpointing import Checkpointing
+from llmshearing.callbacks.components import build_components
 from llmshearing.callbacks.domain_losses import DomainLosses
 from llmshearing.callbacks.dynamic_loading_callback import build_dynamic_loading
 from llmshearing.callbacks.end_of_data import EndOfData
@@ -37,19 +38,18 @@ from llmshearing.callbacks.resume import Resume, find_checkpoint
 from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.callbacks.signals import StopOnSignal
 from llmshearing.callbacks.watchdog import Watchdog
-from llmshearing.components import build_components
-from llmshearing.config import Config, FsdpConfig
-from llmshearing.data.manifest import manifest_sha256
+from llmshearing.checkpoints import run_folder
+from llmshearing.checkpoints.checkpoint import Checkpoint, completed, load_weights, read_checkpoint
+from llmshearing.checkpoints.hf_files import read_travelling
+from llmshearing.config.keys import Config, FsdpConfig
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
+from llmshearing.datasets.manifest import manifest_sha256
+from llmshearing.files import occupied
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.model_registry import model_class
 from llmshearing.planning.findings import check
 from llmshearing.planning.text import describe
 from llmshearing.sharding import parallelize
-from llmshearing.utils import run_folder
-from llmshearing.utils.checkpoint import Checkpoint, completed, load_weights, read_checkpoint
-from llmshearing.utils.files import occupied
-from llmshearing.utils.hf_files import read_travelling
 
 logger = logging.getLogger(__name__)
 

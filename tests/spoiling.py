@@ -18,10 +18,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from llmshearing.data.manifest import Manifest
+from llmshearing.checkpoints import run_folder
+from llmshearing.commands.convert import save_hf_to_composer
+from llmshearing.datasets.manifest import Manifest
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.utils import run_folder
-from llmshearing.utils.composer_to_hf import save_hf_to_composer
 from runs import DOMAINS, SEQ_LEN
 from tests.data.texts import documents, write_jsonl
 from twins import CONFIGS, make, save

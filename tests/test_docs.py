@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from llmshearing.config_file import load_config
-from llmshearing.utils import config_reference
+from llmshearing.commands import config_reference
+from llmshearing.config.reading import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

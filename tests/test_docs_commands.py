@@ -22,7 +22,7 @@ NOT_RUN = {
     "python -m benchmarks.data_tokenizing": "takes minutes",
     "python -m benchmarks.growth": "takes minutes",
     "python -m benchmarks.gpu": "needs a GPU",
-    "python -m llmshearing.utils.family_table docs/models.md": "run by tests/utils/test_family_table.py",
+    "python -m llmshearing.utils.family_table docs/models.md": "run by tests/commands/test_family_table.py",
 }
 MODULE, RUNS = "python -m llmshearing", "runs/llama2_7b_pruning_1.3b runs/llama2_1.3b_continued"
 PLAN = f"{MODULE}.utils.plan configs/llama2/7b.yaml data_local=data/mds --devices 8"

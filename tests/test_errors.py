@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from llmshearing import training
-from llmshearing.utils.cli import run
+from llmshearing.cli import run
 from mistakes import CASES, TRAIN, Case
 from processes import Ranks, write_config
 from reliability import faults

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from llmshearing import components, training
-from llmshearing.components import REGISTRIES, build_components, named
+from llmshearing.callbacks import components, training
+from llmshearing.callbacks.components import REGISTRIES, build_components, named
 from runs import DOMAINS, run_config, write_data
 
 PROMISED = {

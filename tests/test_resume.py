@@ -9,10 +9,10 @@ from composer.core import Callback
 
 from llmshearing import training
 from llmshearing.callbacks.resume import changes
-from llmshearing.utils import run_folder
-from llmshearing.utils.checkpoint import read_checkpoint
-from llmshearing.utils.files import occupied
-from llmshearing.utils.safe_load import load_tensors
+from llmshearing.checkpoints import run_folder
+from llmshearing.checkpoints.checkpoint import read_checkpoint
+from llmshearing.checkpoints.safe_load import load_tensors
+from llmshearing.files import occupied
 from processes import Ranks, assert_close, assert_same, run, weights, write_config
 from reliability import faults
 from runs import run_config, write_data

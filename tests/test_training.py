@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 
 from llmshearing.callbacks.end_of_data import EndOfData
-from llmshearing.data.manifest import Manifest
+from llmshearing.checkpoints.checkpoint import write_checkpoint
+from llmshearing.checkpoints.run_folder import checkpoints, step_of
+from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.data.tokenizer import load_tokenizer
+from llmshearing.datasets.manifest import Manifest
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.training import build_trainer, train
-from llmshearing.utils.checkpoint import write_checkpoint
-from llmshearing.utils.run_folder import checkpoints, step_of
-from llmshearing.utils.safe_load import load_tensors
 from runs import DOMAINS, SEQ_LEN, TARGET, run_config, write_data
 
 GOLDEN = Path(__file__).parent / "golden" / "pruning_losses.json"

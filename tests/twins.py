@@ -16,11 +16,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from llmshearing.config import L0Config, ModelConfig, TargetConfig
+from llmshearing.checkpoints.checkpoint import write_checkpoint
+from llmshearing.checkpoints.hf_files import HFModel, from_hf
+from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.models.families import complete
-from llmshearing.utils.checkpoint import write_checkpoint
-from llmshearing.utils.hf_files import HFModel, from_hf
+from llmshearing.shapes.families import complete
 
 LIMIT = 64  # positions
 SIZES = {

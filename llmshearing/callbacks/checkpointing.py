@@ -16,9 +16,9 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from llmshearing.utils import run_folder
-from llmshearing.utils.files import LITTLE, plain_words
-from llmshearing.utils.sharded import INDEX
+from llmshearing.checkpoints import run_folder
+from llmshearing.checkpoints.sharded import INDEX
+from llmshearing.files import LITTLE, plain_words
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from llmshearing.utils.files import replacing
+from llmshearing.files import replacing
 
 
 class MetricsFile(LoggerDestination):

@@ -9,9 +9,9 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
+from llmshearing.files import replacing, save_tensors
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.models.l0_module import L0Module, local
-from llmshearing.utils.files import replacing, save_tensors
+from llmshearing.pruning.l0 import L0Module, local
 
 
 class PruningCallback(Callback):

@@ -22,9 +22,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from llmshearing.utils import run_folder
-from llmshearing.utils.safe_load import load_tensors
-from llmshearing.utils.sharded import is_sharded, load_sharded
+from llmshearing.checkpoints import run_folder
+from llmshearing.checkpoints.safe_load import load_tensors
+from llmshearing.checkpoints.sharded import is_sharded, load_sharded
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from llmshearing.data import stages
 from llmshearing.data.job import Job, Progress
-from llmshearing.utils.files import FULL
-from llmshearing.utils.progress import bar, watching
+from llmshearing.files import FULL
+from llmshearing.progress import bar, watching
 
 EXECUTORS = ("local", "slurm", "ray")
 # Packing is quick, and importing mosaicml-streaming takes seconds in each process.

@@ -8,11 +8,11 @@ import json
 import logging
 from pathlib import Path
 
-from llmshearing.data.manifest import Manifest, read_manifest
+from llmshearing import cli
 from llmshearing.data.tokenizer import TextTokenizer, check_tokenizer, load_tokenizer
+from llmshearing.datasets.manifest import Manifest, read_manifest
 from llmshearing.datasets.mds_index import INDEX
 from llmshearing.datasets.sequence_folder import ORIGINAL_DTYPES, TOKEN_DTYPES, SequenceFolder
-from llmshearing.utils import cli
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from streaming.base.format.mds import MDSWriter
 
+from llmshearing import cli
 from llmshearing.datasets.mds_index import INDEX, is_plain_name, read_index
 from llmshearing.datasets.shard_folder import ShardFolder
-from llmshearing.utils import cli
-from llmshearing.utils.files import replacing_folder
+from llmshearing.files import replacing_folder
 
 logger = logging.getLogger(__name__)
 

@@ -22,16 +22,16 @@ from typing import Any
 
 from datatrove.io import get_datafolder
 
+from llmshearing import cli
 from llmshearing.data.executors import EXECUTORS, run_stages
 from llmshearing.data.job import Job
-from llmshearing.data.manifest import MANIFEST, Manifest, read_manifest
 from llmshearing.data.sources import list_tasks, sha256
 from llmshearing.data.splits import SPLITS
 from llmshearing.data.stages import EVAL_MERGE, pack_tasks
 from llmshearing.data.tokenizer import load_tokenizer
+from llmshearing.datasets.manifest import MANIFEST, Manifest, read_manifest
 from llmshearing.datasets.mixture import SUM_TOLERANCE
-from llmshearing.utils import cli
-from llmshearing.utils.files import occupied
+from llmshearing.files import occupied
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmshearing.data.job import Job, Progress, whole
-from llmshearing.data.manifest import Manifest
 from llmshearing.data.sources import DocumentReader, sha256
 from llmshearing.data.splits import BINS, SPLITS, SplitPlan, cut_bins, document_bin, plan_budgets
+from llmshearing.datasets.manifest import Manifest
 
 EVAL_MERGE = "eval_merge"
 _BUDGETS = {"eval": "--eval_tokens", "for_prune": "--prune_tokens", "for_ft": "--ft_tokens"}

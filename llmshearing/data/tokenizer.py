@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from llmshearing.data.manifest import Manifest
+from llmshearing.datasets.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 

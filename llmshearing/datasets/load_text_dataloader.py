@@ -11,9 +11,9 @@ from composer.utils import dist
 from filelock import FileLock
 from torch.utils.data import DataLoader
 
-from llmshearing.data.manifest import MANIFEST, Manifest, read_manifest
+from llmshearing.config.loader import DatasetConfig, LoaderConfig
 from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
-from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
+from llmshearing.datasets.manifest import MANIFEST, Manifest, read_manifest
 from llmshearing.datasets.mixture import Mixture
 from llmshearing.datasets.remote import Remote, check_apart, parse_cache_limit
 from llmshearing.datasets.sequence_folder import ORIGINAL_DTYPES, SequenceFolder

@@ -8,11 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llmshearing.config import ModelConfig
-from llmshearing.models.architecture import Architecture
+from llmshearing.config.keys import ModelConfig
 from llmshearing.models.attention import attention_function
-from llmshearing.models.families import architecture_of
-from llmshearing.models.l0_module import L0Module
 from llmshearing.models.layers import (
     MLP,
     Attention,
@@ -24,8 +21,11 @@ from llmshearing.models.layers import (
     make_norm,
 )
 from llmshearing.models.loss import linear_cross_entropy, shift_labels
-from llmshearing.models.masks import Z_NAMES
 from llmshearing.models.rope import rope_tables
+from llmshearing.pruning.l0 import L0Module
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import architecture_of
+from llmshearing.shapes.units import Z_NAMES
 
 
 class Block(nn.Module):

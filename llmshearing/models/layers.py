@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmshearing.models.architecture import Architecture
 from llmshearing.models.attention import AttentionFunction
 from llmshearing.models.rope import rotate
+from llmshearing.shapes.architecture import Architecture
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from llmshearing.models.architecture import Architecture
+from llmshearing.shapes.architecture import Architecture
 
 
 def rope_tables(arch: Architecture, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

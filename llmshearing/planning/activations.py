@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llmshearing.models.architecture import Architecture
 from llmshearing.models.decoder import Block
 from llmshearing.models.layers import LayerMasks
 from llmshearing.models.rope import rope_tables
+from llmshearing.shapes.architecture import Architecture
 
 _PROBE = 128  # tokens; bytes grow linearly with them, so two lengths tell everything
 

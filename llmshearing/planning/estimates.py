@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 
-from llmshearing.config import Config
-from llmshearing.models.architecture import Architecture
+from llmshearing.config.keys import Config
 from llmshearing.models.loss import chunk_size
 from llmshearing.planning.activations import SavedBytes, saved_bytes
 from llmshearing.planning.findings import Findings
@@ -22,6 +21,7 @@ from llmshearing.planning.sizes import (
     steps_in,
     training_tokens,
 )
+from llmshearing.shapes.architecture import Architecture
 
 # Share of a GPU's peak that training reaches. On A100s at 4,096 tokens a sequence the original publishes
 # 1,844 tokens/s a device for pruning 7B (8,684 and 4,957 for training 1.3B and 2.7B are 28% and 31%),

@@ -12,23 +12,23 @@ from typing import Any
 
 import torch
 
+from llmshearing.callbacks.components import REGISTRIES, component_problems
 from llmshearing.callbacks.dynamic_loading_callback import build_dynamic_loading
 from llmshearing.callbacks.resume import check_contents, choose_checkpoint
-from llmshearing.components import REGISTRIES, component_problems
-from llmshearing.config import Config, L0Config
-from llmshearing.config_checks import config_problems, domain_problems
+from llmshearing.checkpoints.checkpoint import Checkpoint, completed, open_checkpoint
+from llmshearing.checkpoints.safe_load import load_tensors
+from llmshearing.checkpoints.weights import check_weights
+from llmshearing.config.checks import config_problems, domain_problems
+from llmshearing.config.keys import Config, L0Config
 from llmshearing.data.tokenizer import check_tokenizer, is_made_with, load_tokenizer
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader, dataset_manifest
-from llmshearing.models.architecture import Architecture
-from llmshearing.models.families import architecture_of, target_of
-from llmshearing.models.l0_module import warmup_batches
-from llmshearing.models.masks import chosen_kinds, kept_size, row_size
 from llmshearing.models.model_registry import model_class
-from llmshearing.models.shape_checks import pruning_problems
 from llmshearing.planning.sizes import planned_steps, steps_in
-from llmshearing.utils.checkpoint import Checkpoint, completed, open_checkpoint
-from llmshearing.utils.safe_load import load_tensors
-from llmshearing.utils.weights import check_weights
+from llmshearing.pruning.l0 import warmup_batches
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import architecture_of, target_of
+from llmshearing.shapes.reachable import pruning_problems
+from llmshearing.shapes.units import chosen_kinds, kept_size, row_size
 
 
 @dataclass

@@ -3,8 +3,8 @@
 import math
 import re
 
-from llmshearing.config import Config
-from llmshearing.models.architecture import Architecture
+from llmshearing.config.keys import Config
+from llmshearing.shapes.architecture import Architecture
 
 
 def parameters(arch: Architecture) -> int:

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from llmshearing.config import Config
-from llmshearing.models.architecture import Architecture
-from llmshearing.models.masks import MASK_KINDS, kept_size, prunable_parameters, row_size
+from llmshearing.config.keys import Config
 from llmshearing.planning import estimates, sizes
 from llmshearing.planning.findings import Findings
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.units import MASK_KINDS, kept_size, prunable_parameters, row_size
 
 _GIB = 2**30
 _SIZES = {

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llmshearing import cli
 from llmshearing.report.page import write_report
-from llmshearing.utils import cli
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmshearing.models.masks import MASK_KINDS, kept_size, row_size
 from llmshearing.planning.sizes import embedding_parameters, parameters
 from llmshearing.report.charts import MAX_POINTS, Line, chart, line
 from llmshearing.report.maps import MaskHistory, moments, png, pooled
 from llmshearing.report.reading import Run
+from llmshearing.shapes.units import MASK_KINDS, kept_size, row_size
 
 MEAN_LOSS = "metrics/eval/LanguageCrossEntropy"
 THROUGHPUT = "throughput/tokens_per_sec"

@@ -5,12 +5,12 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from llmshearing.files import replacing
 from llmshearing.planning.sizes import planned_steps
 from llmshearing.report import figures
 from llmshearing.report.figures import Figure
 from llmshearing.report.maps import MaskHistory
 from llmshearing.report.reading import Run, read_run
-from llmshearing.utils.files import replacing
 
 
 def write_report(folders: Sequence[Path], path: Path) -> None:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from llmshearing.config import Config
-from llmshearing.config_file import read_config
-from llmshearing.models.architecture import Architecture
-from llmshearing.models.families import architecture_of, target_of
-from llmshearing.models.masks import MASK_KINDS, chosen_kinds
+from llmshearing.config.keys import Config
+from llmshearing.config.reading import read_config
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import architecture_of, target_of
+from llmshearing.shapes.units import MASK_KINDS, chosen_kinds
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 _MASKS = re.compile(r"zs_s(\d+)\.safetensors")

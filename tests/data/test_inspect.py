@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from llmshearing.data import inspect as inspect_command
-from llmshearing.data.manifest import read_manifest
+from llmshearing.datasets.manifest import read_manifest
 from tests.data.preparing import read_documents
 
 

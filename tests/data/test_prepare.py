@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmshearing.config.loader import DatasetConfig, LoaderConfig
 from llmshearing.data import prepare, stages
-from llmshearing.data.manifest import manifest_sha256, read_manifest
 from llmshearing.data.splits import BINS, SplitPlan, document_bin
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
-from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
+from llmshearing.datasets.manifest import manifest_sha256, read_manifest
 from llmshearing.datasets.sequence_folder import SequenceFolder
 from tests.data.preparing import (
     BOS,

@@ -15,8 +15,8 @@ import pytest
 from llmshearing.data import merge_data, sources, stages
 from llmshearing.data.executors import LocalExecutor
 from llmshearing.data.job import whole
-from llmshearing.data.manifest import read_manifest
-from llmshearing.utils.files import occupied
+from llmshearing.datasets.manifest import read_manifest
+from llmshearing.files import occupied
 from tests.data.preparing import other_words, run, start, tree_hash
 from tests.data.texts import documents, write_jsonl
 

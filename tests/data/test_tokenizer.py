@@ -9,8 +9,8 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, LlamaTokenizer
 
-from llmshearing.data.manifest import Manifest
 from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
+from llmshearing.datasets.manifest import Manifest
 from tests.data.texts import documents
 
 

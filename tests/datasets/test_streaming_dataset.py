@@ -9,8 +9,8 @@ from composer.utils import dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmshearing.config.loader import DatasetConfig, LoaderConfig
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
-from llmshearing.datasets.loader_config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.mixture import Mixture
 from llmshearing.datasets.sequence_folder import SequenceFolder
 from llmshearing.datasets.streaming_dataset import TextDynamicStreamingDataset

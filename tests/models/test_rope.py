@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmshearing.models.architecture import Architecture
-from llmshearing.models.families import architecture_from_hf
 from llmshearing.models.rope import rope_tables, rotate
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import architecture_from_hf
 from twins import CONFIGS, LIMIT
 
 CPU = torch.device("cpu")

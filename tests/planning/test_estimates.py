@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from llmshearing.config_file import read_config
-from llmshearing.models.architecture import Architecture
+from llmshearing.checkpoints.weights import weight_shapes
+from llmshearing.config.reading import read_config
 from llmshearing.models.decoder import Block
 from llmshearing.models.layers import LayerMasks
 from llmshearing.models.rope import rope_tables
 from llmshearing.planning import estimates, sizes
 from llmshearing.planning.activations import saved_bytes
 from llmshearing.planning.findings import examine
-from llmshearing.utils.weights import weight_shapes
+from llmshearing.shapes.architecture import Architecture
 from runs import DOMAINS, SEQ_LEN, run_config, write_data
 
 ROOT = Path(__file__).parents[2]

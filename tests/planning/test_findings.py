@@ -8,12 +8,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from llmshearing import components
-from llmshearing.config_file import load_config
-from llmshearing.data.manifest import Manifest
+from llmshearing.callbacks import components
+from llmshearing.commands import plan
+from llmshearing.config.reading import load_config
+from llmshearing.datasets.manifest import Manifest
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.planning.findings import check, examine
-from llmshearing.utils import plan
 from runs import SEQ_LEN, run_config, write_data
 
 ROOT = Path(__file__).parents[2]

@@ -7,11 +7,11 @@ import torch
 
 from benchmarks.common import BODY_25M, hf_model
 from benchmarks.memory import measured
-from llmshearing.models.architecture import Architecture
-from llmshearing.models.families import architecture_of
 from llmshearing.planning import estimates
 from llmshearing.planning.activations import saved_bytes
 from llmshearing.planning.findings import Findings
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import architecture_of
 from runs import run_config
 
 VOCABULARY, SEQUENCES, LENGTH = 16_000, 4, 512

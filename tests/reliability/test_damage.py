@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 
-from llmshearing.utils import run_folder
+from llmshearing.checkpoints import run_folder
 from processes import Ranks, run, write_config
 
 SHARDED = {"fsdp_config__state_dict_type": "sharded"}

@@ -14,7 +14,7 @@ import faults
 import pytest
 
 from llmshearing.callbacks.watchdog import HUNG
-from llmshearing.utils import run_folder
+from llmshearing.checkpoints import run_folder
 from processes import TRAIN, Ranks, assert_close, free_port, metrics, run, write_config
 
 

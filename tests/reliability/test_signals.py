@@ -6,7 +6,7 @@ import time
 import pytest
 
 from llmshearing.callbacks.signals import INTERRUPTED
-from llmshearing.utils import run_folder
+from llmshearing.checkpoints import run_folder
 from processes import Ranks, assert_same, metrics, run, write_config
 
 SETTINGS = {"max_duration": "30ba", "eval_interval": "10ba", "save_interval": "1000ba"}

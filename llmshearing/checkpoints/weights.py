@@ -1,0 +1,114 @@
+"""The weights a model of some architecture has, and the sizes that weights tell."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llmshearing.config.keys import ModelConfig
+from llmshearing.models.decoder import Decoder
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import complete
+from llmshearing.shapes.key_map import PREFIX
+
+L0_PREFIX = "model.l0_module."
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_LISTED = 8
+
+
+def weight_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight of a model, by our names; read off a model without storage."""
+    model = Decoder(complete(ModelConfig(init_device="meta"), arch, "this architecture"))
+    return {f"model.{name}": tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+
+def sizes_of(weights: Mapping[str, Tensor], head_dim: int, source: str | Path) -> dict[str, int]:
+    """The sizes of `Architecture` that the shapes of weights tell.
+
+    Raises:
+        ValueError: when an expected weight is missing or `head_dim` does not divide the projections.
+    """
+    fused = f"{PREFIX}blocks.0.attn.query_key_value.weight" in weights
+    names = ("query_key_value", "query_key_value") if fused else ("wq", "wk")
+    vocab_size, d_model = _shape(weights, "wte.weight", source)
+    queries, keys = (_shape(weights, f"blocks.0.attn.{name}.weight", source)[0] for name in names)
+    part = 3 * head_dim if fused else head_dim
+    if queries % part or keys % part:
+        raise ValueError(
+            f"{source}: blocks.0.attn.{names[0]} has {queries} rows, which heads of size {head_dim} do not "
+            "divide; give head_dim=... or num_attention_heads=... ."
+        )
+    return {
+        "d_model": d_model,
+        "vocab_size": vocab_size,
+        "n_heads": queries // part,
+        "n_kv_heads": keys // part,
+        "head_dim": head_dim,
+        "n_layers": len({name for name in weights if name.endswith(".ln_1.weight")}),
+        "intermediate_size": _shape(weights, "blocks.0.mlp.up_proj.weight", source)[0],
+    }
+
+
+def check_weights(weights: Mapping[str, Tensor], arch: Architecture, source: str | Path) -> None:
+    """Refuse weights that are not exactly those of `arch`; masks are not looked at.
+
+    Raises:
+        ValueError: naming missing and unexpected weights, wrong shapes (expected and found) and wrong types.
+    """
+    expected = weight_shapes(arch)
+    found = {name: tensor for name, tensor in weights.items() if not name.startswith(L0_PREFIX)}
+    both = [name for name in expected if name in found]
+    problems = [
+        _listing("missing", (name for name in expected if name not in found)),
+        _listing("unexpected", (name for name in found if name not in expected)),
+        _listing(
+            "of another shape",
+            (
+                f"{name} (expected {expected[name]}, found {tuple(found[name].shape)})"
+                for name in both
+                if tuple(found[name].shape) != expected[name]
+            ),
+        ),
+        _listing(
+            "of a type other than fp32, bf16 and fp16",
+            (f"{name} ({found[name].dtype})" for name in both if found[name].dtype not in _FLOATS),
+        ),
+    ]
+    problems = [problem for problem in problems if problem]
+    if problems:
+        raise ValueError(
+            f"The weights of {source} do not fit the model ({_in_words(arch)}): " + " ".join(problems)
+        )
+
+
+def total_bytes(weights: Mapping[str, Tensor]) -> int:
+    """Bytes of all tensors."""
+    return sum(weight.nbytes for weight in weights.values())
+
+
+def _shape(weights: Mapping[str, Tensor], name: str, source: str | Path) -> tuple[int, ...]:
+    if PREFIX + name not in weights:
+        some = ", ".join(list(weights)[:3]) or "none"
+        raise ValueError(
+            f"{source} has no weight {PREFIX + name}; it has {len(weights)} tensors: {some}, ..."
+        )
+    return tuple(weights[PREFIX + name].shape)
+
+
+def _listing(what: str, names: Iterable[str]) -> str:
+    listed = list(names)
+    rest = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return f"{len(listed)} {what}: {', '.join(listed[:_LISTED])}{rest}." if listed else ""
+
+
+def _in_words(arch: Architecture) -> str:
+    return f"{arch.family}, {shape_in_words(arch)}"
+
+
+def shape_in_words(arch: Architecture) -> str:
+    """Sizes in a line: d_model, heads, layers, MLP width, parameters."""
+    return (
+        f"d_model {arch.d_model}, {arch.n_heads} heads ({arch.n_kv_heads} KV) of {arch.head_dim}, "
+        f"{arch.n_layers} layers, intermediate {arch.intermediate_size}"
+    )

@@ -1,0 +1,103 @@
+"""What every command of the package shares: how it ends, what it prints and how `key=value` is read."""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+
+from llmshearing.files import FULL
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.I)  # YAML 1.1 reads 5e5 as a text
+_UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
+USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command and exit: status 0, or 2 with `error: ...` on stderr when the user can put it right.
+
+    Ctrl-C ends it with status 130 and a line, which a KeyboardInterrupt's own text goes on.
+
+    `--debug` anywhere on the command line shows the traceback instead; `main` never sees it.
+    """
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("llmshearing").setLevel(logging.DEBUG if debug else logging.INFO)
+    try:
+        main()
+    except USER_ERRORS as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {message(error)}\n")
+        sys.exit(2)
+    except KeyboardInterrupt as error:
+        if debug:
+            raise
+        sys.stderr.write("; ".join(["interrupted", *map(str, error.args)]) + "\n")
+        sys.exit(130)
+
+
+def message(error: BaseException) -> str:
+    """What to tell a user; what the system itself refused is said in words, with what to look at."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        full = error.errno in FULL
+        advice = "make room there" if full else "check that it is what you meant and that you may use it"
+        return f"{error.filename}: {error.strerror}; {advice}."
+    return str(error)
+
+
+def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for `python -m module`, whose `--help` shows the module's documentation as it stands."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=doc,
+        epilog="--debug with any of them shows the traceback of an error.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def say(text: str = "") -> None:
+    """Write a line of a command's own output."""
+    sys.stdout.write(text + "\n")
+
+
+def quantity(text: str) -> int:
+    """A number that may have a unit, for argparse: 419430400, 420M, 0.42B, 1e9.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    number, unit = (text[:-1], _UNITS[text[-1].lower()]) if text[-1:].lower() in _UNITS else (text, 1)
+    try:
+        value = round(float(number) * unit)
+    except (ValueError, OverflowError):
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number such as 2048000, 420M or 0.42B")
+    return value
+
+
+def key_values(words: Sequence[str], example: str = "hidden_size=2048") -> dict[str, Any]:
+    """`key=value` words as a dict, values read as YAML scalars: 16 and 5e5 are numbers, `true` a boolean.
+
+    `example` is one for the message.
+
+    Raises:
+        ValueError: for a word without `=`, a value that is no YAML, or a key given twice.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ValueError(f"Argument {word!r} is not of the form key=value, such as {example}.")
+        if key in values:
+            raise ValueError(f"Argument {key} is given twice.")
+        try:
+            values[key] = float(value) if _EXPONENT.fullmatch(value) else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"The value of {word!r} is not plain YAML; quote it if it is a text.") from error
+    return values

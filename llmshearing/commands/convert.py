@@ -1,0 +1,148 @@
+"""HF models to Composer checkpoints and back.
+
+    python -m llmshearing.utils.composer_to_hf save_hf_to_composer HF OUT
+    python -m llmshearing.utils.composer_to_hf save_composer_to_hf CKPT OUT [key=value ...]
+
+HF is a folder, a safetensors or GGUF file, or a name on the hub. The keys of the second command are those
+of the HF config, all optional: sizes are read from the weights and only checked against them.
+
+Example:
+
+    python -m llmshearing.utils.composer_to_hf save_hf_to_composer models/Llama-2-7b-hf models/llama2-7b.pt
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmshearing import cli
+from llmshearing.checkpoints.checkpoint import (
+    Checkpoint,
+    check_output,
+    describe,
+    read_checkpoint,
+    write_checkpoint,
+)
+from llmshearing.checkpoints.hf_files import CONFIG, from_hf, read_hf, write_hf
+from llmshearing.checkpoints.weights import shape_in_words
+from llmshearing.files import check_new_folder
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.key_map import to_hf
+
+_TO_OURS = """Convert an HF model to a Composer checkpoint, which pruning and training start from.
+
+Example:
+
+    python -m llmshearing.utils.composer_to_hf save_hf_to_composer models/Llama-2-7b-hf models/llama2-7b.pt
+"""
+_TO_THEIRS = """Convert a Composer checkpoint to an HF folder: weights, config and tokenizer.
+
+Example:
+
+    python -m llmshearing.utils.composer_to_hf save_composer_to_hf \\
+      runs/continue/latest-rank0.pt models/sheared-1.3b
+"""
+
+
+def save_hf_to_composer(hf_path: str | Path, out: str | Path) -> None:
+    """Convert an HF model to a Composer checkpoint; types are kept.
+
+    Raises:
+        ValueError: for a model that is not supported, or whose weights are not those of its config.
+        OSError: when something is missing or cannot be written.
+    """
+    check_output(out, hf_path)
+    model = read_hf(hf_path)
+    weights, arch = from_hf(model)
+    write_checkpoint(out, weights, {"hf_files": model.files, "config": None})
+    cli.say(f"{out}: {arch.family}, {shape_in_words(arch)}, {_count(weights):,} parameters")
+
+
+def save_composer_to_hf(
+    checkpoint_path: str | Path, out: str | Path, overrides: Mapping[str, Any] | None = None
+) -> None:
+    """Convert a Composer checkpoint to an HF folder: weights, config, generation config and tokenizer.
+
+    Raises:
+        ValueError: when masks are not yet applied, or weights, record and overrides contradict each other.
+        OSError: when something is missing or cannot be written.
+    """
+    check_new_folder(Path(out))
+    checkpoint = read_checkpoint(checkpoint_path)
+    if checkpoint.masks:
+        raise ValueError(
+            f"{checkpoint_path} is the checkpoint of a pruning run, whose masks are not applied yet; "
+            "`python -m llmshearing.utils.post_pruning_processing prune_and_save_model "
+            f"{checkpoint_path} --hf {out}` applies them and writes the HF folder straight away."
+        )
+    arch, config = describe(checkpoint, overrides or {})
+    export(checkpoint.weights, arch, config, checkpoint.hf_files, out)
+    cli.say(f"{out}: {arch.family}, {shape_in_words(arch)}, {_count(checkpoint.weights):,} parameters")
+    if not any(name.startswith("tokenizer") for name in checkpoint.hf_files):
+        cli.say(f"{checkpoint_path} carries no tokenizer; copy that of the source model to {out}.")
+
+
+def export(
+    weights: Mapping[str, Tensor],
+    arch: Architecture,
+    config: Mapping[str, Any],
+    files: Mapping[str, str | bytes],
+    out: str | Path,
+) -> None:
+    """Write weights by our names as an HF folder with `config`, its type set to that of the weights."""
+    renamed = {to_hf(name, arch.family): weight for name, weight in weights.items()}
+    write_hf(out, renamed, with_dtype(config, weights), files)
+
+
+def with_dtype(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`config` with the type in which most parameters are."""
+    counts: dict[torch.dtype, int] = {}
+    for weight in weights.values():
+        counts[weight.dtype] = counts.get(weight.dtype, 0) + weight.numel()
+    name = str(max(counts, key=lambda dtype: counts[dtype])).removeprefix("torch.")
+    return {**config, "dtype" if "dtype" in config else "torch_dtype": name}
+
+
+def record_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of `checkpoint` for weights that `config` describes, no longer those of its run."""
+    files = {**checkpoint.hf_files, CONFIG: json.dumps(dict(config), indent=2) + "\n"}
+    return {**(checkpoint.record or {}), "hf_files": files}
+
+
+def _count(weights: Mapping[str, Tensor]) -> int:
+    return sum(weight.numel() for weight in weights.values())
+
+
+def main() -> None:
+    parser = cli.parser("llmshearing.utils.composer_to_hf", __doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    to_ours = commands.add_parser(
+        "save_hf_to_composer",
+        help="HF model -> Composer checkpoint",
+        description=_TO_OURS,
+        formatter_class=parser.formatter_class,
+    )
+    to_ours.add_argument("hf", help="folder, safetensors or GGUF file, or name on the hub")
+    to_ours.add_argument("out", help="file to write")
+    to_theirs = commands.add_parser(
+        "save_composer_to_hf",
+        help="Composer checkpoint -> HF folder",
+        description=_TO_THEIRS,
+        formatter_class=parser.formatter_class,
+    )
+    to_theirs.add_argument("checkpoint", help="file, or folder of a sharded checkpoint")
+    to_theirs.add_argument("out", help="folder to write")
+    to_theirs.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the HF config")
+    args = parser.parse_args()
+    if args.command == "save_hf_to_composer":
+        save_hf_to_composer(args.hf, args.out)
+    else:
+        save_composer_to_hf(args.checkpoint, args.out, cli.key_values(args.overrides))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,163 @@
+"""The table of `docs/models.md`: every family measured on a tiny model with random weights.
+
+    python -m llmshearing.utils.family_table [FILE]
+
+Measured in fp32 are the largest differences of a logit between transformers' model and ours, and between
+ours under soft masks of every kind and the model that pruning exports, reloaded by transformers; and
+whether HF -> Composer -> HF returns every weight bit for bit. With FILE, the table there is replaced.
+
+Example:
+
+    python -m llmshearing.utils.family_table docs/models.md
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from llmshearing import cli
+from llmshearing.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from llmshearing.commands.convert import export
+from llmshearing.commands.equality import differences, load_ours, load_theirs
+from llmshearing.pruning.cut import prune
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import FAMILIES, architecture_to_hf
+from llmshearing.shapes.units import MASK_KINDS
+
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+_LENGTHS = (8, 33, 64)
+_SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 56,
+    "max_position_embeddings": 64,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+# What the table shows: name, family and options of the HF config.
+ROWS: list[tuple[str, str, dict[str, Any]]] = [
+    ("Llama 1, 2", "llama", {"num_key_value_heads": 4}),
+    ("Llama 3", "llama", {"rope_theta": 500000.0}),
+    ("Llama 3.1", "llama", {"rope_theta": 500000.0, "rope_scaling": _LLAMA3}),
+    ("Llama, linear", "llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    ("Llama, dynamic", "llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+    ("Llama, yarn", "llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+    ("Llama, biases", "llama", {"attention_bias": True, "mlp_bias": True}),
+    ("SmolLM2, Llama 3.2", "llama", {"tie_word_embeddings": True, "rope_theta": 100000.0}),
+    ("Mistral", "mistral", {"sliding_window": None}),
+    ("Mistral, window", "mistral", {"sliding_window": 8}),
+    ("Qwen2, Qwen2.5", "qwen2", {}),
+    ("Qwen3", "qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    ("Pythia, GPT-NeoX", "gpt_neox", {}),
+    ("GPT-NeoX, serial", "gpt_neox", {"use_parallel_residual": False}),
+]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row: largest differences of logits, and whether the round trip is exact."""
+
+    parity: float
+    masked: float
+    exact: bool
+
+
+def measure(family: str, options: dict[str, Any]) -> Measured:
+    """Build a tiny random model of `family` and take its row's measurements."""
+    torch.manual_seed(0)
+    theirs = _random(CONFIG_MAPPING[family](**{**_SIZES, **options}))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        theirs.save_pretrained(folder / "hf")
+        source = read_checkpoint(folder / "hf")
+        write_checkpoint(folder / "c.pt", source.weights, source.record or {})
+        checkpoint = read_checkpoint(folder / "c.pt")
+        arch = checkpoint.architecture()
+        export(checkpoint.weights, arch, checkpoint.hf_config or {}, {}, folder / "back")
+        ours = load_ours(checkpoint)
+        zs = soft_masks(arch)
+        weights, smaller = prune(checkpoint.weights, zs, arch)
+        export(weights, smaller, architecture_to_hf(smaller, checkpoint.hf_config), {}, folder / "pruned")
+        pruned, back = load_theirs(folder / "pruned"), load_theirs(folder / "back")
+        return Measured(
+            parity=max(row.largest for row in differences(ours, theirs, _LENGTHS)),
+            masked=max(row.largest for row in differences(ours, pruned, _LENGTHS, zs)),
+            exact=all(torch.equal(a, b) for a, b in zip(theirs.parameters(), back.parameters(), strict=True)),
+        )
+
+
+def soft_masks(arch: Architecture) -> dict[str, Tensor]:
+    """Masks of every kind that `arch` can have, a quarter of the units closed and the others in (0, 1)."""
+    zs = {}
+    for kind, row in MASK_KINDS.items():
+        if kind in ("layer", "kv_head" if arch.group_size == 1 else "head"):
+            continue
+        gates = 0.2 + 0.8 * torch.rand(row.shape(arch))
+        if kind not in ("mlp", "head_layer"):
+            gates[..., : gates.shape[-1] // 4] = 0
+        else:
+            gates[0] = 0
+        zs[row.outputs[0]] = gates.reshape(row.z_shape(arch))
+    return zs
+
+
+def table() -> str:
+    """The rows, in Markdown."""
+    lines = [
+        "| model | family | HF equality | masked equals pruned | HF -> Composer -> HF |",
+        "|---|---|---|---|---|",
+    ]
+    for name, family, options in ROWS:
+        row = measure(family, options)
+        exact = "bit for bit" if row.exact else "DIFFERS"
+        lines.append(f"| {name} | `{family}` | {row.parity:.1e} | {row.masked:.1e} | {exact} |")
+    return "\n".join(lines)
+
+
+def replace_table(text: str, new: str) -> str:
+    """`text` with what stands between the marks replaced.
+
+    Raises:
+        ValueError: when the marks are missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"The file has no lines {BEGIN} and {END} to put the table between.")
+    return f"{before}{BEGIN}\n{new}\n{END}{after}"
+
+
+def _random(config: Any) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.15)
+    return model
+
+
+def main() -> None:
+    parser = cli.parser("llmshearing.utils.family_table", __doc__)
+    parser.add_argument("file", nargs="?", type=Path, help="Markdown file whose table is replaced")
+    args = parser.parse_args()
+    assert {family for _, family, _ in ROWS} == set(FAMILIES)
+    rows = table()
+    if args.file:
+        args.file.write_text(replace_table(args.file.read_text("utf-8"), rows), encoding="utf-8")
+    cli.say(rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)

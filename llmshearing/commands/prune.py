@@ -1,0 +1,153 @@
+"""The checkpoint of a pruning run to the smaller model it found.
+
+    python -m llmshearing.utils.post_pruning_processing prune_and_save_model CKPT [OUT] [--hf DIR]
+
+OUT is `pruned-<name>` beside CKPT when left out. A checkpoint of the released code tells the target by the
+config.pt beside it; where there is none, key=value arguments do, by the names of `target_model`.
+
+Example:
+
+    python -m llmshearing.utils.post_pruning_processing prune_and_save_model runs/prune/latest-rank0.pt
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmshearing import cli
+from llmshearing.checkpoints.checkpoint import (
+    Checkpoint,
+    check_output,
+    describe,
+    in_pieces,
+    read_checkpoint,
+    write_checkpoint,
+)
+from llmshearing.checkpoints.trained_masks import Convergence, convergence, load_masks
+from llmshearing.checkpoints.weights import shape_in_words, total_bytes
+from llmshearing.commands.convert import export, record_of, with_dtype
+from llmshearing.files import check_new_folder
+from llmshearing.progress import bar
+from llmshearing.pruning.cut import prune
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import architecture_to_hf
+
+_SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A smaller model: weights and HF config, what it came from, and how converged its masks were."""
+
+    weights: dict[str, Tensor]
+    arch: Architecture
+    config: dict[str, Any]
+    source: Architecture
+    convergence: dict[str, Convergence]
+
+
+def prune_and_save_model(
+    checkpoint_path: str | Path,
+    out: str | Path | None = None,
+    hf: str | Path | None = None,
+    target: Mapping[str, Any] | None = None,
+) -> Path:
+    """Prune a checkpoint, say what came of it, and save it; returns where.
+
+    Args:
+        out: file to write; default: `pruned-<name>` beside the checkpoint.
+        hf: HF folder to write besides.
+        target: sizes by the names of `target_model`, in place of those in the run's configuration.
+
+    Raises:
+        ValueError: when the checkpoint has no masks, or they do not make the target.
+        OSError: when something is missing or cannot be written.
+    """
+    path = Path(out) if out else default_output(Path(checkpoint_path))
+    check_output(path, checkpoint_path)
+    if hf:
+        check_new_folder(Path(hf))
+    checkpoint = read_checkpoint(checkpoint_path)
+    pruned = prune_checkpoint(checkpoint, target or {})
+    report(pruned)
+    record = record_of(checkpoint, with_dtype(pruned.config, pruned.weights))
+    write_checkpoint(path, pruned.weights, record)
+    cli.say(f"saved   {path}")
+    if hf:
+        export(pruned.weights, pruned.arch, pruned.config, checkpoint.hf_files, hf)
+        cli.say(f"saved   {hf}")
+    return path
+
+
+def prune_checkpoint(checkpoint: Checkpoint, target: Mapping[str, Any]) -> Pruned:
+    """The smaller model in a checkpoint: deterministic masks of exactly the target's sizes, folded in.
+
+    Raises:
+        ValueError: when there are no masks, or they do not make the target.
+    """
+    arch, config = describe(checkpoint, {})
+    module = load_masks(checkpoint, arch, target)
+    zs, weights, smaller = module(), {}, arch
+    with bar("cutting", total=total_bytes(checkpoint.weights)) as progress:
+        for piece in in_pieces(checkpoint):
+            part, smaller = prune(piece, zs, arch)  # type: ignore[arg-type]
+            weights |= part
+            progress.update(total_bytes(piece))
+    _check_target(smaller, module.target)
+    return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, convergence(module))
+
+
+def default_output(path: Path) -> Path:
+    """`pruned-<name>` beside `path`, with the suffix .pt for the folder of a sharded checkpoint."""
+    name = f"pruned-{path.name}"
+    return path.with_name(name if path.is_file() else f"{name}.pt")
+
+
+def report(pruned: Pruned) -> None:
+    """Print the shape before and after, and how far each mask is from its target."""
+    for word, arch in (("before", pruned.source), ("after", pruned.arch)):
+        cli.say(f"{word:<7} {shape_in_words(arch)}")
+    cli.say(f"{'mask':<14}{'target':>8}{'expected':>10}{'worst row off by':>18}")
+    for name, row in pruned.convergence.items():
+        note = "" if row.reached else "   not converged"
+        cli.say(f"{name:<14}{row.target:>8.4f}{row.expected:>10.4f}{row.worst:>18.4f}{note}")
+    if not all(row.reached for row in pruned.convergence.values()):
+        cli.say(
+            "Masks that have not converged were cut to the target all the same: the shape is right, but the "
+            "model loses more than the masked one did. More steps or a higher optimizer.lag_lr close the gap."
+        )
+
+
+def _check_target(found: Architecture, target: Architecture | None) -> None:
+    if target is None:
+        return
+    off = [name for name in _SIZES if getattr(found, name) != getattr(target, name)]
+    if off:
+        raise ValueError(
+            "The masks make another shape than the target: "
+            + ", ".join(f"{name} {getattr(found, name)} (expected {getattr(target, name)})" for name in off)
+            + "."
+        )
+
+
+def main() -> None:
+    parser = cli.parser("llmshearing.utils.post_pruning_processing", __doc__)
+    parser.add_argument("command", choices=["prune_and_save_model"])
+    parser.add_argument("checkpoint", help="file, or folder of a sharded checkpoint")
+    parser.add_argument(
+        "rest", nargs="*", metavar="OUT or key=value", help="file to write; sizes of the target"
+    )
+    parser.add_argument("--hf", help="HF folder to write besides")
+    args = parser.parse_intermixed_args()
+    outs = [word for word in args.rest if "=" not in word]
+    if len(outs) > 1:
+        raise ValueError(f"Expected one output file, got {', '.join(outs)}.")
+    target = cli.key_values([word for word in args.rest if "=" in word])
+    prune_and_save_model(args.checkpoint, outs[0] if outs else None, args.hf, target)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,115 @@
+"""Whether masks can take a source to a target, and the result can be exported: checked before step 1."""
+
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import nearest
+from llmshearing.shapes.units import MASK_KINDS, is_grouped, kept_size, needed_kinds, row_size
+
+_SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
+
+_NO_MASKS = (
+    "model.l0_module has neither target_model nor pruning_modules: nothing would be pruned. Name the masks, "
+    "such as pruning_modules=[head,intermediate,layer,hidden]."
+)
+
+
+def check_pruning(source: Architecture, target: Architecture | None, names: list[str]) -> None:
+    """Refuse masks `names` that cannot take `source` to `target`.
+
+    Raises:
+        ValueError: with every problem found, one a line.
+    """
+    problems = pruning_problems(source, target, names)
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def pruning_problems(source: Architecture, target: Architecture | None, names: list[str]) -> list[str]:
+    """Everything that stands between `source` and `target` with masks `names`; empty when nothing does."""
+    unknown = [name for name in names if name not in MASK_KINDS]
+    if unknown:
+        return [_unknown_mask(name) for name in unknown]
+    problems = _clashes(source, names)
+    if target is None:
+        return problems if names else [*problems, _NO_MASKS]
+    problems += _sizes(source, target)
+    if problems:
+        return problems
+    if not needed_kinds(source, target) and not names:
+        return ["target_model has the shape of the source: nothing would be pruned. Set smaller sizes."]
+    return _uncovered(source, target, names) + _export_problems(target)
+
+
+def _unknown_mask(name: str) -> str:
+    if name in ("qk_head_dim", "vo_head_dim"):
+        return (
+            f"pruning_modules has {name}, which is not supported: rotary pairs make the dimensions inside "
+            "a head unequal and no HF config can express the result. Use head (or kv_head) instead."
+        )
+    return (
+        f"pruning_modules has {name!r}{nearest(name, list(MASK_KINDS))}; expected some of: "
+        f"{', '.join(MASK_KINDS)}."
+    )
+
+
+def _clashes(source: Architecture, names: list[str]) -> list[str]:
+    problems = []
+    if len(set(names)) < len(names):
+        problems.append(f"pruning_modules names a mask twice: {', '.join(names)}.")
+    both = [name for name in ("head_layer", "mlp") if name in names]
+    if "layer" in names and both:
+        problems.append(
+            f"pruning_modules has layer beside {' and '.join(both)}, which mask the same blocks; keep layer "
+            "for whole layers, or the other for single blocks."
+        )
+    if "kv_head" in names and not is_grouped(source):
+        problems.append(
+            "pruning_modules has kv_head, but the source has one KV head for each query head; use head."
+        )
+    return problems
+
+
+def _sizes(source: Architecture, target: Architecture) -> list[str]:
+    problems = [
+        f"target_model.{name} is {getattr(target, name)}, more than the source's {getattr(source, name)}; "
+        "pruning only removes: set it lower or leave it out."
+        for name in _SIZES
+        if getattr(target, name) > getattr(source, name)
+    ]
+    if target.vocab_size != source.vocab_size:
+        problems.append(
+            f"target_model.vocab_size is {target.vocab_size}, the source's is {source.vocab_size}; "
+            "a vocabulary is not pruned: set them equal or leave it out."
+        )
+    if target.group_size > source.group_size:
+        problems.append(
+            f"target_model has {target.group_size} query heads for each KV head, the source has "
+            f"{source.group_size}; groups only shrink: raise target_model.n_kv_heads or lower n_heads."
+        )
+    return problems
+
+
+def _uncovered(source: Architecture, target: Architecture, names: list[str]) -> list[str]:
+    problems = []
+    for kind in needed_kinds(source, target):
+        if kind in names:
+            continue
+        key = MASK_KINDS[kind].target_key
+        note = ""
+        if kind == "layer" and {"head_layer", "mlp"} & set(names):
+            note = " (head_layer and mlp may leave half a layer, which cannot be taken out)"
+        problems.append(
+            f"target_model.{key} shrinks {kind} from {row_size(kind, source)} to "
+            f"{kept_size(kind, source, target)}, but pruning_modules [{', '.join(names)}] has no mask "
+            f"for it{note}: add {kind} to model.l0_module.pruning_modules."
+        )
+    return problems
+
+
+def _export_problems(target: Architecture) -> list[str]:
+    if target.family == "gpt_neox" and target.n_heads * target.head_dim != target.d_model:
+        return [
+            f"target_model has d_model {target.d_model} and {target.n_heads} heads of {target.head_dim}; a "
+            "GPT-NeoX config has no head size of its own, so d_model must be n_heads times "
+            f"{target.head_dim}: set d_model={target.n_heads * target.head_dim}."
+        ]
+    return []

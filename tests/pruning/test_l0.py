@@ -1,0 +1,196 @@
+"""The L0 module: shapes, the Lagrangian by hand, noise keys, the original's names."""
+
+import pytest
+import torch
+
+from llmshearing.pruning import hard_concrete as hc
+from llmshearing.pruning import l0 as l0_module
+from llmshearing.pruning.l0 import L0Module
+from llmshearing.pruning.lagrangian import scheduled_target
+
+TARGET = {"d_model": 32, "n_heads": 2, "n_layers": 2, "intermediate_size": 48, "vocab_size": 50}
+
+
+def config(target=TARGET, **l0):
+    sizes = {"d_model": 64, "n_heads": 4, "n_layers": 3, "intermediate_size": 96, "vocab_size": 50}
+    l0_module = {"lagrangian_warmup_steps": "10ba", "target_model": target, **l0}
+    return {**sizes, "max_seq_len": 32, "l0_module": l0_module}
+
+
+def module(**kwargs):
+    torch.manual_seed(0)
+    return L0Module(config(**kwargs), "cpu")
+
+
+def randomize(l0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for mask in l0.masks.values():
+        mask.z_loga.data.uniform_(-4, 4, generator=generator)
+    for multiplier in l0.lambdas.values():
+        multiplier.data.uniform_(-1, 1, generator=generator)
+
+
+def test_state_dict_has_the_names_and_shapes_of_the_original():
+    shapes = {name: tuple(value.shape) for name, value in module().state_dict().items()}
+    expected = {"masks.head.z_loga": (3, 4), "masks.intermediate.z_loga": (3, 96), "masks.layer.z_loga": (3,)}
+    expected["masks.hidden.z_loga"] = (64,)
+    for suffix in ("", "_head", "_intermediate", "_layer", "_hidden"):
+        expected |= {f"lambdas.lambda_{i}{suffix}": () for i in (1, 2)}
+    assert shapes == expected
+
+
+def test_masks_start_open_at_the_limit():
+    l0 = module()
+    for mask in l0.masks.values():
+        assert mask.z_loga.max() <= hc.LOG_ALPHA_LIMIT + 1e-6
+        assert mask.z_loga.mean() > 4.5
+
+
+def test_shapes_handed_to_the_model():
+    l0 = module()
+    shapes = {name: tuple(z.shape) for name, z in l0().items()}
+    assert shapes == {
+        "head_z": (3, 1, 4, 1),
+        "intermediate_z": (3, 1, 1, 96),
+        "head_layer_z": (3,),
+        "mlp_z": (3,),
+        "hidden_z": (64,),
+    }
+
+
+@pytest.mark.parametrize("step", [0, 3, 10, 25])
+def test_lagrangian_with_a_target_equals_the_formula(step):
+    l0 = module()
+    randomize(l0)
+    loss, values = l0(calculate_lagrangian=True, pruned_steps=step)
+    expected = 0.0
+    for name, target in {"head": 0.5, "intermediate": 0.5, "layer": 1 / 3, "hidden": 0.5}.items():
+        now = target * min(1.0, step / 10)
+        sparsity = 1 - hc.keep_probability(l0.masks[name].z_loga).mean(-1)
+        first, second = l0.lambdas[f"lambda_1_{name}"], l0.lambdas[f"lambda_2_{name}"]
+        expected += (first * (sparsity - now) + second * (sparsity - now) ** 2).mean()
+        assert values[f"target_{name}_sparsity"].item() == pytest.approx(now)
+        assert values[f"expected_{name}_sparsity"].item() == pytest.approx(sparsity.mean().item(), rel=1e-6)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_targets_rise_from_their_start_and_stay():
+    targets = [scheduled_target(step, 10, 0.2, 0.6) for step in (0, 5, 10, 25)]
+    assert targets == pytest.approx([0.2, 0.4, 0.6, 0.6])
+    assert scheduled_target(0, 0, 0.2, 0.6) == pytest.approx(0.6)
+
+
+def test_lagrangian_without_a_target_constrains_the_whole_model():
+    l0 = module(target=None, target_sparsity=0.4, pruning_modules=["head", "intermediate", "layer", "hidden"])
+    randomize(l0)
+    assert set(l0.lambdas) == {"lambda_1", "lambda_2"}
+    loss, values = l0(calculate_lagrangian=True, pruned_steps=100)
+    p = {name: hc.keep_probability(mask.z_loga) for name, mask in l0.masks.items()}
+    heads = (p["layer"][:, None] * p["head"]).sum() * 4 * 64 * 16
+    width = (p["layer"][:, None] * p["intermediate"]).sum() * 3 * 64
+    left = (heads + width) * p["hidden"].mean() / (3 * (4 * 64 * 64 + 3 * 64 * 96))
+    excess = (1 - left) - 0.4
+    assert values["expected_sparsity"].item() == pytest.approx((1 - left).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        (l0.lambdas["lambda_1"] * excess + l0.lambdas["lambda_2"] * excess**2).item()
+    )
+
+
+def test_overall_target_is_that_of_the_target_model():
+    full, small = 3 * (4 * 64 * 64 + 3 * 64 * 96), 2 * (4 * 32 * 32 + 3 * 32 * 48)
+    assert module().target_sparsity == pytest.approx(1 - small / full)
+
+
+def test_multipliers_ascend_and_masks_descend_under_one_optimizer():
+    l0 = module()
+    optimizer = torch.optim.SGD(l0.parameters(), lr=1.0)
+    l0(calculate_lagrangian=True, pruned_steps=100)[0].backward()
+    optimizer.step()
+    for name in l0.masks:
+        assert l0.lambdas[f"lambda_1_{name}"] < 0, "sparsity below its target must lower lambda_1"
+        assert l0.lambdas[f"lambda_2_{name}"] > 0, "lambda_2 never falls"
+
+
+def test_constrain_keeps_log_alpha_within_its_limit():
+    l0 = module()
+    l0.masks["head"].z_loga.data.fill_(9.0)
+    l0.constrain()
+    assert l0.masks["head"].z_loga.max().item() == pytest.approx(hc.LOG_ALPHA_LIMIT)
+
+
+def test_evaluation_takes_the_target_shape_or_the_expected_one():
+    for to_target in (True, False):
+        l0 = module(eval_target_model=to_target).eval()
+        randomize(l0)
+        zeros = (l0()["head_z"].flatten(1) == 0).sum(1)
+        expected = torch.full((3,), 2) if to_target else hc.expected_zeros(l0.masks["head"].z_loga)
+        assert zeros.tolist() == expected.tolist()
+
+
+def test_noise_is_keyed_by_step_microbatch_and_seed_not_by_global_state():
+    l0 = module()
+    l0.set_step(5)
+    first, second = l0()["hidden_z"], l0()["hidden_z"]
+    torch.manual_seed(123)
+    torch.rand(7)
+    l0.set_step(5)
+    assert torch.equal(l0()["hidden_z"], first)
+    assert torch.equal(l0()["hidden_z"], second)
+    assert not torch.equal(first, second)
+    l0.set_step(6)
+    assert not torch.equal(l0()["hidden_z"], first)
+    l0.seed = 1
+    l0.set_step(5)
+    assert not torch.equal(l0()["hidden_z"], first)
+
+
+def test_shared_noise_is_one_draw_a_step():
+    l0 = module(noise="shared")
+    l0.set_step(2)
+    assert torch.equal(l0()["hidden_z"], l0()["hidden_z"])
+
+
+@pytest.mark.parametrize(("noise", "same"), [("per_rank", False), ("shared", True)])
+def test_each_rank_draws_its_own_noise_unless_it_is_shared(monkeypatch, noise, same):
+    l0 = module(noise=noise)
+    drawn = []
+    for rank in (0, 1):
+        monkeypatch.setattr(l0_module, "_rank", lambda rank=rank: rank)
+        l0.set_step(2)
+        drawn.append(l0()["hidden_z"])
+    assert torch.equal(*drawn) == same
+
+
+def test_masks_stay_fp32_under_autocast():
+    l0 = module()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(z.dtype == torch.float32 for z in l0().values())
+        assert l0(calculate_lagrangian=True)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("l0", "message"),
+    [
+        ({"target_model": {**TARGET, "d_model": 128}}, "d_model is 128, more than the source's 64"),
+        (
+            {"pruning_modules": ["head", "intermediate", "layer"]},
+            "add hidden to model.l0_module.pruning_modules",
+        ),
+        ({"pruning_modules": ["head", "head_layer", "mlp", "intermediate", "hidden"]}, "half a layer"),
+        ({"pruning_modules": ["haed"]}, "did you mean head"),
+        ({"pruning_modules": ["qk_head_dim"]}, "not supported"),
+        ({"pruning_modules": ["layer", "mlp", "head", "hidden", "intermediate"]}, "keep layer"),
+        ({"target_model": {**TARGET, "vocab_size": 40}}, "a vocabulary is not pruned"),
+        ({"target_model": {}}, "nothing would be pruned"),
+        ({"target_model": None}, "neither target_model nor pruning_modules: nothing would be pruned"),
+        ({"pruning_modules": []}, "add head to model.l0_module.pruning_modules"),
+        ({"pruning_modules": ["head", "head", "intermediate", "layer", "hidden"]}, "names a mask twice"),
+        ({"pruning_modules": ["kv_head", "head", "intermediate", "layer", "hidden"]}, "use head"),
+        ({"target_modle": None}, "did you mean"),
+    ],
+)
+def test_impossible_targets_are_refused_with_the_key_to_change(l0, message):
+    cfg = config()
+    cfg["l0_module"] |= l0
+    with pytest.raises(ValueError, match=message):
+        L0Module(cfg, "cpu")

@@ -1,0 +1,137 @@
+"""The masked model and the model that pruning exports, reloaded by transformers, compute the same."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from llmshearing.commands.convert import export
+from llmshearing.config.keys import ModelConfig
+from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.pruning.cut import prune
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import FAMILIES, architecture_to_hf, complete, hf_class_name
+from llmshearing.shapes.units import MASK_KINDS, rows
+
+TOLERANCE = 1e-4
+VOCABULARY = 48
+
+
+@st.composite
+def architectures(draw) -> Architecture:
+    """Small shapes of every family, with every option that the family's HF config has."""
+    family = draw(st.sampled_from(sorted(FAMILIES)))
+    neox = family == "gpt_neox"
+    kv_heads = draw(st.integers(1, 4))
+    n_heads = kv_heads * (1 if neox else draw(st.sampled_from([1, 2, 3])))
+    head_dim = draw(st.sampled_from([4, 8]))
+    bias = draw(st.booleans())
+    return Architecture(
+        d_model=n_heads * head_dim if neox else draw(st.integers(6, 40)),
+        n_heads=n_heads,
+        n_kv_heads=kv_heads,
+        head_dim=head_dim,
+        n_layers=draw(st.integers(1, 4)),
+        intermediate_size=draw(st.integers(3, 40)),
+        vocab_size=VOCABULARY,
+        max_seq_len=32,
+        family=family,
+        qkv_bias=neox or family == "qwen2" or (bias and family in ("llama", "qwen3")),
+        out_bias=neox or (bias and family in ("llama", "qwen3")),
+        mlp_bias=neox or (family == "llama" and draw(st.booleans())),
+        qk_norm=family == "qwen3",
+        sliding_window=5 if family == "mistral" and draw(st.booleans()) else None,
+        tie_embeddings=draw(st.booleans()),
+        parallel_residual=neox and draw(st.booleans()),
+        rotary_pct=draw(st.sampled_from([0.5, 1.0])) if neox else 1.0,
+        activation="gelu" if neox else "silu",
+    )
+
+
+def random_zs(
+    arch: Architecture, kinds: list[str], closed: float, even: bool, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Masks of `kinds`, of which a part `closed` is 0, and of the rest a third 1 and the others soft.
+
+    With `even` every row closes equally many units, as under a target; some layer always stays. GPT-NeoX
+    has no head size of its own, so its heads and hidden dimensions close together.
+    """
+    zs = {}
+    for kind in kinds:
+        if kind == "kv_head" and arch.fused_qkv:
+            continue
+        gates = torch.rand(MASK_KINDS[kind].shape(arch), generator=generator) * 1.5
+        chance = rows(kind, torch.rand(gates.shape, generator=generator), arch)
+        if even:
+            chance = chance.argsort(-1).argsort(-1) / chance.shape[-1]
+        gates[(chance < closed).reshape(gates.shape)] = 0
+        if kind == "hidden":
+            gates[:4] = gates[:4].clamp(min=0.3)
+        if kind in ("layer", "mlp", "head_layer"):
+            gates[-1] = gates[-1].clamp(min=0.2)
+        for output in MASK_KINDS[kind].outputs:
+            zs[output] = gates.clamp(max=1).reshape(MASK_KINDS[kind].z_shape(arch))
+    if arch.family == "gpt_neox":
+        _close_together(zs, arch)
+    return zs
+
+
+def _close_together(zs, arch):
+    kept = max(1, arch.n_heads - 1)
+    for name, size in (("head_z", kept), ("hidden_z", kept * arch.head_dim)):
+        shape = MASK_KINDS[name.removesuffix("_z")].z_shape(arch)
+        z = (
+            zs.get(name, torch.ones(shape)).flatten(1)
+            if name == "head_z"
+            else zs.get(name, torch.ones(shape))
+        )
+        z = z.clamp(min=0.1)
+        z[..., size:] = 0
+        zs[name] = z.reshape(shape)
+
+
+@torch.no_grad()
+def largest_difference(arch: Architecture, kinds: list[str], closed: float, even: bool, seed: int) -> float:
+    """Between logits of the masked model and of the exported one, at the size of the logits' spread."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = ComposerMosaicLlama(complete(ModelConfig(), arch, "test")).eval()
+    for name, parameter in model.named_parameters():
+        parameter.normal_(1.0 if "norm" in name or ("ln_" in name and "weight" in name) else 0.0, 0.2)
+    zs = random_zs(arch, kinds, closed, even, generator)
+    ids = torch.randint(0, VOCABULARY, (2, 17), generator=generator)
+    masked = model({"input_ids": ids, **zs})["logits"]
+    weights, smaller = prune(model.state_dict(), zs, arch)
+    with tempfile.TemporaryDirectory() as folder:
+        config = architecture_to_hf(smaller)
+        export(weights, smaller, config, {}, Path(folder) / "hf")
+        exported = AutoModelForCausalLM.from_pretrained(Path(folder) / "hf").eval()
+    assert type(exported).__name__ == hf_class_name(arch.family)
+    return (exported(ids).logits - masked).abs().max().item()
+
+
+CASES = {
+    "arch": architectures(),
+    "kinds": st.lists(st.sampled_from(sorted(MASK_KINDS)), min_size=2, unique=True),
+    "closed": st.sampled_from([0.0, 0.3, 0.6]),
+    "even": st.booleans(),
+    "seed": st.integers(0, 2**16),
+}
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=QUIET)
+@given(**CASES)
+def test_masked_equals_exported(arch, kinds, closed, even, seed):
+    assert largest_difference(arch, kinds, closed, even, seed) <= TOLERANCE
+
+
+@pytest.mark.slow
+@settings(max_examples=250, deadline=None, suppress_health_check=QUIET)
+@given(**CASES)
+def test_masked_equals_exported_on_many(arch, kinds, closed, even, seed):
+    assert largest_difference(arch, kinds, closed, even, seed) <= TOLERANCE

@@ -1,0 +1,104 @@
+"""How commands read their arguments and end."""
+
+import errno
+import logging
+import os
+import sys
+
+import pytest
+
+from llmshearing import cli
+
+
+def test_values_are_read_as_yaml_scalars():
+    found = cli.key_values(["hidden_size=16", "tie=true", "rope_theta=5e5", "_name_or_path=a/b=c", "x=null"])
+    assert found == {"hidden_size": 16, "tie": True, "rope_theta": 5e5, "_name_or_path": "a/b=c", "x": None}
+    assert cli.key_values(["rms_norm_eps=1e-5", "least=-2E+3"]) == {"rms_norm_eps": 1e-5, "least": -2e3}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["a"], "'a' is not of the form"), (["=1"], "'=1' is not of the form"), (["a=1", "a=2"], "given twice")],
+)
+def test_malformed_arguments_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        cli.key_values(words)
+
+
+def test_the_example_of_an_argument_is_the_commands():
+    with pytest.raises(ValueError, match=r"'a' is not of the form key=value, such as cc=0\.5\."):
+        cli.key_values(["a"], "cc=0.5")
+
+
+def fail():
+    raise ValueError("d_model is 3; expected 4.")
+
+
+def test_a_users_mistake_ends_with_its_message_and_status_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(fail)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: d_model is 3; expected 4.\n"
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is gone"), ImportError("install flash-attn")])
+def test_what_a_machine_lacks_ends_with_its_message_too(monkeypatch, capsys, error):
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit):
+        cli.run(lambda: (_ for _ in ()).throw(error).__next__())
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize(("words", "level"), [([], logging.INFO), (["--debug"], logging.DEBUG)])
+def test_commands_say_what_they_do_and_with_debug_more(monkeypatch, words, level):
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    monkeypatch.setattr(logging.getLogger("llmshearing"), "level", logging.WARNING)
+    cli.run(lambda: None)
+    assert logging.getLogger("llmshearing").level == level
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "No space left on device; make room there."),
+        (errno.EDQUOT, "Disk quota exceeded; make room there."),
+        (errno.EACCES, "you may use it."),
+        (errno.EROFS, "you may use it."),
+    ],
+)
+def test_what_the_system_refuses_comes_with_what_to_do(number, advice):
+    told = cli.message(OSError(number, os.strerror(number), "out"))
+    assert told.startswith("out: ")
+    assert told.endswith(advice)
+    assert "None" not in cli.message(OSError(number, os.strerror(number)))
+
+
+def test_debug_shows_the_traceback_and_is_not_seen_by_the_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command", "--debug", "x"])
+    with pytest.raises(ValueError, match="d_model is 3"):
+        cli.run(fail)
+    assert sys.argv == ["command", "x"]
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(AssertionError):
+        cli.run(lambda: (_ for _ in ()).throw(AssertionError()).__next__())
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [((), "interrupted"), (("run it again",), "interrupted; run it again")]
+)
+def test_an_interrupt_ends_with_a_line_and_status_130(monkeypatch, capsys, text, line):
+    def stop():
+        raise KeyboardInterrupt(*text)
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(stop)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == f"{line}\n"
+    monkeypatch.setattr(sys, "argv", ["command", "--debug"])
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(stop)
