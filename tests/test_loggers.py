@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from llmshearing.callbacks import components, training
+from llmshearing import training
+from llmshearing.callbacks import components
 from llmshearing.callbacks.components import REGISTRIES, build_components, named
 from runs import DOMAINS, run_config, write_data
 
