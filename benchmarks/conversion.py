@@ -29,13 +29,14 @@ from benchmarks.common import write_result
 from benchmarks.memory import resident
 from llmshearing import cli
 from llmshearing.checkpoints.checkpoint import read_checkpoint, write_checkpoint
-from llmshearing.checkpoints.weights import weight_shapes
 from llmshearing.commands.convert import export, save_composer_to_hf, save_hf_to_composer
 from llmshearing.commands.prune import prune_and_save_model
 from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
 from llmshearing.pruning.l0 import L0Module
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf, complete
+from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.units import weight_shapes
 
 SOURCE = {"d_model": 2048, "n_heads": 16, "n_layers": 24, "intermediate_size": 5504}
 TARGET = {"d_model": 1024, "n_heads": 8, "n_layers": 24, "intermediate_size": 2816}
@@ -53,7 +54,7 @@ def prepare(folder: Path) -> None:
     torch.manual_seed(0)
     size = {"n_kv_heads": SOURCE["n_heads"], "head_dim": 128, "vocab_size": 32000, "max_seq_len": 4096}
     arch = Architecture(**SOURCE, **size)
-    weights = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in weight_shapes(arch).items()}
+    weights = {PREFIX + n: torch.empty(shape, dtype=torch.bfloat16) for n, shape in weight_shapes(arch)}
     for weight in weights.values():
         weight.normal_()
     config = architecture_to_hf(arch)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu [--tiny] [--sequences N] [--steps N]
 
-MFU counts matrix products (`Architecture.training_flops`) against the device's peak in bf16.
+MFU counts matrix products (`llmshearing.shapes.counts.training_flops`) against the device's peak in bf16.
 Writes `benchmarks/results/gpu.json`; with `--tiny`, which takes 64 tokens, `gpu_tiny_cpu.json` there.
 
 Example:
@@ -25,7 +25,10 @@ from composer.distributed.activation_checkpointing import apply_ac
 from benchmarks.common import hf_model, positive, write_result
 from benchmarks.steps import finish
 from llmshearing import cli
+from llmshearing.config.keys import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.shapes.counts import training_flops
+from llmshearing.shapes.families import architecture_of
 
 SHAPES = {
     "370M": {"d_model": 1024, "n_heads": 8, "n_layers": 24, "intermediate_size": 2816},
@@ -138,8 +141,8 @@ def timed(step: Callable[[], Any], device: torch.device) -> float:
 
 def flops_per_token(sizes: dict[str, int], length: int) -> float:
     """Operations of a step for each token."""
-    cfg = {**sizes, "vocab_size": VOCABULARY, "max_seq_len": length, "init_device": "meta"}
-    return ComposerMosaicLlama(cfg).model.arch.training_flops(1, length) / length
+    cfg = ModelConfig(**sizes, vocab_size=VOCABULARY, max_seq_len=length)
+    return training_flops(architecture_of(cfg), 1, length) / length
 
 
 def name_of(device: torch.device) -> str:

@@ -84,7 +84,7 @@ def our_step(
         outputs = model(batch)
         losses = model.loss(outputs, batch)
         losses["total"].backward()
-        domain_sums(outputs["token_loss"], batch["labels"], batch["set"], len(model.set_names)).tolist()
+        domain_sums(outputs["token_loss"], outputs["predicted"], batch["set"], len(model.set_names)).tolist()
         finish(optimizer)
         losses["total"].item()
 

@@ -1,8 +1,8 @@
 """Spreading a model over processes: Composer's FSDP2, block by block, chosen by `fsdp_config`.
 
 One process trains the plain model. On several, every block is a unit whose weights, gradients and optimizer
-state are split over all processes; the L0 module, a few thousand numbers that must stay in fp32, is
-replicated instead, its gradients averaged (`l0_module.local`).
+state are split over all processes. What a pruning method holds itself, a few thousand numbers that must stay
+in fp32, is replicated instead, its gradients averaged (`llmshearing.pruning.replicated`).
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ def parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) ->
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = init_device_mesh(device, (dist.get_world_size(),))
-    kept_whole = _replicate(decoder.l0_module, mesh) if decoder.l0_module is not None else set()
+    kept_whole = _replicate(decoder.method, mesh) if decoder.method is not None else set()
 
     def unit(module: nn.Module) -> bool | dict[str, Any]:
         return {"ignored_params": kept_whole} if module is decoder else decoder.fsdp_wrap_fn(module)

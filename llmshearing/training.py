@@ -61,7 +61,7 @@ _SCHEDULERS = {
 
 
 def train(config: Config) -> None:
-    """Run `config` from start to end: prune when it has an L0 module, train otherwise.
+    """Run `config` from start to end: prune when it names a pruning method, train otherwise.
 
     Raises:
         Interrupted: a SystemExit, when SIGTERM or SIGUSR1 ended the run after a checkpoint.
@@ -185,7 +185,7 @@ def build_loaders(config: Config, model: ComposerMosaicLlama) -> tuple[DataLoade
 
 
 def build_optimizer(config: Config, model: ComposerMosaicLlama) -> torch.optim.Optimizer:
-    """One optimizer with the groups main, masks and multipliers.
+    """One optimizer: the model's parameters, then the groups of the pruning method.
 
     `decoupled_adamw` is torch's AdamW with the weight decay divided by the peak learning rate, which is
     Composer's DecoupledAdamW exactly: each step shrinks a weight by weight_decay x lr / peak lr.
@@ -202,18 +202,12 @@ def build_optimizer(config: Config, model: ComposerMosaicLlama) -> torch.optim.O
 def _parameter_groups(config: Config, model: ComposerMosaicLlama) -> list[dict[str, Any]]:
     settings = config.optimizer
     main = {
-        "params": list(model.model.transformer.parameters()),
+        "params": [p for p in model.model.transformer.parameters() if p.requires_grad],
         "lr": settings.lr,
         "weight_decay": settings.weight_decay,
     }
-    l0 = model.model.l0_module
-    if l0 is None:
-        return [main]
-    return [
-        main,
-        {"params": list(l0.masks.parameters()), "lr": settings.lag_lr, "weight_decay": 0.0},
-        {"params": list(l0.lambdas.parameters()), "lr": settings.lag_lr, "weight_decay": 0.0},
-    ]
+    method = model.model.method
+    return [main, *(method.parameter_groups(settings) if method is not None else [])]
 
 
 def build_scheduler(config: Config) -> ComposerScheduler:
@@ -252,7 +246,7 @@ def build_callbacks(
     callbacks: list[Callback] = [RunRecord(record)]
     if begin is not None:
         callbacks.append(Resume(begin, record["config"], config.load_weights_only))
-    if model.model.l0_module is not None:
+    if model.model.method is not None:
         callbacks.append(PruningCallback(config.save_folder))
     if config.save_folder:
         callbacks.append(ReportCallback(config.save_folder))

@@ -33,7 +33,7 @@ class DomainLosses(Callback):
     def after_forward(self, state: State, logger: Logger) -> None:
         batch, outputs = state.batch, cast(Any, state.outputs)
         token_loss = outputs["token_loss"].detach()
-        sums = domain_sums(token_loss, batch["labels"], batch["set"], len(self.set_names))
+        sums = domain_sums(token_loss, outputs["predicted"], batch["set"], len(self.set_names))
         self._sums = sums if self._sums is None else self._sums + sums
 
     def after_train_batch(self, state: State, logger: Logger) -> None:

@@ -1,78 +1,86 @@
-"""Keeps the L0 module in step with the run, logs its sparsities and saves its masks."""
+"""Keeps the pruning method in step with the run, logs what it reports and saves its gates."""
 
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from composer.core import Callback, State
+from composer.core import Callback, State, TimeUnit
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
 from llmshearing.files import replacing, save_tensors
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.pruning.l0 import L0Module, local
+from llmshearing.models.decoder import Decoder
+from llmshearing.pruning import Method
 
 
 class PruningCallback(Callback):
-    """Tells the L0 module the step, keeps its log_alphas within their limit, and reports.
+    """Tells the pruning method the step and lets it act around the optimizer's.
 
-    Logged after every step:
+    Logged after every step, of learned masks:
 
     | key | meaning |
     |---|---|
-    | `metrics/train/expected_{module}_sparsity` | expected sparsity of a mask kind, mean over its rows |
-    | `metrics/train/target_{module}_sparsity` | the target in force for it |
+    | `metrics/train/expected_{kind}_sparsity` | expected sparsity of a kind of units, mean over its rows |
+    | `metrics/train/target_{kind}_sparsity` | the target in force for it |
     | `metrics/train/{expected,target}_sparsity` | the same of all parameters that masks reach |
     | `metrics/train/{multiplier}` | the Lagrange multipliers, such as `lambda_1_head` |
 
     Args:
-        save_folder: folder for `zs_s{step}.safetensors`, the deterministic masks after each evaluation;
-            None: masks are not saved.
+        save_folder: folder for `zs_s{step}.safetensors`, the gates without noise after each evaluation; None:
+            they are not saved.
     """
 
     def __init__(self, save_folder: str | None = None) -> None:
         self.save_folder = save_folder
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        module = l0_module(state)
-        module.seed = state.rank_zero_seed
-        module.constrain()
+        method = pruning_method(state)
+        method.seed = state.rank_zero_seed
+        method.after_step(_decoder(state))
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        l0_module(state).set_step(state.timestamp.batch.value)
+        self._begin(state)
 
     def eval_batch_start(self, state: State, logger: Logger) -> None:
-        l0_module(state).set_step(state.timestamp.batch.value)
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        l0_module(state).constrain()  # after the optimizer's step, before an evaluation or a checkpoint
+        self._begin(state)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        module = l0_module(state)
-        values: dict[str, Tensor] = {
-            **cast(Any, state.outputs)["l0_output"][1],
-            **{name: local(value).detach() for name, value in module.lambdas.items()},
-        }
-        numbers = torch.stack(list(values.values())).tolist()
-        logger.log_metrics({f"metrics/train/{k}": v for k, v in zip(values, numbers, strict=True)})
+        """Runs between the last backward pass and the optimizer's step."""
+        pruning_method(state).after_backward(_decoder(state))
+        values: dict[str, Tensor] = cast(Any, state.outputs)["l0_output"][1]
+        if values:
+            numbers = torch.stack(list(values.values())).tolist()
+            logger.log_metrics({f"metrics/train/{k}": v for k, v in zip(values, numbers, strict=True)})
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        pruning_method(state).after_step(_decoder(state))  # before an evaluation or a checkpoint
 
     def eval_end(self, state: State, logger: Logger) -> None:
         if self.save_folder is None:
             return
-        module = l0_module(state)
         with torch.no_grad():
-            gates = {name: gate.cpu() for name, gate in module.deterministic().items()}
-        if dist.get_global_rank() == 0:
+            gates = {kind: gate.cpu() for kind, gate in pruning_method(state).gates_by_kind().items()}
+        if gates and dist.get_global_rank() == 0:
             folder = Path(self.save_folder)
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / f"zs_s{state.timestamp.batch.value}.safetensors") as temporary:
                 save_tensors(gates, temporary)
 
+    def _begin(self, state: State) -> None:
+        step, end = state.timestamp.batch.value, state.max_duration
+        steps = end.value if end is not None and end.unit == TimeUnit.BATCH else 0
+        pruning_method(state).begin_step(step, steps)
 
-def l0_module(state: State) -> L0Module:
-    """The L0 module of the model in training."""
-    model = state.model
-    assert isinstance(model, ComposerMosaicLlama)
-    assert model.model.l0_module is not None
-    return model.model.l0_module
+
+def pruning_method(state: State) -> Method:
+    """The pruning method of the model in training."""
+    method = _decoder(state).method
+    assert method is not None
+    return method
+
+
+def _decoder(state: State) -> Decoder:
+    assert isinstance(state.model, ComposerMosaicLlama)
+    return state.model.model

@@ -18,7 +18,7 @@ from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.hf_files import CONFIG, from_hf, is_hf, read_hf
 from llmshearing.checkpoints.safe_load import load_omegaconf, load_tensors
 from llmshearing.checkpoints.special_tokens import special_token_ids
-from llmshearing.checkpoints.weights import L0_PREFIX, check_weights, sizes_of, total_bytes
+from llmshearing.checkpoints.weights import check_weights, section_of, sizes_of, total_bytes
 from llmshearing.config.keys import ModelConfig, as_model_config
 from llmshearing.files import replacing
 from llmshearing.progress import writing
@@ -68,9 +68,15 @@ class Checkpoint:
         return None if text is None else json.loads(text)
 
     @property
-    def masks(self) -> dict[str, Tensor]:
-        """Tensors of the L0 module, by their names inside it."""
-        return {n.removeprefix(L0_PREFIX): w for n, w in self.weights.items() if n.startswith(L0_PREFIX)}
+    def section(self) -> str | None:
+        """The section of the pruning method trained with the weights; None: they are a plain model's."""
+        return next(filter(None, map(section_of, self.weights)), None)
+
+    @property
+    def method_tensors(self) -> dict[str, Tensor]:
+        """Tensors of the pruning method, by their names inside it."""
+        prefix = f"model.{self.section}."
+        return {n.removeprefix(prefix): w for n, w in self.weights.items() if n.startswith(prefix)}
 
     def architecture(self, overrides: Mapping[str, Any] | None = None) -> Architecture:
         """See `describe`."""
@@ -193,28 +199,31 @@ def write_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Ma
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's weights into a `ComposerMosaicLlama`, strictly.
 
-    Masks that the checkpoint lacks keep their initial values.
+    What the checkpoint lacks of the model's pruning method keeps its initial values.
 
     Raises:
-        ValueError: when weights and model differ, or the checkpoint has masks and the model none.
+        ValueError: when weights and model differ, or only the checkpoint is of a pruning method.
     """
     decoder = model.model
-    if decoder.l0_module is None and checkpoint.masks:  # type: ignore[union-attr]
+    if decoder.method is None and checkpoint.section:  # type: ignore[union-attr]
         raise ValueError(
             f"{checkpoint.path} is the checkpoint of a pruning run, whose masks are not applied yet, and "
-            "this run has no model.l0_module. Run `python -m llmshearing.utils.post_pruning_processing "
-            f"prune_and_save_model {checkpoint.path}` and start from the file that it writes."
+            f"this run has no model.{checkpoint.section}. Run `python -m llmshearing.utils."
+            f"post_pruning_processing prune_and_save_model {checkpoint.path}` and start from the file that "
+            "it writes."
         )
     check_weights(checkpoint.weights, decoder.arch, checkpoint.path)  # type: ignore[union-attr,arg-type]
     # Imported here: it takes seconds, and conversion has no use for it.
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    options = StateDictOptions(full_state_dict=True, strict=bool(checkpoint.masks))
+    options = StateDictOptions(full_state_dict=True, strict=checkpoint.section is not None)
     try:  # unlike model.load_state_dict, this also fills a sharded model, each process its part
         missing, _ = set_model_state_dict(model, dict(checkpoint.weights), options=options)
     except RuntimeError as error:
-        raise ValueError(f"The masks of {checkpoint.path} do not fit model.l0_module: {error}") from error
-    assert all(name.startswith(L0_PREFIX) for name in missing)
+        raise ValueError(
+            f"The masks of {checkpoint.path} do not fit model.{checkpoint.section}: {error}"
+        ) from error
+    assert all(section_of(name) for name in missing)
 
 
 # ------------------------------------------------------------- what model it is

@@ -6,21 +6,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmshearing.config.keys import ModelConfig
-from llmshearing.models.decoder import Decoder
+from llmshearing.pruning import METHODS
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import complete
 from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.units import weight_shapes
 
-L0_PREFIX = "model.l0_module."
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _LISTED = 8
 
 
-def weight_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Shape of every weight of a model, by our names; read off a model without storage."""
-    model = Decoder(complete(ModelConfig(init_device="meta"), arch, "this architecture"))
-    return {f"model.{name}": tuple(weight.shape) for name, weight in model.state_dict().items()}
+def section_of(name: str) -> str | None:
+    """The section of the pruning method that a tensor belongs to; None: it is a weight of the model."""
+    top, section, *_ = [*name.split("."), ""]
+    return section if top == "model" and section in METHODS else None
 
 
 def sizes_of(weights: Mapping[str, Tensor], head_dim: int, source: str | Path) -> dict[str, int]:
@@ -51,13 +49,13 @@ def sizes_of(weights: Mapping[str, Tensor], head_dim: int, source: str | Path) -
 
 
 def check_weights(weights: Mapping[str, Tensor], arch: Architecture, source: str | Path) -> None:
-    """Refuse weights that are not exactly those of `arch`; masks are not looked at.
+    """Refuse weights that are not exactly those of `arch`; those of a pruning method are not looked at.
 
     Raises:
         ValueError: naming missing and unexpected weights, wrong shapes (expected and found) and wrong types.
     """
-    expected = weight_shapes(arch)
-    found = {name: tensor for name, tensor in weights.items() if not name.startswith(L0_PREFIX)}
+    expected = {PREFIX + name: shape for name, shape in weight_shapes(arch)}
+    found = {name: tensor for name, tensor in weights.items() if section_of(name) is None}
     both = [name for name in expected if name in found]
     problems = [
         _listing("missing", (name for name in expected if name not in found)),

@@ -16,7 +16,7 @@ from typing import Any
 
 from llmshearing import cli
 from llmshearing.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from llmshearing.checkpoints.trained_masks import load_masks
+from llmshearing.checkpoints.trained_method import load_method
 from llmshearing.commands.convert import export
 from llmshearing.commands.equality import (
     Difference,
@@ -33,13 +33,13 @@ def masked_against_pruned(checkpoint: Checkpoint, target: Mapping[str, Any]) -> 
     """Prune a checkpoint, export it, reload it with transformers, and compare it with the masked model."""
     pruned = prune_checkpoint(checkpoint, target)
     report(pruned)
-    zs = load_masks(checkpoint, pruned.source, target)()
+    gates = load_method(checkpoint, pruned.source, target).final_gates()
     weights = {name: weight.float() for name, weight in pruned.weights.items()}
     with tempfile.TemporaryDirectory() as folder:
         export(weights, pruned.arch, pruned.config, {}, Path(folder) / "hf")
         theirs = load_theirs(Path(folder) / "hf")
     ours = load_ours(checkpoint)
-    return differences(ours, theirs, lengths_up_to(pruned.source.max_seq_len), zs)  # type: ignore[arg-type]
+    return differences(ours, theirs, lengths_up_to(pruned.source.max_seq_len), gates)
 
 
 def main() -> None:

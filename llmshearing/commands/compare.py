@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("size", nargs="?", help="number of parameters to expect, such as 7B")
     args = parser.parse_args()
     checkpoint = read_checkpoint(args.checkpoint)
-    if checkpoint.masks:
+    if checkpoint.section:
         raise ValueError(
             f"{args.checkpoint} is the checkpoint of a pruning run; "
             "`python -m llmshearing.utils.test_pruning` checks those."

@@ -73,7 +73,7 @@ def save_composer_to_hf(
     """
     check_new_folder(Path(out))
     checkpoint = read_checkpoint(checkpoint_path)
-    if checkpoint.masks:
+    if checkpoint.section:
         raise ValueError(
             f"{checkpoint_path} is the checkpoint of a pruning run, whose masks are not applied yet; "
             "`python -m llmshearing.utils.post_pruning_processing prune_and_save_model "

@@ -1,19 +1,19 @@
 """Whether two models compute the same: logits compared one by one, in fp32."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing import cli
 from llmshearing.checkpoints.checkpoint import Checkpoint
-from llmshearing.checkpoints.weights import L0_PREFIX
+from llmshearing.checkpoints.weights import section_of
 from llmshearing.config.keys import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import complete
+from llmshearing.shapes.units import Gates, to_z
 
 TOLERANCE = 2e-3  # largest difference of a logit between two fp32 models of real size
 
@@ -31,7 +31,7 @@ def load_ours(checkpoint: Checkpoint) -> ComposerMosaicLlama:
     """The model in a checkpoint without its masks, in fp32 and for evaluation."""
     cfg = complete(ModelConfig(init_device="meta"), checkpoint.architecture(), str(checkpoint.path))
     model = ComposerMosaicLlama(cfg)
-    weights = {n: w.float() for n, w in checkpoint.weights.items() if not n.startswith(L0_PREFIX)}
+    weights = {n: w.float() for n, w in checkpoint.weights.items() if section_of(n) is None}
     model.load_state_dict(weights, assign=True)
     return model.eval()
 
@@ -51,15 +51,15 @@ def differences(
     ours: ComposerMosaicLlama,
     theirs: PreTrainedModel,
     lengths: Iterable[int],
-    zs: Mapping[str, Tensor] | None = None,
+    gates: Gates | None = None,
     seed: int = 0,
 ) -> list[Difference]:
-    """Compare the logits of ours, under masks `zs`, with those of theirs on random tokens."""
+    """Compare the logits of ours, under `gates`, with those of theirs on random tokens."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for length in lengths:
         ids = torch.randint(0, ours.model.arch.vocab_size, (1, length), generator=generator)
-        a, b = ours({"input_ids": ids, **(zs or {})})["logits"], theirs(ids).logits
+        a, b = ours({"input_ids": ids, **to_z(gates or Gates())})["logits"], theirs(ids).logits
         found.append(Difference(length, float((a - b).abs().max()), float(b.abs().max())))
     return found
 

@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing import cli
 from llmshearing.checkpoints.checkpoint import read_checkpoint, write_checkpoint
 from llmshearing.commands.convert import export
 from llmshearing.commands.equality import differences, load_ours, load_theirs
-from llmshearing.pruning.cut import prune
+from llmshearing.pruning.cut import cut
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import FAMILIES, architecture_to_hf
-from llmshearing.shapes.units import MASK_KINDS
+from llmshearing.shapes.units import GATES, Gates
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 _LENGTHS = (8, 33, 64)
@@ -88,30 +87,30 @@ def measure(family: str, options: dict[str, Any]) -> Measured:
         arch = checkpoint.architecture()
         export(checkpoint.weights, arch, checkpoint.hf_config or {}, {}, folder / "back")
         ours = load_ours(checkpoint)
-        zs = soft_masks(arch)
-        weights, smaller = prune(checkpoint.weights, zs, arch)
+        gates = soft_gates(arch)
+        weights, smaller = cut(checkpoint.weights, gates, arch)
         export(weights, smaller, architecture_to_hf(smaller, checkpoint.hf_config), {}, folder / "pruned")
         pruned, back = load_theirs(folder / "pruned"), load_theirs(folder / "back")
         return Measured(
             parity=max(row.largest for row in differences(ours, theirs, _LENGTHS)),
-            masked=max(row.largest for row in differences(ours, pruned, _LENGTHS, zs)),
+            masked=max(row.largest for row in differences(ours, pruned, _LENGTHS, gates)),
             exact=all(torch.equal(a, b) for a, b in zip(theirs.parameters(), back.parameters(), strict=True)),
         )
 
 
-def soft_masks(arch: Architecture) -> dict[str, Tensor]:
-    """Masks of every kind that `arch` can have, a quarter of the units closed and the others in (0, 1)."""
-    zs = {}
-    for kind, row in MASK_KINDS.items():
-        if kind in ("layer", "kv_head" if arch.group_size == 1 else "head"):
+def soft_gates(arch: Architecture) -> Gates:
+    """Gates of every kind that `arch` can have, a quarter of the units closed and the others in (0, 1)."""
+    gates = Gates()
+    for name, gate in GATES.items():
+        if name == ("kv_head" if arch.group_size == 1 else "head"):
             continue
-        gates = 0.2 + 0.8 * torch.rand(row.shape(arch))
-        if kind not in ("mlp", "head_layer"):
-            gates[..., : gates.shape[-1] // 4] = 0
+        values = 0.2 + 0.8 * torch.rand(gate.shape(arch))
+        if gate.size is not None:
+            values[..., : values.shape[-1] // 4] = 0
         else:
-            gates[0] = 0
-        zs[row.outputs[0]] = gates.reshape(row.z_shape(arch))
-    return zs
+            values[0] = 0
+        gates[name] = values
+    return gates
 
 
 def table() -> str:

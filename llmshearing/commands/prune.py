@@ -26,12 +26,13 @@ from llmshearing.checkpoints.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from llmshearing.checkpoints.trained_masks import Convergence, convergence, load_masks
+from llmshearing.checkpoints.trained_method import load_method
 from llmshearing.checkpoints.weights import shape_in_words, total_bytes
 from llmshearing.commands.convert import export, record_of, with_dtype
 from llmshearing.files import check_new_folder
 from llmshearing.progress import bar
-from llmshearing.pruning.cut import prune
+from llmshearing.pruning.cut import cut
+from llmshearing.pruning.method import Convergence
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf
 
@@ -89,15 +90,15 @@ def prune_checkpoint(checkpoint: Checkpoint, target: Mapping[str, Any]) -> Prune
         ValueError: when there are no masks, or they do not make the target.
     """
     arch, config = describe(checkpoint, {})
-    module = load_masks(checkpoint, arch, target)
-    zs, weights, smaller = module(), {}, arch
+    method = load_method(checkpoint, arch, target)
+    gates, weights, smaller = method.final_gates(), {}, arch
     with bar("cutting", total=total_bytes(checkpoint.weights)) as progress:
         for piece in in_pieces(checkpoint):
-            part, smaller = prune(piece, zs, arch)  # type: ignore[arg-type]
+            part, smaller = cut(piece, gates, arch)
             weights |= part
             progress.update(total_bytes(piece))
-    _check_target(smaller, module.target)
-    return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, convergence(module))
+    _check_target(smaller, method.target)
+    return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, method.convergence())
 
 
 def default_output(path: Path) -> Path:

@@ -168,7 +168,7 @@ def measure(
             f"--seq_length is {seq_length}, but the sequences of {data} have {length} tokens: leave it out"
         )
     checkpoint = read_checkpoint(model_path)
-    if checkpoint.masks:
+    if checkpoint.section:
         raise ValueError(
             f"{model_path} is of a pruning run: measure the source model, or prune_and_save it first"
         )

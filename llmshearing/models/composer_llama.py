@@ -11,10 +11,13 @@ from torchmetrics import Metric
 from llmshearing.config.keys import as_model_config
 from llmshearing.models.decoder import Decoder
 from llmshearing.models.metrics import MeanTokenLoss, domain_sums, evaluation_metrics
+from llmshearing.pruning.method import one_step
+from llmshearing.shapes.counts import training_flops
+from llmshearing.shapes.units import from_z, to_z
 
 
 class ComposerMosaicLlama(ComposerModel):
-    """A LLaMA-like decoder, with masks when `cfg.l0_module` is set.
+    """A LLaMA-like decoder, with the pruning method that `cfg` names, if any.
 
     Args:
         cfg: the `model` section of a run's configuration: a `ModelConfig`, a mapping or a DictConfig.
@@ -37,19 +40,37 @@ class ComposerMosaicLlama(ComposerModel):
         self.return_logits = True
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """`{"logits", "l0_output", "zs"}` and, with labels in the batch, `ce_loss` and `token_loss`.
+        """One pass over a batch, under the names and in the shapes of the released code.
 
-        See `Decoder.forward` for shapes.
+        Args:
+            batch: `input_ids` [B, S]; optionally `labels` [B, S], `attention_mask` [B, S], masks by name
+                (`Z_NAMES`), and `pruned_steps`, the step at which the constraint is taken.
+
+        Returns:
+            `logits`; `l0_output`, the method's part of the loss and its values (None in evaluation, unless
+            the batch has `pruned_steps`); `zs`, the masks in force; with labels also `ce_loss`, `token_loss`
+            and `predicted` [B, S].
         """
-        return self.model(batch, logits=self.return_logits)
+        steps = batch.get("pruned_steps")
+        outputs = self.model(
+            batch["input_ids"],
+            batch.get("labels"),
+            batch.get("attention_mask"),
+            given=from_z(batch, self.model.arch),
+            with_term=self.training or steps is not None,
+            step=None if steps is None else one_step(steps),
+            logits=self.return_logits,
+        )
+        return {"l0_output": outputs.pop("term"), "zs": to_z(outputs.pop("gates")), **outputs}
 
     def loss(
         self, outputs: Mapping[str, Any], batch: Mapping[str, Any], *args, **kwargs
     ) -> dict[str, Tensor]:
-        """`ce_loss`, `lag_loss` when pruning, and `total`, their sum."""
+        """`ce_loss`, the method's part of the loss (`lag_loss` of learned masks), and `total`, their sum."""
         losses = {"ce_loss": outputs["ce_loss"]}
-        if outputs["l0_output"] is not None:
-            losses["lag_loss"] = outputs["l0_output"][0]
+        method, term = self.model.method, outputs["l0_output"]
+        if method is not None and term is not None and term[0] is not None:
+            losses[method.loss_name] = term[0]
         losses["total"] = torch.stack(list(losses.values())).sum()
         return losses
 
@@ -60,12 +81,12 @@ class ComposerMosaicLlama(ComposerModel):
         if domains is None or not self.set_names:
             domains = torch.zeros(len(batch["input_ids"]), dtype=torch.long, device=batch["input_ids"].device)
         count = max(1, len(self.set_names))
-        outputs["domain_sums"] = domain_sums(outputs["token_loss"], batch["labels"], domains, count)
+        outputs["domain_sums"] = domain_sums(outputs["token_loss"], outputs["predicted"], domains, count)
         return outputs
 
     def flops_per_batch(self, batch: Mapping[str, Any]) -> int:
         """Operations of a training step over `batch`, from which SpeedMonitor logs throughput and MFU."""
-        return self.model.arch.training_flops(*batch["input_ids"].shape)
+        return training_flops(self.model.arch, *batch["input_ids"].shape)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Metrics of an evaluation; those of training are logged by the `DomainLosses` callback."""

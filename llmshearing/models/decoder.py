@@ -1,31 +1,21 @@
-"""The decoder that all families share, with masks on every place that writes the residual stream.
+"""The decoder that all families share, under the gates that the table of units places.
 
-B batch, S sequence, D hidden, H heads, L layers, V vocabulary.
+B batch, S sequence, D hidden, L layers, V vocabulary.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from llmshearing.config.keys import ModelConfig
 from llmshearing.models.attention import attention_function
-from llmshearing.models.layers import (
-    MLP,
-    Attention,
-    FusedAttention,
-    LayerMasks,
-    LayerNorm,
-    RMSNorm,
-    layer_masks,
-    make_norm,
-)
-from llmshearing.models.loss import linear_cross_entropy, shift_labels
+from llmshearing.models.layers import MLP, Attention, FusedAttention, LayerNorm, RMSNorm, make_norm
+from llmshearing.models.loss import CrossEntropy, linear_loss, shift_labels
 from llmshearing.models.rope import rope_tables
-from llmshearing.pruning.l0 import L0Module
+from llmshearing.pruning import Method, build_method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_of
-from llmshearing.shapes.units import Z_NAMES
+from llmshearing.shapes.units import Gates, LayerGates, layer_gates, weight_table
 
 
 class Block(nn.Module):
@@ -40,10 +30,13 @@ class Block(nn.Module):
         self.ln_2 = make_norm(arch, arch.d_model, device)
         self.mlp = MLP(arch, device)
 
-    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], masks: LayerMasks) -> Tensor:
-        after = x_BSD + self.attn(self.ln_1(x_BSD, masks.hidden), rope, masks)
-        mlp_input = x_BSD if self.parallel else after
-        return after + self.mlp(self.ln_2(mlp_input, masks.hidden), masks)
+    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], gates: LayerGates) -> Tensor:
+        attended = x_BSD + self.attn(self._norm("ln_1", x_BSD, gates), rope, gates)
+        mlp_input = x_BSD if self.parallel else attended
+        return attended + self.mlp(self._norm("ln_2", mlp_input, gates), gates)
+
+    def _norm(self, name: str, x_BSD: Tensor, gates: LayerGates) -> Tensor:
+        return getattr(self, name)(x_BSD, gates.owner(name), gates.rows(name))
 
 
 class Decoder(nn.Module):
@@ -51,13 +44,15 @@ class Decoder(nn.Module):
 
     Attributes:
         transformer: `wte`, `blocks`, `ln_f` and, unless embeddings are tied, `output`.
-        l0_module: the masks, or None.
+        method: how the run decides what stays, a child module called as its section; None: nothing is pruned.
+        table: where gates enter.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.arch = architecture_of(cfg)
+        self.table = weight_table(self.arch)
         device = "meta" if cfg.init_device == "meta" else "cpu"
         arch = self.arch
         parts: dict[str, nn.Module] = {
@@ -68,10 +63,18 @@ class Decoder(nn.Module):
         if not arch.tie_embeddings:
             parts["output"] = nn.Linear(arch.d_model, arch.vocab_size, bias=False, device=device)
         self.transformer = nn.ModuleDict(parts)
-        self.l0_module = L0Module(cfg) if cfg.l0_module is not None else None
+        method = build_method(cfg)
+        self._section = None if method is None else method.section
+        if method is not None:
+            self.add_module(method.section, method)
+            method.attach(self)
         self._rope: tuple[Tensor, Tensor] | None = None
         if device != "meta":
             self.transformer.apply(self.param_init_fn)
+
+    @property
+    def method(self) -> Method | None:
+        return None if self._section is None else self.get_submodule(self._section)  # type: ignore[return-value]
 
     def param_init_fn(self, module: nn.Module) -> None:
         """Random values for the parameters a module holds itself: N(0, init_std), norms 1, biases 0."""
@@ -94,55 +97,65 @@ class Decoder(nn.Module):
         """Recompute block by block (Composer's hook)."""
         return isinstance(module, Block)
 
-    def forward(self, batch: Mapping[str, Any], logits: bool = True) -> dict[str, Any]:
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        given: Gates | None = None,
+        with_term: bool = True,
+        step: int | None = None,
+        logits: bool = True,
+    ) -> dict[str, Any]:
         """One pass over a batch.
 
         Args:
-            batch: `input_ids` [B, S]; optionally `labels` [B, S], masks by name (see `masks.py`),
-                `pruned_steps`, and `attention_mask` [B, S] for padding on the right, which causal
-                attention needs no mask for.
+            input_ids: [B, S].
+            labels: [B, S], not shifted; `IGNORE_INDEX` where there is nothing to predict.
+            attention_mask: [B, S] for padding on the right, which causal attention needs no mask for.
+            given: gates to use; default: the method's.
+            with_term: compute the method's part of the loss.
+            step: the training step at which that is taken; default: the one last begun.
             logits: return them, [B, S, V] in the type of the computation.
 
         Returns:
-            `logits`, `l0_output` (Lagrangian loss and values, or None), `zs` (masks, or an empty dict);
-            with labels also `ce_loss`, a scalar, and `token_loss` [B, S].
+            `gates` in force; `term`, the method's part of the loss and what it logs, or None; `logits`; with
+            labels also `ce_loss`, a scalar, `token_loss` [B, S] and `predicted` [B, S], where there is one.
         """
-        zs, l0_output = self.masks(batch)
-        hidden = self.hidden_states(batch, zs)
-        outputs: dict[str, Any] = {"l0_output": l0_output, "zs": zs}
+        _check_padding(attention_mask)
+        term, gates = None, given
+        if self.method is not None:
+            term = self.method.term(step) if with_term else None
+            gates = given or self.method.gates()
+        gates = gates or Gates()
+        hidden = self.hidden_states(input_ids, gates)
+        outputs: dict[str, Any] = {"gates": gates, "term": term}
         head = self.transformer["wte"] if self.arch.tie_embeddings else self.transformer["output"]
         assert isinstance(head, nn.Embedding | nn.Linear)
-        if batch.get("labels") is not None:
-            targets = shift_labels(batch["labels"])
-            mean, token_loss = linear_cross_entropy(
-                hidden.flatten(0, 1), head.weight, targets.flatten(), self.cfg.loss_chunk_tokens
+        if labels is not None:
+            targets = shift_labels(labels)
+            terms = [CrossEntropy(targets.flatten())]
+            mean, token_losses = linear_loss(
+                hidden.flatten(0, 1), head.weight, terms, terms[0].predicted, self.cfg.loss_chunk_tokens
             )
-            outputs |= {"ce_loss": mean, "token_loss": token_loss.view_as(targets)}
+            outputs |= {
+                "ce_loss": mean,
+                "token_loss": token_losses[0].view_as(targets),
+                "predicted": terms[0].predicted.view_as(targets),
+            }
         if logits:
             outputs["logits"] = nn.functional.linear(hidden, head.weight)
         return outputs
 
-    def masks(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
-        """The masks in force and the Lagrangian: those of the batch if it carries any, else the module's."""
-        given = {name: batch[name] for name in Z_NAMES if batch.get(name) is not None}
-        if self.l0_module is None:
-            return given, None
-        steps = batch.get("pruned_steps")
-        l0_output = self.l0_module(calculate_lagrangian=True, pruned_steps=steps)
-        return given or self.l0_module(), l0_output
-
-    def hidden_states(self, batch: Mapping[str, Any], zs: Mapping[str, Tensor]) -> Tensor:
-        """The residual stream after the last norm, [B, S, D]; zero where hidden_z is."""
-        input_ids = batch["input_ids"]
-        _check_padding(batch.get("attention_mask"))
-        hidden_z = zs.get("hidden_z")
-        x_BSD = self.transformer["wte"](input_ids)
-        if hidden_z is not None:
-            x_BSD = x_BSD * hidden_z.to(x_BSD.dtype)
+    def hidden_states(self, input_ids: Tensor, gates: Gates) -> Tensor:
+        """What the head reads: the residual stream after the last norm, [B, S, D]; 0 where closed."""
+        outside = layer_gates(self.table, gates, None)
+        x_BSD = _scaled(self.transformer["wte"](input_ids), outside.columns("wte"))
         rope = self._rope_tables(input_ids.shape[1], x_BSD)
         for layer, block in enumerate(self.transformer["blocks"]):  # type: ignore[arg-type]
-            x_BSD = block(x_BSD, rope, layer_masks(zs, layer, self.arch.head_dim))
-        return self.transformer["ln_f"](x_BSD, hidden_z)
+            x_BSD = block(x_BSD, rope, layer_gates(self.table, gates, layer))
+        x_BSD = self.transformer["ln_f"](x_BSD, outside.owner("ln_f"), outside.rows("ln_f"))
+        return _scaled(x_BSD, outside.columns("wte" if self.arch.tie_embeddings else "output"))
 
     def _rope_tables(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin for this length, kept until the length, device or type changes."""
@@ -156,6 +169,10 @@ class Decoder(nn.Module):
             self._rope = (cos.to(like.dtype), sin.to(like.dtype))
         assert self._rope is not None
         return self._rope
+
+
+def _scaled(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor.to(x.dtype)
 
 
 def _check_padding(attention_mask: Tensor | None) -> None:

@@ -1,13 +1,12 @@
-"""The parts of a decoder block, each with its masks folded in where it is cheapest.
+"""The parts of a decoder block, each under the gates that the table of units names for its weights.
 
 B batch, S sequence, D hidden, H query heads, K KV heads, E head dim, F intermediate.
 
-Masks multiply weights, not activations: a weight is smaller than the activations of a batch, and the
-export then folds the very same products into the saved weights.
+Gates multiply weights, not activations: a weight is smaller than the activations of a batch, and the export
+folds the very same products into the saved weights.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from llmshearing.models.attention import AttentionFunction
 from llmshearing.models.rope import rotate
 from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.units import LayerGates
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -27,40 +27,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
-class LayerMasks:
-    """What masks multiply in one layer.
-
-    hidden: [D], the residual stream; heads: [H * E], the input of the attention output projection;
-    intermediate: [F], the input of the down projection; attention, mlp: scalars, the blocks' outputs.
-    """
-
-    hidden: Tensor | None = None
-    heads: Tensor | None = None
-    intermediate: Tensor | None = None
-    attention: Tensor | None = None
-    mlp: Tensor | None = None
-
-
-def layer_masks(zs: Mapping[str, Tensor], layer: int, head_dim: int) -> LayerMasks:
-    """The masks of one layer out of those of a model (see `masks.py` for names and shapes)."""
-    heads = None
-    if "head_z" in zs:
-        heads = zs["head_z"][layer].flatten()
-    if "kv_head_z" in zs:
-        kv = zs["kv_head_z"][layer].flatten()
-        heads = kv if heads is None else (heads.view(len(kv), -1) * kv[:, None]).flatten()
-    return LayerMasks(
-        hidden=zs.get("hidden_z"),
-        heads=heads,
-        intermediate=zs["intermediate_z"][layer].flatten() if "intermediate_z" in zs else None,
-        attention=zs["head_layer_z"][layer] if "head_layer_z" in zs else None,
-        mlp=zs["mlp_z"][layer] if "mlp_z" in zs else None,
-    )
-
-
 class _MaskedLinear(torch.autograd.Function):
-    """x (rows[:, None] * W * columns)^T, making the product of masks and weight anew for the backward pass.
+    """x (rows[:, None] * W * columns)^T, multiplying factors and weight again in the backward pass.
 
     Under autocast both operands take its type, as those of a plain linear layer do.
     """
@@ -76,60 +44,70 @@ class _MaskedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: Tensor):
         x, weight, rows, columns = ctx.saved_tensors
+        wants_x, wants_weight, wants_rows, wants_columns = ctx.needs_input_grad
         grad = grads[0]
-        grad_x = (grad @ _scaled(weight, rows, columns, grad.dtype)).to(ctx.x_dtype)
-        grad_scaled = grad.flatten(0, -2).t() @ x.flatten(0, -2)
-        outer = grad_scaled.to(rows.dtype) * weight
-        grad_weight = _scaled(grad_scaled, rows, columns, weight.dtype)
-        return grad_x, grad_weight, outer @ columns, rows @ outer
+        found: list[Tensor | None] = [None] * 4
+        if wants_x:
+            found[0] = (grad @ _scaled(weight, rows, columns, grad.dtype)).to(ctx.x_dtype)
+        if not (wants_weight or wants_rows or wants_columns):
+            return tuple(found)
+        grad_scaled = grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+        if wants_weight:
+            found[1] = _scaled(grad_scaled, rows, columns, weight.dtype)
+        if wants_rows or wants_columns:
+            outer = grad_scaled.to(rows.dtype) * weight
+            found[2:] = [outer @ columns if wants_rows else None, rows @ outer if wants_columns else None]
+        return tuple(found)
 
 
 def _scaled(weight: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
     return (weight * rows[:, None]).mul_(columns).to(dtype)
 
 
-def masked_linear(x: Tensor, linear: nn.Linear, rows: list[Tensor | None], columns: Tensor | None) -> Tensor:
-    """`linear(x)` with masks on its outputs (`rows`, multiplied together) and inputs (`columns`).
+def masked_linear(x: Tensor, linear: nn.Linear, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """`linear(x)` with its weight and bias scaled.
 
     Args:
-        rows: masks of size [out] or scalars; None stands for 1.
-        columns: mask [in] or None.
+        rows: factors of the outputs, [out] or a scalar; None stands for 1.
+        columns: factors of the inputs, [in] or a scalar; None stands for 1.
     """
-    row = None
-    for mask in rows:
-        row = mask if row is None else row if mask is None else row * mask
-    if row is None and columns is None:
+    if rows is None and columns is None:
         return linear(x)
     ones = torch.ones((), dtype=torch.float32, device=x.device)
-    row = (ones if row is None else row).expand(linear.out_features)
+    rows = (ones if rows is None else rows).expand(linear.out_features)
     columns = (ones if columns is None else columns).expand(linear.in_features)
-    out: Tensor = _MaskedLinear.apply(x, linear.weight, row, columns)  # type: ignore[assignment]
-    return out if linear.bias is None else out + (linear.bias * row).to(out.dtype)
+    out: Tensor = _MaskedLinear.apply(x, linear.weight, rows, columns)  # type: ignore[assignment]
+    return out if linear.bias is None else out + (linear.bias * rows).to(out.dtype)
 
 
-def survivors(hidden_z: Tensor | None, size: int) -> Tensor | int:
-    """How many dimensions a norm divides by: those whose mask is not 0; stays on the device."""
-    return size if hidden_z is None else torch.count_nonzero(hidden_z).clamp(min=1)
+def gated(x: Tensor, linear: nn.Linear, gates: LayerGates, part: str) -> Tensor:
+    """`linear(x)` under the gates that the table of units names for weight `part`."""
+    return masked_linear(x, linear, gates.rows(part), gates.columns(part))
+
+
+def open_units(gates: Tensor | None, size: int) -> Tensor | int:
+    """How many dimensions a norm divides by: those whose gate is not 0; stays on the device."""
+    return size if gates is None else torch.count_nonzero(gates).clamp(min=1)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, over surviving dimensions; in fp32."""
+    """x / rms(x) * weight, over open dimensions; in fp32."""
 
     def __init__(self, size: int, eps: float, device: str | torch.device | None = None) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(size, device=device))
 
-    def forward(self, x: Tensor, hidden_z: Tensor | None = None) -> Tensor:
-        """x: [..., D], zero where `hidden_z` [D] is; the result is multiplied by `hidden_z`."""
+    def forward(self, x: Tensor, units: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        """Normalise x [..., D], which is 0 where the gates `units` [D] are; `scale` [D] scales the weight."""
         wide = x.float()
-        variance = wide.square().sum(-1, keepdim=True) / survivors(hidden_z, x.shape[-1])
+        variance = wide.square().sum(-1, keepdim=True) / open_units(units, x.shape[-1])
         normed = (wide * torch.rsqrt(variance + self.eps)).to(x.dtype)
-        return normed * (self.weight if hidden_z is None else self.weight * hidden_z.to(self.weight.dtype))
+        return normed * (self.weight if scale is None else self.weight * scale.to(self.weight.dtype))
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / std * weight + bias, over surviving dimensions; in fp32."""
+    """(x - mean) / std * weight + bias, over open dimensions; in fp32."""
 
     def __init__(self, size: int, eps: float, device: str | torch.device | None = None) -> None:
         super().__init__()
@@ -137,16 +115,18 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size, device=device))
         self.bias = nn.Parameter(torch.zeros(size, device=device))
 
-    def forward(self, x: Tensor, hidden_z: Tensor | None = None) -> Tensor:
-        """x: [..., D], zero where `hidden_z` [D] is; the result is multiplied by `hidden_z`."""
-        if hidden_z is None:
+    def forward(self, x: Tensor, units: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        """As `RMSNorm.forward`; `scale` scales weight and bias."""
+        if units is None and scale is None:
             return F.layer_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-        count = survivors(hidden_z, x.shape[-1])
+        count = open_units(units, x.shape[-1])
         wide = x.float()
-        centred = (wide - wide.sum(-1, keepdim=True) / count) * (hidden_z != 0)
+        centred = wide - wide.sum(-1, keepdim=True) / count
+        if units is not None:
+            centred = centred * (units != 0)
         variance = centred.square().sum(-1, keepdim=True) / count
         normed = centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
-        return (normed * hidden_z).to(x.dtype)
+        return (normed if scale is None else normed * scale).to(x.dtype)
 
 
 def make_norm(arch: Architecture, size: int, device: str | torch.device | None) -> RMSNorm | LayerNorm:
@@ -174,13 +154,16 @@ class Attention(nn.Module):
         self.wk = nn.Linear(arch.d_model, keys, bias=arch.qkv_bias, device=device)
         self.wv = nn.Linear(arch.d_model, keys, bias=arch.qkv_bias, device=device)
 
-    def project(self, x_BSD: Tensor) -> list[Tensor]:
+    def project(self, x_BSD: Tensor, gates: LayerGates) -> list[Tensor]:
         """q [B, S, H, E], k and v [B, S, K, E]."""
-        return [w(x_BSD).unflatten(-1, (-1, self.arch.head_dim)) for w in (self.wq, self.wk, self.wv)]
+        return [
+            gated(x_BSD, linear, gates, f"attn.{name}").unflatten(-1, (-1, self.arch.head_dim))
+            for name, linear in (("wq", self.wq), ("wk", self.wk), ("wv", self.wv))
+        ]
 
-    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], masks: LayerMasks) -> Tensor:
+    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], gates: LayerGates) -> Tensor:
         """The block's contribution to the residual stream, [B, S, D]."""
-        q, k, v = self.project(x_BSD)
+        q, k, v = self.project(x_BSD, gates)
         if self.arch.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *rope), rotate(k, *rope)
@@ -188,12 +171,7 @@ class Attention(nn.Module):
         q, k, v = (t.to(v.dtype).transpose(1, 2) for t in (q, k, v))
         out_BHSE = self.function(q, k, v, self.arch.sliding_window)
         out = out_BHSE.transpose(1, 2).flatten(2)
-        heads = None if masks.heads is None else self._columns(masks.heads)
-        return masked_linear(out, self.out_proj, [masks.hidden, masks.attention], heads)
-
-    def _columns(self, heads: Tensor) -> Tensor:
-        """A mask of query heads [H], or of KV heads [K], as one of the output projection's inputs."""
-        return heads.repeat_interleave(self.out_proj.in_features // len(heads))
+        return gated(out, self.out_proj, gates, "attn.out_proj")
 
 
 class FusedAttention(Attention):
@@ -202,8 +180,9 @@ class FusedAttention(Attention):
     def make_projections(self, arch: Architecture, queries: int, keys: int, device) -> None:
         self.query_key_value = nn.Linear(arch.d_model, queries + 2 * keys, bias=arch.qkv_bias, device=device)
 
-    def project(self, x_BSD: Tensor) -> list[Tensor]:
-        by_head = self.query_key_value(x_BSD).unflatten(-1, (-1, 3 * self.arch.head_dim))
+    def project(self, x_BSD: Tensor, gates: LayerGates) -> list[Tensor]:
+        fused = gated(x_BSD, self.query_key_value, gates, "attn.query_key_value")
+        by_head = fused.unflatten(-1, (-1, 3 * self.arch.head_dim))
         return list(by_head.chunk(3, dim=-1))
 
 
@@ -224,8 +203,11 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(arch.d_model, arch.intermediate_size, **sizes)
         self.down_proj = nn.Linear(arch.intermediate_size, arch.d_model, **sizes)
 
-    def forward(self, x_BSD: Tensor, masks: LayerMasks) -> Tensor:
+    def forward(self, x_BSD: Tensor, gates: LayerGates) -> Tensor:
         """The block's contribution to the residual stream, [B, S, D]."""
-        up = self.up_proj(x_BSD)
-        inner = self.activation(up) if self.gate_proj is None else self.activation(self.gate_proj(x_BSD)) * up
-        return masked_linear(inner, self.down_proj, [masks.hidden, masks.mlp], masks.intermediate)
+        up = gated(x_BSD, self.up_proj, gates, "mlp.up_proj")
+        if self.gate_proj is None:
+            inner = self.activation(up)
+        else:
+            inner = self.activation(gated(x_BSD, self.gate_proj, gates, "mlp.gate_proj")) * up
+        return gated(inner, self.down_proj, gates, "mlp.down_proj")

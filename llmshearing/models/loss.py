@@ -1,7 +1,10 @@
-"""Next-token cross entropy without the logits of a whole batch.
+"""The head and the losses that look at its logits, without the logits of a whole batch.
 
 N tokens, D hidden, V vocabulary.
 """
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,61 +24,126 @@ def chunk_size(vocab_size: int) -> int:
     return max(16, _CHUNK_BYTES // (4 * vocab_size))
 
 
-@torch.compiler.disable  # matrix products in a loop, which a compiler would only unroll
-def linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_tokens: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cross entropy of softmax(hidden @ weight^T) against targets.
+class Term(Protocol):
+    """A part of the loss that looks at logits."""
 
-    Logits exist for a chunk of tokens at a time, in fp32, once: where gradients are wanted they are made
-    in the same pass, so that the head costs no more than its three matrix products.
+    weight: float
+
+    def chunk(self, logits: Tensor, rows: slice, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+        """Loss of each token of a chunk, and its gradient to the logits.
+
+        Args:
+            logits: [n, V] in fp32, which the term may write over.
+            rows: which tokens of the batch these are.
+
+        Returns:
+            [n] and, if wanted, [n, V]; what stands where nothing is predicted has no effect.
+        """
+        ...
+
+
+class CrossEntropy:
+    """Cross entropy of softmax(logits) against targets.
 
     Args:
         targets_N: token ids, `IGNORE_INDEX` where there is nothing to predict.
+
+    Attributes:
+        predicted: [N], where there is something to predict.
+    """
+
+    weight = 1.0
+
+    def __init__(self, targets_N: Tensor) -> None:
+        self.predicted = targets_N != IGNORE_INDEX
+        self._index = targets_N.clamp(min=0)[:, None]
+
+    def chunk(self, logits: Tensor, rows: slice, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
+        index = self._index[rows]
+        loss, probabilities = _softmax_loss(logits, index)
+        if wants_grad:
+            probabilities.scatter_add_(1, index, probabilities.new_full((), -1.0).expand_as(index))
+        return loss, probabilities
+
+
+@torch.compiler.disable  # matrix products in a loop, which a compiler would only unroll
+def linear_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    terms: Sequence[Term],
+    predicted_N: Tensor,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of `terms` over logits = hidden @ weight^T, its mean over predicted tokens.
+
+    Logits exist for a chunk of tokens at a time, in fp32, once: gradients are made in the same pass, and
+    only those that are needed, so that the head costs no more than its three matrix products.
+
+    Args:
+        predicted_N: which tokens count.
         chunk_tokens: tokens a chunk; default: about 64 MiB of logits.
 
     Returns:
-        the mean over predicted tokens (differentiable) and the loss of every token [N] (not), 0 where
-        there is nothing to predict; both fp32.
+        The mean (differentiable) and the loss of every token under every term [terms, N] (not), 0 where
+        nothing is predicted; both fp32.
     """
     chunk = chunk_tokens or chunk_size(weight_VD.shape[0])
     if torch.is_autocast_enabled(hidden_ND.device.type):
         hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))
-    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk)  # type: ignore[return-value]
+    return _LinearLoss.apply(hidden_ND, weight_VD, terms, predicted_N, chunk)  # type: ignore[return-value]
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class _LinearLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int):
-        predicted = targets != IGNORE_INDEX
+    def forward(ctx, hidden: Tensor, weight: Tensor, terms: Sequence[Term], predicted: Tensor, chunk: int):
         count = predicted.sum().clamp(min=1)
-        wants_grad = any(ctx.needs_input_grad[:2])
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         narrow = weight.to(hidden.dtype)
-        token_loss = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if wants_grad else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_grad else None
-        for part in torch.arange(len(targets)).split(chunk):
+        token_losses = torch.empty(len(terms), len(hidden), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        for part in torch.arange(len(hidden)).split(chunk):
             rows = slice(int(part[0]), int(part[-1]) + 1)
-            index = targets[rows].clamp(min=0)[:, None]
-            loss, probabilities = _softmax_loss((hidden[rows] @ narrow.T).float(), index)
-            token_loss[rows] = loss * predicted[rows]
-            if grad_hidden is not None and grad_weight is not None:
-                probabilities.scatter_add_(1, index, probabilities.new_full((), -1.0).expand_as(index))
-                error = probabilities.mul_((predicted[rows] / count)[:, None]).to(hidden.dtype)
+            logits = (hidden[rows] @ narrow.T).float()
+            gradients = []
+            for place, term in enumerate(terms):
+                own = logits if place == len(terms) - 1 else logits.clone()
+                loss, gradient = term.chunk(own, rows, wants_hidden or wants_weight)
+                token_losses[place, rows] = loss * predicted[rows]
+                gradients.append((term.weight, gradient))
+            if grad_hidden is None and grad_weight is None:
+                continue
+            error = _weighted_sum(gradients).mul_((predicted[rows] / count)[:, None]).to(hidden.dtype)
+            if grad_hidden is not None:
                 torch.mm(error, narrow, out=grad_hidden[rows])
+            if grad_weight is not None:
                 _accumulate_product(grad_weight, error.T, hidden[rows])
         ctx.grads = (grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
-        ctx.mark_non_differentiable(token_loss)
-        return token_loss.sum() / count, token_loss
+        ctx.mark_non_differentiable(token_losses)
+        means = [term.weight * token_losses[place].sum() / count for place, term in enumerate(terms)]
+        return torch.stack(means).sum(), token_losses
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
         grad_hidden, grad_weight = ctx.grads
         del ctx.grads
         scale = grads[0]
-        grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)
-        return grad_hidden.mul_(scale.to(grad_hidden.dtype)), grad_weight, None, None
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.mul_(scale.to(grad_hidden.dtype))
+        if grad_weight is not None:
+            grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _weighted_sum(gradients: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """The sum of gradients times their weights, in the memory of the first."""
+    (weight, total), *others = gradients
+    if weight != 1:
+        total.mul_(weight)
+    for weight, gradient in others:
+        total.add_(gradient, alpha=weight)
+    return total
 
 
 def _softmax_loss(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,17 +4,16 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from llmshearing.models.loss import IGNORE_INDEX, shift_labels
 
-
-def domain_sums(token_loss_BS: Tensor, labels_BS: Tensor, domains_B: Tensor, n_domains: int) -> Tensor:
+def domain_sums(token_loss_BS: Tensor, predicted_BS: Tensor, domains_B: Tensor, n_domains: int) -> Tensor:
     """Sum of losses and number of predicted tokens of each domain, [n_domains, 2] in fp64 precision.
 
     Args:
         token_loss_BS: loss of each token, 0 where nothing is predicted.
+        predicted_BS: where there is something to predict.
         domains_B: index of each sequence's domain.
     """
-    tokens = (shift_labels(labels_BS) != IGNORE_INDEX).sum(1)
+    tokens = predicted_BS.sum(1)
     by_sequence = torch.stack([token_loss_BS.double().sum(1), tokens.double()], dim=1)
     return by_sequence.new_zeros(n_domains, 2).index_add_(0, domains_B, by_sequence)
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmshearing.models.decoder import Block
-from llmshearing.models.layers import LayerMasks
 from llmshearing.models.rope import rope_tables
 from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.units import GATES, LayerGates, weight_table
 
 _PROBE = 128  # tokens; bytes grow linearly with them, so two lengths tell everything
 
@@ -55,13 +55,14 @@ def _kept(arch: Architecture, tokens: int, weights: torch.dtype, compute: torch.
 
         x = torch.empty(1, tokens, arch.d_model, dtype=weights, requires_grad=True)
         rope = rope_tables(arch, tokens, x.device)
-        masks = _all_masks(arch) if masked else LayerMasks()
+        gates = LayerGates(weight_table(arch), _all_gates(arch) if masked else {})
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=compute != torch.float32)
         with autocast, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            block(x, rope, masks)
+            block(x, rope, gates)
         return sum(storage.nbytes() for storage in kept.values())
 
 
-def _all_masks(arch: Architecture) -> LayerMasks:
-    sizes = [(arch.d_model,), (arch.n_heads,), (arch.intermediate_size,), (), ()]
-    return LayerMasks(*(torch.empty(size, requires_grad=True) for size in sizes))
+def _all_gates(arch: Architecture) -> dict[str, Tensor]:
+    """Gates of every kind for one layer."""
+    shapes = {name: gate.shape(arch)[gate.per_layer :] for name, gate in GATES.items()}
+    return {name: torch.empty(shape, requires_grad=True) for name, shape in shapes.items()}

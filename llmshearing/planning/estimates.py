@@ -14,14 +14,13 @@ from llmshearing.models.loss import chunk_size
 from llmshearing.planning.activations import SavedBytes, saved_bytes
 from llmshearing.planning.findings import Findings
 from llmshearing.planning.sizes import (
-    embedding_parameters,
     evaluations,
-    parameters,
     planned_steps,
     steps_in,
     training_tokens,
 )
 from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.counts import embedding_parameters, matrix_parameters, parameters, training_flops
 
 # Share of a GPU's peak that training reaches. On A100s at 4,096 tokens a sequence the original publishes
 # 1,844 tokens/s a device for pruning 7B (8,684 and 4,957 for training 1.3B and 2.7B are 28% and 31%),
@@ -54,7 +53,7 @@ def tokens_per_second(arch: Architecture, seq_len: int, gpu: str, utilization: f
     if gpu not in GPU_AVAILABLE_FLOPS or "amp_bf16" not in GPU_AVAILABLE_FLOPS[gpu]:
         known = [name for name, peak in GPU_AVAILABLE_FLOPS.items() if "amp_bf16" in peak]
         raise ValueError(f"GPU {gpu!r} is not known; expected one of {', '.join(known)}.")
-    return utilization * GPU_AVAILABLE_FLOPS[gpu]["amp_bf16"] * seq_len / arch.training_flops(1, seq_len)
+    return utilization * GPU_AVAILABLE_FLOPS[gpu]["amp_bf16"] * seq_len / training_flops(arch, 1, seq_len)
 
 
 @dataclass(frozen=True)
@@ -123,10 +122,10 @@ def memory(config: Config, found: Findings, devices: int) -> Memory:
     assert arch is not None
     count, sharded = parameters(arch), devices > 1
     width = _FULL if config.precision == "fp32" else _HALF
-    block = (arch.matrix_parameters // arch.n_layers) * width
+    block = (matrix_parameters(arch) // arch.n_layers) * width
     in_use = 3 * block + embedding_parameters(arch) * width if sharded else 0
     tokens = microbatch(config, devices) * config.max_seq_len
-    saved = _block_bytes(config, arch, sharded)
+    saved = _block_bytes(config, found, arch, sharded)
     stream = tokens * arch.d_model * (width if sharded else _FULL)
     return Memory(
         weights=_FULL * count / devices,
@@ -145,10 +144,10 @@ def microbatch(config: Config, devices: int) -> int:
     return min(wanted if isinstance(wanted, int) else 1, max(1, config.global_train_batch_size // devices))
 
 
-def _block_bytes(config: Config, arch: Architecture, sharded: bool) -> SavedBytes:
+def _block_bytes(config: Config, found: Findings, arch: Architecture, sharded: bool) -> SavedBytes:
     compute = torch.float32 if config.precision == "fp32" else torch.bfloat16
     weights = compute if sharded else torch.float32
-    return saved_bytes(arch, weights, compute, masked=config.model.l0_module is not None)
+    return saved_bytes(arch, weights, compute, masked=bool(found.kinds))
 
 
 def _logit_bytes(config: Config, arch: Architecture, width: int) -> float:

@@ -19,16 +19,14 @@ from llmshearing.checkpoints.checkpoint import Checkpoint, completed, open_check
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.weights import check_weights
 from llmshearing.config.checks import config_problems, domain_problems
-from llmshearing.config.keys import Config, L0Config
+from llmshearing.config.keys import Config
 from llmshearing.data.tokenizer import check_tokenizer, is_made_with, load_tokenizer
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader, dataset_manifest
 from llmshearing.models.model_registry import model_class
 from llmshearing.planning.sizes import planned_steps, steps_in
-from llmshearing.pruning.l0 import warmup_batches
+from llmshearing.pruning import aim_of, without_method
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_of, target_of
-from llmshearing.shapes.reachable import pruning_problems
-from llmshearing.shapes.units import chosen_kinds, kept_size, row_size
+from llmshearing.shapes.families import architecture_of
 
 
 @dataclass
@@ -44,7 +42,11 @@ class Findings:
     target: Architecture | None = None
     """The shape it is pruned to."""
     kinds: list[str] = field(default_factory=list)
-    """Masks that the run learns."""
+    """Kinds of units that the run's pruning method gates."""
+    share: float | None = None
+    """Part of the prunable parameters to remove, where no shape is named."""
+    durations: dict[str, str] = field(default_factory=dict)
+    """Keys with a duration that must end before the run does."""
     training: dict[str, int] = field(default_factory=dict)
     """Training sequences of each domain; of the split under "" where there are no domains."""
     evaluation: dict[str, int] = field(default_factory=dict)
@@ -116,32 +118,20 @@ def _examine_model(config: Config, checkpoint: Checkpoint | None, found: Finding
         return checkpoint  # nothing else could tell the sizes, and what is wrong with it is noted
     with found.collecting():
         found.source = architecture_of(section)
-        model_class(section.name)(replace(section, l0_module=None, init_device="meta"))
+        model_class(section.name)(replace(without_method(section), init_device="meta"))
     return checkpoint
 
 
 def _examine_target(config: Config, found: Findings) -> None:
-    l0 = config.model.l0_module
-    if l0 is None or found.source is None:
+    if found.source is None:
         return
     with found.collecting():
-        target = target_of(found.source, l0.target_model)
-        found.kinds = chosen_kinds(l0.pruning_modules, found.source, target)
-        problems = pruning_problems(found.source, target, found.kinds)
-        found.add(problems)
-        found.target = target
-        warmup_batches(l0.lagrangian_warmup_steps)
-        if target is not None and not problems:
-            found.warnings += _falling_targets(l0, found.source, target, found.kinds)
-
-
-def _falling_targets(l0: L0Config, source: Architecture, target: Architecture, kinds: list[str]) -> list[str]:
-    return [
-        f"model.l0_module.start_sparsity is {l0.start_sparsity:g}, above the {aim:.3f} that mask {kind} is "
-        "to reach: its target falls."
-        for kind in kinds
-        if l0.start_sparsity > (aim := 1 - kept_size(kind, source, target) / row_size(kind, source))
-    ]
+        aim = aim_of(config.model, found.source)
+        if aim is not None:
+            found.kinds, found.target, found.share = aim.kinds, aim.target, aim.share
+            found.durations |= aim.durations
+            found.add(aim.problems)
+            found.warnings += aim.warnings
 
 
 def _examine_updates(config: Config, found: Findings) -> None:
@@ -159,9 +149,7 @@ def _examine_updates(config: Config, found: Findings) -> None:
 
 def _examine_warmups(config: Config, found: Findings) -> None:
     durations = {"scheduler.t_warmup": config.scheduler.t_warmup}
-    if config.model.l0_module is not None:
-        durations["model.l0_module.lagrangian_warmup_steps"] = config.model.l0_module.lagrangian_warmup_steps
-    for key, duration in durations.items():
+    for key, duration in (durations | found.durations).items():
         if steps_in(duration, config) >= planned_steps(config) > 0:
             found.warnings.append(
                 f"{key} is {duration}, but the run ends after {planned_steps(config):,} steps: what it leads "

@@ -1,30 +1,9 @@
-"""Parameters, operations and steps: arithmetic on an architecture or a configuration alone."""
+"""Steps, evaluations and tokens: arithmetic on a configuration alone."""
 
 import math
 import re
 
 from llmshearing.config.keys import Config
-from llmshearing.shapes.architecture import Architecture
-
-
-def parameters(arch: Architecture) -> int:
-    """Parameters of a decoder, embeddings included."""
-    norm = arch.d_model * (2 if arch.layer_norms else 1)
-    layer = arch.attention_matrix_parameters + arch.mlp_matrix_parameters + 2 * norm
-    if arch.qkv_bias:
-        layer += (arch.n_heads + 2 * arch.n_kv_heads) * arch.head_dim
-    if arch.out_bias:
-        layer += arch.d_model
-    if arch.mlp_bias:
-        layer += (arch.mlp_matrices - 1) * arch.intermediate_size + arch.d_model
-    if arch.qk_norm:
-        layer += 2 * arch.head_dim
-    return arch.n_layers * layer + norm + embedding_parameters(arch)
-
-
-def embedding_parameters(arch: Architecture) -> int:
-    """Parameters of the embedding and, unless tied, the output projection."""
-    return arch.vocab_size * arch.d_model * (1 if arch.tie_embeddings else 2)
 
 
 def planned_steps(config: Config) -> int:

@@ -7,7 +7,8 @@ from llmshearing.config.keys import Config
 from llmshearing.planning import estimates, sizes
 from llmshearing.planning.findings import Findings
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.units import MASK_KINDS, kept_size, prunable_parameters, row_size
+from llmshearing.shapes.counts import embedding_parameters, parameters, prunable_parameters
+from llmshearing.shapes.units import KINDS, kept_size, row_size
 
 _GIB = 2**30
 _SIZES = {
@@ -38,8 +39,8 @@ def describe_model(config: Config, found: Findings) -> list[str]:
     lines = ["Model", *table(header, [_shape_row(name, arch) for name, arch in shapes.items()])]
     if found.target is not None:
         return [*lines, "", "Masks", *_mask_table(found.source, found.target, found.kinds)]
-    if config.model.l0_module is not None:
-        share = config.model.l0_module.target_sparsity
+    if found.share is not None:
+        share = found.share
         body = prunable_parameters(found.kinds, found.source)
         lines.append(
             f"  To remove: {share:.1%} of the {body:,} parameters in reach of {', '.join(found.kinds)}."
@@ -48,17 +49,17 @@ def describe_model(config: Config, found: Findings) -> list[str]:
 
 
 def _shape_row(name: str, arch: Architecture) -> list[str]:
-    count = sizes.parameters(arch)
-    body = count - sizes.embedding_parameters(arch)
+    count = parameters(arch)
+    body = count - embedding_parameters(arch)
     return [name, f"{count:,}", f"{body:,}", *(str(getattr(arch, size)) for size in _SIZES)]
 
 
 def _mask_table(source: Architecture, target: Architecture, kinds: Sequence[str]) -> list[str]:
     rows = []
     for kind in kinds:
-        if kind not in MASK_KINDS:
+        if kind not in KINDS:
             continue
-        gates = math.prod(MASK_KINDS[kind].shape(source))
+        gates = math.prod(KINDS[kind].shape(source))
         size, kept = row_size(kind, source), kept_size(kind, source, target)
         rows.append([kind, f"{gates:,}", str(size), str(kept), f"{1 - kept / size:.1%}"])
     return table(["mask", "gates", "of a row", "stay", "removed"], rows)

@@ -1,0 +1,51 @@
+"""How a run decides what stays.
+
+method.py          the interface
+l0.py              learned hard-concrete masks; hard_concrete.py and lagrangian.py hold its mathematics
+cut.py             gates folded into weights, closed units cut out
+
+`METHODS` is the one list of methods; a new one is a file and a row here, and a section of `ModelConfig`.
+"""
+
+from dataclasses import replace
+
+from llmshearing.config.keys import ModelConfig
+from llmshearing.pruning.l0 import L0Module
+from llmshearing.pruning.method import Aim, Method
+from llmshearing.shapes.architecture import Architecture
+
+METHODS: dict[str, type[Method]] = {method.section: method for method in (L0Module,)}
+
+
+def method_class(config: ModelConfig) -> type[Method] | None:
+    """The method that a configuration names; None: nothing is pruned.
+
+    Raises:
+        ValueError: for more than one.
+    """
+    named = [section for section in METHODS if getattr(config, section) is not None]
+    if len(named) > 1:
+        sections = " and ".join(f"model.{section}" for section in named)
+        raise ValueError(f"{sections} are both set; a run has one pruning method: remove the others.")
+    return METHODS[named[0]] if named else None
+
+
+def without_method(config: ModelConfig) -> ModelConfig:
+    """The same model, not pruned."""
+    return replace(config, **dict.fromkeys(METHODS))
+
+
+def aim_of(config: ModelConfig, source: Architecture) -> Aim | None:
+    """What the configured method is to do with `source`; None: nothing is pruned."""
+    method = method_class(config)
+    return None if method is None else method.aim(config, source)
+
+
+def build_method(config: ModelConfig) -> Method | None:
+    """The configured method.
+
+    Raises:
+        ValueError: when it cannot do what it is asked to.
+    """
+    method = method_class(config)
+    return None if method is None else method(config)  # type: ignore[call-arg]

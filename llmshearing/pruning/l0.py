@@ -1,32 +1,27 @@
-"""The L0 module: it holds the masks' log_alpha and the multipliers, and hands masks to the model."""
+"""Learned masks: hard-concrete gates, driven to a target by multipliers (Sheared-LLaMA section 2.1)."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
 
-from llmshearing.config.keys import as_model_config
+from llmshearing.config.keys import L0Config, ModelConfig, OptimizerConfig, TargetConfig, as_model_config
+from llmshearing.config.strict import build
 from llmshearing.pruning import hard_concrete, lagrangian
+from llmshearing.pruning.method import Aim, Convergence, Method, one_step
+from llmshearing.pruning.replicated import local
 from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.counts import expected_parameters, prunable_parameters
 from llmshearing.shapes.families import architecture_of, target_of
-from llmshearing.shapes.reachable import check_pruning
-from llmshearing.shapes.units import (
-    MASK_KINDS,
-    chosen_kinds,
-    expected_parameters,
-    kept_size,
-    prunable_parameters,
-    row_size,
-    rows,
-)
+from llmshearing.shapes.reachable import pruning_problems
+from llmshearing.shapes.units import KINDS, Gates, chosen_kinds, drive, kept_size, row_size, rows, to_z
 
 
 class Mask(nn.Module):
-    """The gates of one kind. `z_loga` is their log_alpha, in the shape of the table in `masks.py`."""
+    """The gates of one kind. `z_loga` is their log_alpha, in the shape of `Kind.shape`."""
 
     def __init__(self, shape: tuple[int, ...], device: str | torch.device) -> None:
         super().__init__()
@@ -39,8 +34,8 @@ class Mask(nn.Module):
             self.z_loga.clamp_(-hard_concrete.LOG_ALPHA_LIMIT, hard_concrete.LOG_ALPHA_LIMIT)
 
 
-class L0Module(nn.Module):
-    """Masks over a decoder, driven to a target by Lagrange multipliers (Sheared-LLaMA section 2.1).
+class L0Module(Method):
+    """Masks over a decoder, driven to a target by Lagrange multipliers.
 
     Args:
         cfg: the `model` section of a run's configuration, with its `l0_module`.
@@ -54,21 +49,25 @@ class L0Module(nn.Module):
         ValueError: when the target cannot be reached with these masks.
     """
 
+    section: ClassVar[str] = "l0_module"
+    loss_name: ClassVar[str] = "lag_loss"
+
     def __init__(self, cfg: Any, device: str | torch.device = "cpu") -> None:
         super().__init__()
         cfg = as_model_config(cfg)
         l0 = cfg.l0_module
         assert l0 is not None
         self.arch: Architecture = architecture_of(cfg)
-        self.target: Architecture | None = target_of(self.arch, l0.target_model)
-        names = chosen_kinds(l0.pruning_modules, self.arch, self.target)
-        check_pruning(self.arch, self.target, names)
+        aim = self.aim(cfg, self.arch)
+        if aim.problems:
+            raise ValueError("\n".join(aim.problems))
+        self.target = aim.target
         self.eval_target_model = l0.eval_target_model
         self.start_sparsity = l0.start_sparsity
         self.warmup_steps = warmup_batches(l0.lagrangian_warmup_steps)
-        self.target_sparsity = self._overall_target(l0.target_sparsity, names)
-        self.masks = nn.ModuleDict({name: Mask(MASK_KINDS[name].shape(self.arch), device) for name in names})
-        pairs = ["", *(f"_{name}" for name in names)] if self.target else [""]
+        self.target_sparsity = self._overall_target(l0.target_sparsity, aim.kinds)
+        self.masks = nn.ModuleDict({kind: Mask(KINDS[kind].shape(self.arch), device) for kind in aim.kinds})
+        pairs = ["", *(f"_{kind}" for kind in aim.kinds)] if self.target else [""]
         self.lambdas = nn.ParameterDict(
             {
                 # With a target the overall pair is only there for the state dict's sake.
@@ -82,116 +81,171 @@ class L0Module(nn.Module):
         if torch.device(device).type != "meta":
             for mask in self.masks.values():
                 cast(Mask, mask).reset_parameters()
-        self.noise = l0.noise
-        self.seed = 0
-        self.step = 0
+        self.noise_depends_on_division = l0.noise == "per_rank"
         self.microbatch = 0
 
-    # ---------------------------------------------------------------- the step
+    @classmethod
+    def aim(cls, config: ModelConfig, source: Architecture) -> Aim:
+        l0 = config.l0_module
+        assert l0 is not None
+        target = target_of(source, l0.target_model)
+        kinds = chosen_kinds(l0.pruning_modules, source, target)
+        problems = pruning_problems(source, target, kinds, "model.l0_module")
+        return Aim(
+            target,
+            kinds,
+            None if target else l0.target_sparsity,
+            problems,
+            _falling_targets(l0, source, target, kinds) if target and not problems else [],
+            {"model.l0_module.lagrangian_warmup_steps": l0.lagrangian_warmup_steps},
+        )
 
-    def set_step(self, step: int) -> None:
-        """Enter training step `step`: it keys the noise and the warm-up of the targets."""
-        self.step = step
+    @classmethod
+    def restored(
+        cls, tensors: dict[str, Tensor], config: ModelConfig, target: dict[str, Any] | None, path: str
+    ) -> "L0Module":
+        gates = {n.removeprefix("masks."): a for n, a in tensors.items() if n.startswith("masks.")}
+        kinds = [name.removesuffix(".z_loga") for name in gates]
+        if target:
+            aimed_at = build(TargetConfig, target, "target_model")
+        elif config.l0_module is not None:
+            aimed_at = config.l0_module.target_model
+        else:
+            raise ValueError(
+                f"{path} does not tell the target of its masks: it carries no run configuration, and there "
+                "is no config.yaml or config.pt beside it. Give the sizes, such as d_model=2048 n_heads=16 "
+                "n_layers=24 intermediate_size=5504."
+            )
+        section = replace(config.l0_module or L0Config(), target_model=aimed_at, pruning_modules=kinds)
+        module = cls(replace(config, l0_module=replace(section, eval_target_model=True)))
+        try:
+            module.masks.load_state_dict(gates)
+        except RuntimeError as error:
+            raise ValueError(f"The masks of {path} are not those of its model: {error}") from error
+        return module.eval().requires_grad_(False)
+
+    # -------------------------------------------------------------- during a run
+
+    def begin_step(self, step: int, steps: int = 0) -> None:
+        super().begin_step(step, steps)  # the step keys the noise and the warm-up of the targets
         self.microbatch = 0
+
+    def gates(self) -> Gates:
+        with torch.autocast(self.device.type, enabled=False):
+            return drive(self.sample() if self.training else self.gates_by_kind())
+
+    def term(self, step: int | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
+        with torch.autocast(self.device.type, enabled=False):
+            loss, values = self.lagrangian(self.step if step is None else step)
+        return loss, values | {name: local(value).detach() for name, value in self.lambdas.items()}
 
     @torch.no_grad()
-    def constrain(self) -> None:
+    def after_step(self, decoder: nn.Module | None = None) -> None:
         """Clamp every log_alpha to +-log 100, in place (released code)."""
         for mask in self.masks.values():
             cast(Mask, mask).z_loga.clamp_(-hard_concrete.LOG_ALPHA_LIMIT, hard_concrete.LOG_ALPHA_LIMIT)
 
-    # ------------------------------------------------------------------- masks
+    def parameter_groups(self, settings: OptimizerConfig) -> list[dict[str, Any]]:
+        """Masks, which descend, and multipliers, which ascend by their gradient's sign."""
+        return [
+            {"params": list(part.parameters()), "lr": settings.lag_lr, "weight_decay": 0.0}
+            for part in (self.masks, self.lambdas)
+        ]
 
     def forward(
-        self, calculate_lagrangian: bool = False, pruned_steps: int | None = None
+        self, calculate_lagrangian: bool = False, pruned_steps: int | Tensor | None = None
     ) -> dict[str, Tensor] | tuple[Tensor, dict[str, Tensor]]:
-        """Masks for the model, or the Lagrangian.
+        """Masks for the model, or the Lagrangian (the released code's interface).
 
         Args:
             calculate_lagrangian: return (loss, values) instead of masks.
-            pruned_steps: the step at which targets are taken; default: the step last set.
+            pruned_steps: the step at which targets are taken: a number, a scalar, or the original's tensor of
+                one equal number a sequence; default: the step last begun.
 
         Returns:
-            masks by name in the shapes of `masks.py`: sampled in training, deterministic in evaluation;
-            or the scalar loss and, detached, `expected_{kind}_sparsity`, `target_{kind}_sparsity`,
-            `expected_sparsity`, `target_sparsity`.
+            Masks by name in the original's shapes: sampled in training, deterministic in evaluation; or the
+            scalar loss and, detached, `expected_{kind}_sparsity` and `expected_sparsity`, and the same with
+            `target_`, of kinds only where there is a target model.
         """
+        if not calculate_lagrangian:
+            return to_z(self.gates())
         with torch.autocast(self.device.type, enabled=False):
-            if calculate_lagrangian:
-                return self.lagrangian(self.step if pruned_steps is None else int(pruned_steps))
-            gates = self.sample() if self.training else self.deterministic()
-            return self._as_z(gates)
+            return self.lagrangian(self.step if pruned_steps is None else one_step(pruned_steps))
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    # --------------------------------------------------------------------- gates
+
     def sample(self) -> dict[str, Tensor]:
-        """Sampled gates by kind, [the shape of log_alpha]; each call of a step draws new noise."""
+        """Sampled gates by kind, in the shapes of log_alpha; each call of a step draws new noise."""
         log_alphas, noise = self._log_alphas(), self._draw_noise()
-        return {name: hard_concrete.sample(a, noise[name]) for name, a in log_alphas.items()}
+        return {kind: hard_concrete.sample(a, noise[kind]) for kind, a in log_alphas.items()}
 
     @torch.compiler.disable  # what a compiler would make of generators is not what they draw here
     def _draw_noise(self) -> dict[str, Tensor]:
-        place = (self.microbatch, _rank()) if self.noise == "per_rank" else (0, 0)
+        place = (self.microbatch, _rank()) if self.noise_depends_on_division else (0, 0)
         self.microbatch += 1
         key = np.random.SeedSequence((self.seed, self.step, *place)).generate_state(1, np.uint64)
         generator = torch.Generator(self.device).manual_seed(int(key[0] >> np.uint64(1)))
         return {
-            name: torch.rand(cast(Mask, mask).z_loga.shape, generator=generator, device=self.device)
-            for name, mask in self.masks.items()
+            kind: torch.rand(cast(Mask, mask).z_loga.shape, generator=generator, device=self.device)
+            for kind, mask in self.masks.items()
         }
 
-    def deterministic(self) -> dict[str, Tensor]:
+    def gates_by_kind(self) -> dict[str, Tensor]:
         """Gates without noise: those of the target with `eval_target_model`, else of the sparsity now."""
         gates = {}
-        for name, log_alpha in self._log_alphas().items():
-            by_row = rows(name, log_alpha, self.arch)
+        for kind, log_alpha in self._log_alphas().items():
+            by_row = rows(kind, log_alpha, self.arch)
             if self.target is not None and self.eval_target_model:
-                zeros: Tensor | int = by_row.shape[-1] - kept_size(name, self.arch, self.target)
+                zeros: Tensor | int = by_row.shape[-1] - kept_size(kind, self.arch, self.target)
             else:
                 zeros = hard_concrete.expected_zeros(by_row)
-            gates[name] = hard_concrete.deterministic(by_row, zeros).reshape(log_alpha.shape)
+            gates[kind] = hard_concrete.deterministic(by_row, zeros).reshape(log_alpha.shape)
         return gates
 
     def _log_alphas(self) -> dict[str, Tensor]:
-        return {name: local(cast(Mask, mask).z_loga) for name, mask in self.masks.items()}
+        return {kind: local(cast(Mask, mask).z_loga) for kind, mask in self.masks.items()}
 
-    def _as_z(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            output: gate.reshape(MASK_KINDS[name].z_shape(self.arch))
-            for name, gate in gates.items()
-            for output in MASK_KINDS[name].outputs
-        }
-
-    # --------------------------------------------------------------- Lagrangian
+    # ---------------------------------------------------------------- Lagrangian
 
     def lagrangian(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The constraint's loss at `step` and the sparsities behind it (specs of the released code)."""
-        keep = {name: hard_concrete.keep_probability(a) for name, a in self._log_alphas().items()}
-        overall = 1 - expected_parameters(keep, self.arch) / self.prunable
+        keep = {kind: hard_concrete.keep_probability(a) for kind, a in self._log_alphas().items()}
+        overall = 1 - expected_parameters(keep, self.arch) / prunable_parameters(keep, self.arch)
         target = self._scheduled(step, self.target_sparsity)
+        sparsities = {kind: 1 - rows(kind, p, self.arch).mean(-1) for kind, p in keep.items()}
         values = {"expected_sparsity": overall.detach(), "target_sparsity": overall.new_tensor(target)}
+        values |= {f"expected_{kind}_sparsity": s.mean().detach() for kind, s in sparsities.items()}
         if self.target is None:
             return self._penalty("", overall, target), values
         loss = overall.new_zeros(())
-        for name, p in keep.items():
-            sparsity = 1 - rows(name, p, self.arch).mean(-1)
-            target = self._scheduled(step, self.module_target(name))
-            loss = loss + self._penalty(f"_{name}", sparsity, target)
-            values[f"expected_{name}_sparsity"] = sparsity.mean().detach()
-            values[f"target_{name}_sparsity"] = overall.new_tensor(target)
+        for kind, sparsity in sparsities.items():
+            target = self._scheduled(step, self.kind_target(kind))
+            loss = loss + self._penalty(f"_{kind}", sparsity, target)
+            values[f"target_{kind}_sparsity"] = overall.new_tensor(target)
         return loss, values
 
-    def module_target(self, name: str) -> float:
-        """Sparsity of mask `name` in the target: 1 - target size / source size."""
+    def kind_target(self, kind: str) -> float:
+        """Sparsity of `kind` in the target: 1 - target size / source size."""
         assert self.target is not None
-        return 1 - kept_size(name, self.arch, self.target) / row_size(name, self.arch)
+        return target_sparsity(kind, self.arch, self.target)
 
-    @property
-    def prunable(self) -> int:
-        """Parameters of the matrices that the masks reach."""
-        return prunable_parameters(self.masks, self.arch)
+    def convergence(self) -> dict[str, Convergence]:
+        """By kind; without a target model, `overall` alone."""
+        if self.target is None:
+            _, values = self.lagrangian(self.warmup_steps)
+            expected, target = float(values["expected_sparsity"]), self.target_sparsity
+            return {"overall": Convergence(target, expected, abs(expected - target))}
+        found = {}
+        for kind, log_alpha in self._log_alphas().items():
+            keep = rows(kind, hard_concrete.keep_probability(log_alpha.float()), self.arch)
+            sparsity, target = 1 - keep.mean(-1), self.kind_target(kind)
+            worst = float((sparsity - target).abs().max())
+            found[kind] = Convergence(target, float(sparsity.mean()), worst)
+        return found
 
     def _penalty(self, suffix: str, sparsity: Tensor, target: float) -> Tensor:
         first, second = (lagrangian.ascend(local(self.lambdas[f"lambda_{i}{suffix}"])) for i in (1, 2))
@@ -200,30 +254,24 @@ class L0Module(nn.Module):
     def _scheduled(self, step: int, target: float) -> float:
         return lagrangian.scheduled_target(step, self.warmup_steps, self.start_sparsity, target)
 
-    def _overall_target(self, configured: float, names: list[str]) -> float:
+    def _overall_target(self, configured: float, kinds: list[str]) -> float:
         if self.target is None:
             return configured
-        return 1 - prunable_parameters(names, self.target) / prunable_parameters(names, self.arch)
+        return 1 - prunable_parameters(kinds, self.target) / prunable_parameters(kinds, self.arch)
 
 
-class _Averaged(torch.autograd.Function):
-    """A replicated parameter on this rank; its gradient is averaged over the ranks."""
-
-    @staticmethod
-    def forward(ctx, parameter: DTensor) -> Tensor:
-        ctx.mesh = parameter.device_mesh
-        return parameter.to_local().view_as(parameter.to_local())
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return DTensor.from_local(total / ctx.mesh.size(), ctx.mesh, [Replicate()], run_check=False)
+def target_sparsity(kind: str, source: Architecture, target: Architecture) -> float:
+    """Sparsity of the units of `kind` when `source` has the shape of `target`."""
+    return 1 - kept_size(kind, source, target) / row_size(kind, source)
 
 
-def local(parameter: Tensor) -> Tensor:
-    """A parameter of the L0 module as a plain tensor, also where a run of several processes replicates it."""
-    return _Averaged.apply(parameter) if isinstance(parameter, DTensor) else parameter  # type: ignore[return-value]
+def _falling_targets(l0: L0Config, source: Architecture, target: Architecture, kinds: list[str]) -> list[str]:
+    return [
+        f"model.l0_module.start_sparsity is {l0.start_sparsity:g}, above the {aim:.3f} that mask {kind} is "
+        "to reach: its target falls."
+        for kind in kinds
+        if l0.start_sparsity > (aim := target_sparsity(kind, source, target))
+    ]
 
 
 def _rank() -> int:

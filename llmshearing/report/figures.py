@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmshearing.planning.sizes import embedding_parameters, parameters
 from llmshearing.report.charts import MAX_POINTS, Line, chart, line
 from llmshearing.report.maps import MaskHistory, moments, png, pooled
 from llmshearing.report.reading import Run
-from llmshearing.shapes.units import MASK_KINDS, kept_size, row_size
+from llmshearing.shapes.counts import embedding_parameters, parameters
+from llmshearing.shapes.units import KINDS, kept_size, row_size
 
 MEAN_LOSS = "metrics/eval/LanguageCrossEntropy"
 THROUGHPUT = "throughput/tokens_per_sec"
@@ -139,7 +139,7 @@ def _bar(share: float) -> str:
 def convergence(run: Run) -> list[tuple[str, float, float]]:
     """For each mask, its sparsity in the end: (name, expected, target in force)."""
     found = []
-    for kind in MASK_KINDS:
+    for kind in KINDS:
         expected = run.metrics.get(f"metrics/train/expected_{kind}_sparsity")
         target = run.metrics.get(f"metrics/train/target_{kind}_sparsity")
         if expected is not None and target is not None:
@@ -244,7 +244,7 @@ def multipliers(run: Run, order: int) -> Figure | None:
 
 def _kinds(run: Run) -> list[str]:
     """What has a sparsity: "" for the whole model, then masks; a place here is a line's colour."""
-    return [kind for kind in ("", *MASK_KINDS) if _key("expected", kind) in run.metrics]
+    return [kind for kind in ("", *KINDS) if _key("expected", kind) in run.metrics]
 
 
 def lagrangian(run: Run) -> Figure | None:

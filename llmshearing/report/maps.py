@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from llmshearing.report.reading import Run
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.units import KINDS, block_of
 
 INK = (42, 120, 214)
 MAX_COLUMNS, MAX_ROWS = 320, 320
@@ -59,7 +61,7 @@ class MaskHistory:
         self.steps = list(run.mask_files)
         columns: dict[str, list[NDArray[np.floating]]] = {}
         for step in self.steps:
-            for kind, gates in _open(run.masks(step)).items():
+            for kind, gates in _open(run.masks(step), run.source).items():
                 shown = gates.mean(1) if kind == "intermediate" else gates
                 shown = pooled(gates[:, None])[:, 0] if kind == "hidden" else shown
                 columns.setdefault(kind, []).append(shown)
@@ -74,13 +76,14 @@ class MaskHistory:
         return np.flatnonzero(self.blocks[kind][:, -1] == 0).tolist()
 
 
-def _open(gates: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+def _open(gates: dict[str, NDArray[np.float32]], arch: Architecture) -> dict[str, NDArray[np.float32]]:
     """1 where a unit and the block around it are open, else 0, in the shapes of `gates`."""
     is_open = {kind: (gate > 0).astype(np.float32) for kind, gate in gates.items()}
-    for kind, block in (("head", "head_layer"), ("kv_head", "head_layer"), ("intermediate", "mlp")):
-        around = is_open.get(block, is_open.get("layer"))
-        if kind in is_open and around is not None:
-            is_open[kind] = is_open[kind] * around[:, None]
+    blocks = {gate: value for kind, value in is_open.items() for gate in KINDS[kind].gates}
+    for kind, value in is_open.items():
+        around = blocks.get(block_of(kind, arch) or "")
+        if around is not None:
+            is_open[kind] = value * around[:, None]
     return is_open
 
 

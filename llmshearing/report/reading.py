@@ -15,9 +15,10 @@ from safetensors.numpy import load_file
 
 from llmshearing.config.keys import Config
 from llmshearing.config.reading import read_config
+from llmshearing.pruning import Aim, aim_of, method_class
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_of, target_of
-from llmshearing.shapes.units import MASK_KINDS, chosen_kinds
+from llmshearing.shapes.families import architecture_of
+from llmshearing.shapes.units import KINDS
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 _MASKS = re.compile(r"zs_s(\d+)\.safetensors")
@@ -54,15 +55,19 @@ class Run:
         return architecture_of(self.config.model)
 
     @property
+    def aim(self) -> Aim | None:
+        """What its pruning method was to do; None when it does not prune."""
+        return aim_of(self.config.model, self.source)
+
+    @property
     def target(self) -> Architecture | None:
         """The shape it is pruned to, None when it is not pruned or has no target shape."""
-        l0 = self.config.model.l0_module
-        return target_of(self.source, l0.target_model) if l0 else None
+        return self.aim.target if self.aim else None
 
     @property
     def prunes(self) -> bool:
         """Whether the run learns masks."""
-        return self.config.model.l0_module is not None
+        return method_class(self.config.model) is not None
 
     @property
     def domains(self) -> list[str]:
@@ -89,12 +94,11 @@ class Run:
     @property
     def mask_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each kind of gates that the run learns."""
-        l0 = self.config.model.l0_module
-        names = chosen_kinds(l0.pruning_modules, self.source, self.target) if l0 else []
-        return {name: kind.shape(self.source) for name, kind in MASK_KINDS.items() if name in names}
+        kinds = self.aim.kinds if self.aim else []
+        return {name: kind.shape(self.source) for name, kind in KINDS.items() if name in kinds}
 
     def masks(self, step: int) -> dict[str, NDArray[np.float32]]:
-        """The deterministic gates after `step` steps by kind, [the shapes of `models/masks.py`].
+        """The deterministic gates after `step` steps by kind, in the shapes of `Kind.shape`.
 
         Raises:
             ValueError: when the file is damaged or holds something else.
@@ -125,7 +129,7 @@ def read_run(folder: Path) -> Run:
                 f"There is no {path}; expected the save_folder of a run, which holds {CONFIG} and {METRICS}."
             )
     config = read_config(folder / CONFIG)
-    mask_files = _mask_files(folder) if config.model.l0_module else {}
+    mask_files = _mask_files(folder) if method_class(config.model) else {}
     run = Run(folder, config, read_metrics(folder / METRICS), mask_files)
     try:
         assert run.source

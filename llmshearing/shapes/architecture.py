@@ -80,31 +80,6 @@ class Architecture:
         """Weight matrices of one MLP: 3 when gated (gate, up, down), else 2 (up, down)."""
         return 2 if self.family == "gpt_neox" else 3
 
-    @property
-    def attention_matrix_parameters(self) -> int:
-        """Parameters of one layer's q, k, v and output matrices, biases and norms left out."""
-        return self.d_model * self.head_dim * 2 * (self.n_heads + self.n_kv_heads)
-
-    @property
-    def mlp_matrix_parameters(self) -> int:
-        """Parameters of one layer's MLP matrices, biases left out."""
-        return self.mlp_matrices * self.d_model * self.intermediate_size
-
-    @property
-    def matrix_parameters(self) -> int:
-        """Parameters of all attention and MLP matrices: what masks can remove."""
-        return self.n_layers * (self.attention_matrix_parameters + self.mlp_matrix_parameters)
-
-    def training_flops(self, sequences: int, length: int) -> int:
-        """Floating point operations of a forward and backward pass over `sequences` of `length` tokens.
-
-        Matrix products alone: 6 a parameter and token, and 12 S^2 H E a layer and sequence for attention,
-        the causal half not deducted (the convention of PaLM, arXiv 2204.02311 appendix B).
-        """
-        parameters = self.matrix_parameters + self.vocab_size * self.d_model
-        attention = 12 * self.n_layers * self.n_heads * self.head_dim * length**2
-        return sequences * (6 * parameters * length + attention)
-
     def resized(self, **sizes: Any) -> "Architecture":
         """The same family with other sizes."""
         return replace(self, **sizes)

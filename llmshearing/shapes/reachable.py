@@ -2,41 +2,32 @@
 
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import nearest
-from llmshearing.shapes.units import MASK_KINDS, is_grouped, kept_size, needed_kinds, row_size
+from llmshearing.shapes.units import KINDS, is_grouped, kept_size, needed_kinds, row_size
 
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
 
 _NO_MASKS = (
-    "model.l0_module has neither target_model nor pruning_modules: nothing would be pruned. Name the masks, "
-    "such as pruning_modules=[head,intermediate,layer,hidden]."
+    "has neither target_model nor pruning_modules: nothing would be pruned. Name the masks, such as "
+    "pruning_modules=[head,intermediate,layer,hidden]."
 )
 
 
-def check_pruning(source: Architecture, target: Architecture | None, names: list[str]) -> None:
-    """Refuse masks `names` that cannot take `source` to `target`.
-
-    Raises:
-        ValueError: with every problem found, one a line.
-    """
-    problems = pruning_problems(source, target, names)
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def pruning_problems(source: Architecture, target: Architecture | None, names: list[str]) -> list[str]:
+def pruning_problems(
+    source: Architecture, target: Architecture | None, names: list[str], section: str
+) -> list[str]:
     """Everything that stands between `source` and `target` with masks `names`; empty when nothing does."""
-    unknown = [name for name in names if name not in MASK_KINDS]
+    unknown = [name for name in names if name not in KINDS]
     if unknown:
         return [_unknown_mask(name) for name in unknown]
     problems = _clashes(source, names)
     if target is None:
-        return problems if names else [*problems, _NO_MASKS]
+        return problems if names else [*problems, f"{section} {_NO_MASKS}"]
     problems += _sizes(source, target)
     if problems:
         return problems
     if not needed_kinds(source, target) and not names:
         return ["target_model has the shape of the source: nothing would be pruned. Set smaller sizes."]
-    return _uncovered(source, target, names) + _export_problems(target)
+    return _uncovered(source, target, names, section) + _export_problems(target)
 
 
 def _unknown_mask(name: str) -> str:
@@ -45,10 +36,7 @@ def _unknown_mask(name: str) -> str:
             f"pruning_modules has {name}, which is not supported: rotary pairs make the dimensions inside "
             "a head unequal and no HF config can express the result. Use head (or kv_head) instead."
         )
-    return (
-        f"pruning_modules has {name!r}{nearest(name, list(MASK_KINDS))}; expected some of: "
-        f"{', '.join(MASK_KINDS)}."
-    )
+    return f"pruning_modules has {name!r}{nearest(name, list(KINDS))}; expected some of: {', '.join(KINDS)}."
 
 
 def _clashes(source: Architecture, names: list[str]) -> list[str]:
@@ -88,19 +76,19 @@ def _sizes(source: Architecture, target: Architecture) -> list[str]:
     return problems
 
 
-def _uncovered(source: Architecture, target: Architecture, names: list[str]) -> list[str]:
+def _uncovered(source: Architecture, target: Architecture, names: list[str], section: str) -> list[str]:
     problems = []
     for kind in needed_kinds(source, target):
         if kind in names:
             continue
-        key = MASK_KINDS[kind].target_key
+        key = KINDS[kind].target_key
         note = ""
         if kind == "layer" and {"head_layer", "mlp"} & set(names):
             note = " (head_layer and mlp may leave half a layer, which cannot be taken out)"
         problems.append(
             f"target_model.{key} shrinks {kind} from {row_size(kind, source)} to "
             f"{kept_size(kind, source, target)}, but pruning_modules [{', '.join(names)}] has no mask "
-            f"for it{note}: add {kind} to model.l0_module.pruning_modules."
+            f"for it{note}: add {kind} to {section}.pruning_modules."
         )
     return problems
 

@@ -1,94 +1,145 @@
-"""The kinds of masks in one table, and what follows from a set of them: targets and parameter counts.
+"""The table of units: what can be pruned, and where its gates enter. Every other file reads it from here.
 
-B batch, S sequence, D hidden, H query heads, K KV heads, G = H / K, E head dim, F intermediate, L layers.
+A *unit* is what pruning removes whole: one head, one hidden dimension, one layer. A *kind* is a set of like
+units. A *gate* is a unit's number in [0, 1]: 0 removes it. Every gate scales the rows or columns of weights,
+and closing a unit removes the rows and columns that it owns:
 
-| kind | log_alpha | handed to the model | multiplies |
-|---|---|---|---|
-| head | [L, H] | head_z [L, 1, H, 1] | each query head's output, before the output projection |
-| kv_head | [L, K] | kv_head_z [L, 1, K, 1] | the outputs of all query heads of a KV head |
-| head_layer | [L] | head_layer_z [L] | the attention block's output |
-| intermediate | [L, F] | intermediate_z [L, 1, 1, F] | the input of the down projection |
-| mlp | [L] | mlp_z [L] | the MLP block's output |
-| layer | [L] | head_layer_z and mlp_z [L] | both blocks' outputs |
-| hidden | [D] | hidden_z [D] | embedding, norms' outputs, both blocks' outputs |
+| weight | rows owned by | columns owned by | rows scaled by | columns scaled by |
+|---|---|---|---|---|
+| wte | | hidden | | hidden |
+| ln_1, ln_2, ln_f | hidden | | hidden (not ln_f when embeddings are tied) | |
+| attn.wq | head x E | hidden | | |
+| attn.wk, attn.wv | kv_head x E | hidden | | |
+| attn.query_key_value | head x 3 E | hidden | | |
+| attn.out_proj | hidden | head x E | hidden, attention | head, kv_head |
+| mlp.gate_proj, mlp.up_proj | intermediate | hidden | | |
+| mlp.down_proj | hidden | intermediate | hidden, mlp | intermediate |
+| output | | hidden | | |
 
-With grouped-query attention (G > 1) a `head` row is the query heads of one KV head, so that every group
-loses as many; with multi-head attention it is all heads of a layer, as in the released code.
+A bias is scaled and cut with the rows of its weight. The forward pass, the export and all counts read this
+table, so that the masked model equals the pruned one by construction. A new kind is a row in `KINDS`, one in
+`GATES`, and its place in `weight_table`.
+
+L layers, D hidden, H query heads, K KV heads, G = H / K, E head dim, F intermediate, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from llmshearing.shapes.architecture import Architecture
 
+# ------------------------------------------------------------------ gates
+
 
 @dataclass(frozen=True)
-class MaskKind:
-    """One row of the table above.
+class Gate:
+    """One kind of gate.
 
-    `size(arch, grouped)` is how many gates of a row are open in an architecture of that shape; `grouped`
-    says whether the source shares KV heads.
+    Attributes:
+        size: field of `Architecture` that counts the gates of a layer, or of the model; None: one a layer.
+        per_layer: whether every layer has gates of its own.
+        z: name of these gates in batches and outputs of the original.
+        z_shape: their shape there, with -1 for the gates themselves.
     """
 
-    outputs: tuple[str, ...]
-    shape: Callable[[Architecture], tuple[int, ...]]
-    z_shape: Callable[[Architecture], tuple[int, ...]]
-    size: Callable[[Architecture, bool], int]
-    target_key: str  # the key of `target_model` that names this kind's size
+    size: str | None
+    per_layer: bool
+    z: str
+    z_shape: tuple[int, ...]
+
+    def shape(self, arch: Architecture) -> tuple[int, ...]:
+        """The plain shape: [L, n], [L] or [n]."""
+        layers = (arch.n_layers,) if self.per_layer else ()
+        return layers if self.size is None else (*layers, getattr(arch, self.size))
 
 
-def _of_layers(*outputs: str) -> MaskKind:
-    """One gate a layer."""
-    return MaskKind(
-        outputs=outputs,
-        shape=lambda a: (a.n_layers,),
-        z_shape=lambda a: (a.n_layers,),
-        size=lambda a, grouped: a.n_layers,
-        target_key="n_layers",
-    )
-
-
-MASK_KINDS: dict[str, MaskKind] = {
-    "head": MaskKind(
-        outputs=("head_z",),
-        shape=lambda a: (a.n_layers, a.n_heads),
-        z_shape=lambda a: (a.n_layers, 1, a.n_heads, 1),
-        size=lambda a, grouped: a.group_size if grouped else a.n_heads,
-        target_key="n_heads",
-    ),
-    "kv_head": MaskKind(
-        outputs=("kv_head_z",),
-        shape=lambda a: (a.n_layers, a.n_kv_heads),
-        z_shape=lambda a: (a.n_layers, 1, a.n_kv_heads, 1),
-        size=lambda a, grouped: a.n_kv_heads,
-        target_key="n_kv_heads",
-    ),
-    "head_layer": _of_layers("head_layer_z"),
-    "intermediate": MaskKind(
-        outputs=("intermediate_z",),
-        shape=lambda a: (a.n_layers, a.intermediate_size),
-        z_shape=lambda a: (a.n_layers, 1, 1, a.intermediate_size),
-        size=lambda a, grouped: a.intermediate_size,
-        target_key="intermediate_size",
-    ),
-    "mlp": _of_layers("mlp_z"),
-    "layer": _of_layers("head_layer_z", "mlp_z"),
-    "hidden": MaskKind(
-        outputs=("hidden_z",),
-        shape=lambda a: (a.d_model,),
-        z_shape=lambda a: (a.d_model,),
-        size=lambda a, grouped: a.d_model,
-        target_key="d_model",
-    ),
+GATES: dict[str, Gate] = {
+    "hidden": Gate("d_model", False, "hidden_z", (-1,)),
+    "head": Gate("n_heads", True, "head_z", (1, -1, 1)),
+    "kv_head": Gate("n_kv_heads", True, "kv_head_z", (1, -1, 1)),
+    "intermediate": Gate("intermediate_size", True, "intermediate_z", (1, 1, -1)),
+    "attention": Gate(None, True, "head_layer_z", ()),
+    "mlp": Gate(None, True, "mlp_z", ()),
 }
+Z_NAMES = tuple(gate.z for gate in GATES.values())
 
-Z_NAMES = tuple(dict.fromkeys(z for kind in MASK_KINDS.values() for z in kind.outputs))
 
-_ATTENTION_KINDS = {"head", "kv_head", "head_layer", "layer", "hidden"}
-_MLP_KINDS = {"mlp", "intermediate", "layer", "hidden"}
+class Gates(dict[str, Tensor]):
+    """Gates by their names in `GATES`, in plain shapes; what is missing is open.
+
+    A class of its own, which FSDP passes on as it is: it would cast the tensors of a plain dict.
+    """
+
+
+def from_z(zs: Mapping[str, Tensor], arch: Architecture) -> Gates:
+    """Gates in plain shapes from masks under the original's names, such as those of a batch.
+
+    Raises:
+        ValueError: for a mask of another size.
+    """
+    gates = Gates()
+    for name, gate in GATES.items():
+        z = zs.get(gate.z)
+        if z is None:
+            continue
+        shape = gate.shape(arch)
+        if z.numel() != math.prod(shape):
+            raise ValueError(f"{gate.z} has shape {list(z.shape)}; expected {list(shape)} gates.")
+        gates[name] = z.reshape(shape)
+    return gates
+
+
+def to_z(gates: Gates) -> dict[str, Tensor]:
+    """Gates under the original's names and in its shapes, such as head_z [L, 1, H, 1]."""
+    return {
+        GATES[name].z: value.reshape(*value.shape[: GATES[name].per_layer], *GATES[name].z_shape)
+        for name, value in gates.items()
+    }
+
+
+# ------------------------------------------------------------------ kinds
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of units that a method can choose among.
+
+    Attributes:
+        gates: the gates that its units drive: a layer is one unit with two gates.
+        target_key: field of `Architecture`, and key of `target_model`, that its number is.
+    """
+
+    gates: tuple[str, ...]
+    target_key: str
+
+    def shape(self, arch: Architecture) -> tuple[int, ...]:
+        """Shape of one number a unit: [L, n], [L] or [n]."""
+        return GATES[self.gates[0]].shape(arch)
+
+
+KINDS: dict[str, Kind] = {
+    "head": Kind(("head",), "n_heads"),
+    "kv_head": Kind(("kv_head",), "n_kv_heads"),
+    "head_layer": Kind(("attention",), "n_layers"),
+    "intermediate": Kind(("intermediate",), "intermediate_size"),
+    "mlp": Kind(("mlp",), "n_layers"),
+    "layer": Kind(("attention", "mlp"), "n_layers"),
+    "hidden": Kind(("hidden",), "d_model"),
+}
+_SHRINKING = ("head", "kv_head", "intermediate", "layer", "hidden")  # one for each size of a target
+
+
+def drive(by_kind: Mapping[str, Tensor]) -> Gates:
+    """The gates that units drive: `by_kind` holds one number a unit, in the shapes of `Kind.shape`."""
+    return Gates({gate: value for kind, value in by_kind.items() for gate in KINDS[kind].gates})
+
+
+def driven(kinds: Iterable[str]) -> set[str]:
+    """The gates that units of these kinds drive."""
+    return {gate for kind in kinds for gate in KINDS[kind].gates}
 
 
 def is_grouped(arch: Architecture) -> bool:
@@ -96,76 +147,195 @@ def is_grouped(arch: Architecture) -> bool:
     return arch.group_size > 1
 
 
-def row_size(name: str, arch: Architecture) -> int:
-    """Gates in one row of mask `name`: the units that compete with each other."""
-    return MASK_KINDS[name].size(arch, is_grouped(arch))
+def row_size(kind: str, arch: Architecture) -> int:
+    """Units of one row of `kind`: those that compete with each other.
+
+    With grouped-query attention a row of heads is the query heads of one KV head, so that every group loses
+    as many; with multi-head attention it is all heads of a layer, as in the released code.
+    """
+    return kept_size(kind, arch, arch)
 
 
-def kept_size(name: str, source: Architecture, target: Architecture) -> int:
-    """Gates of one row of mask `name` that stay open when `source` has the shape of `target`."""
-    return MASK_KINDS[name].size(target, is_grouped(source))
+def kept_size(kind: str, source: Architecture, target: Architecture) -> int:
+    """Units of one row of `kind` that stay when `source` has the shape of `target`."""
+    if kind == "head" and is_grouped(source):
+        return target.group_size
+    return getattr(target, KINDS[kind].target_key)
 
 
-def rows(name: str, log_alpha: Tensor, arch: Architecture) -> Tensor:
-    """`log_alpha` of mask `name` as [rows..., gates of a row]; [gates] where there is one row."""
-    if name == "head" and is_grouped(arch):
-        return log_alpha.reshape(-1, arch.group_size)
-    return log_alpha
+def rows(kind: str, values: Tensor, arch: Architecture) -> Tensor:
+    """`values`, one number a unit, as [rows..., units of a row]; [units] where there is one row."""
+    return values.reshape(-1, arch.group_size) if kind == "head" and is_grouped(arch) else values
 
 
 def needed_kinds(source: Architecture, target: Architecture) -> list[str]:
-    """The masks that take `source` to `target`: one for each size that shrinks."""
-    kinds = ["head", "intermediate", "layer", "hidden"]
-    if is_grouped(source):
-        kinds.insert(1, "kv_head")
-    return [name for name in kinds if kept_size(name, source, target) < row_size(name, source)]
+    """The kinds that take `source` to `target`: one for each size that shrinks."""
+    kinds = [kind for kind in _SHRINKING if kind != "kv_head" or is_grouped(source)]
+    return [kind for kind in kinds if kept_size(kind, source, target) < row_size(kind, source)]
 
 
 def chosen_kinds(given: list[str] | None, source: Architecture, target: Architecture | None) -> list[str]:
-    """The masks a run learns: those given, else those that the target needs."""
+    """The kinds that a run chooses among: those given, else those that the target needs."""
     if given is not None:
         return list(given)
     return needed_kinds(source, target) if target is not None else []
 
 
-def prunable_parameters(names: Iterable[str], arch: Architecture) -> int:
-    """Parameters of the matrices that masks `names` reach: attention, MLP or both (released code)."""
-    kinds = set(names)
-    attention = arch.n_layers * arch.attention_matrix_parameters if kinds & _ATTENTION_KINDS else 0
-    mlp = arch.n_layers * arch.mlp_matrix_parameters if kinds & _MLP_KINDS else 0
-    return attention + mlp
+# ---------------------------------------------------------------- the table
 
 
-def expected_parameters(keep: Mapping[str, Tensor], arch: Architecture) -> Tensor:
-    """Expected number of surviving parameters among `prunable_parameters`; a scalar.
+@dataclass(frozen=True)
+class Axis:
+    """Rows or columns of a weight.
 
-    Args:
-        keep: keep probability of every gate, by mask name, in the shapes of the table. A gate of a unit
-            and of the layer around it are independent, so their probabilities multiply; `hidden` scales
-            all matrices alike.
+    Attributes:
+        units: how many units own them, each `each` of them, in their order.
+        owner: kind of these units; None: no pruning removes any.
+        gates: what scales them: one number a unit, one for several neighbours, or one for all.
     """
-    some = next(iter(keep.values()))
-    ones = torch.ones(arch.n_layers, dtype=some.dtype, device=some.device)
-    per_layer = keep.get("layer", ones)
-    count = torch.zeros((), dtype=some.dtype, device=some.device)
-    if keep.keys() & _ATTENTION_KINDS:
-        heads = _expected_heads(keep, arch, ones)
-        unit = 2 * arch.d_model * arch.head_dim
-        count = count + (keep.get("head_layer", per_layer) * heads).sum() * unit
-    if keep.keys() & _MLP_KINDS:
-        width = keep["intermediate"].sum(-1) if "intermediate" in keep else ones * arch.intermediate_size
-        unit = arch.mlp_matrices * arch.d_model
-        count = count + (keep.get("mlp", per_layer) * width).sum() * unit
-    return count * keep["hidden"].mean() if "hidden" in keep else count
+
+    units: int
+    owner: str | None = None
+    gates: tuple[str, ...] = ()
+    each: int = 1
+
+    @property
+    def size(self) -> int:
+        """How many rows or columns there are."""
+        return self.units * self.each
 
 
-def _expected_heads(keep: Mapping[str, Tensor], arch: Architecture, ones: Tensor) -> Tensor:
-    """Expected query heads plus KV heads of each layer, [L]: a head costs two matrices of D x E each."""
-    if not is_grouped(arch):
-        return 2 * keep["head"].sum(-1) if "head" in keep else ones * 2 * arch.n_heads
-    kv = keep.get("kv_head", ones[:, None].expand(-1, arch.n_kv_heads))
-    if "head" in keep:
-        query = keep["head"].view(arch.n_layers, arch.n_kv_heads, arch.group_size).sum(-1)
+@dataclass(frozen=True)
+class Weight:
+    """One row of the table; a vector has rows alone."""
+
+    rows: Axis
+    columns: Axis | None = None
+    bias: bool = False
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Its rows and, of a matrix, its columns."""
+        return (self.rows,) if self.columns is None else (self.rows, self.columns)
+
+
+def weight_table(arch: Architecture) -> dict[str, Weight]:
+    """The weights of `arch`, by their names in a state dict less `blocks.{i}.` and `.weight`."""
+    size = arch.head_dim
+    vocabulary = Axis(arch.vocab_size)
+    read = Axis(arch.d_model, "hidden")
+    written = Axis(arch.d_model, "hidden", ("hidden",))
+    attention_out = Axis(arch.d_model, "hidden", ("hidden", "attention"))
+    mlp_out = Axis(arch.d_model, "hidden", ("hidden", "mlp"))
+    query, key = Axis(arch.n_heads, "head", each=size), Axis(arch.n_kv_heads, "kv_head", each=size)
+    heads = Axis(arch.n_heads, "head", ("head", "kv_head"), size)
+    inner = Axis(arch.intermediate_size, "intermediate")
+    gated_inner = Axis(arch.intermediate_size, "intermediate", ("intermediate",))
+    norm = Weight(written, bias=arch.layer_norms)
+
+    table = {"wte": Weight(vocabulary, written), "ln_1": norm}
+    if arch.fused_qkv:
+        fused = Axis(arch.n_heads, "head", each=3 * size)
+        table["attn.query_key_value"] = Weight(fused, read, arch.qkv_bias)
     else:
-        query = torch.full_like(kv, arch.group_size)
-    return (kv * (1 + query)).sum(-1)
+        table["attn.wq"] = Weight(query, read, arch.qkv_bias)
+        table["attn.wk"] = table["attn.wv"] = Weight(key, read, arch.qkv_bias)
+    if arch.qk_norm:
+        table["attn.q_norm"] = table["attn.k_norm"] = Weight(Axis(size))
+    table["attn.out_proj"] = Weight(attention_out, heads, arch.out_bias)
+    table["ln_2"] = norm
+    if arch.mlp_matrices == 3:
+        table["mlp.gate_proj"] = Weight(inner, read, arch.mlp_bias)
+    table["mlp.up_proj"] = Weight(inner, read, arch.mlp_bias)
+    table["mlp.down_proj"] = Weight(mlp_out, gated_inner, arch.mlp_bias)
+    # The head of tied embeddings is wte, whose columns carry the hidden gates already.
+    table["ln_f"] = Weight(read, bias=arch.layer_norms) if arch.tie_embeddings else norm
+    if not arch.tie_embeddings:
+        table["output"] = Weight(vocabulary, read)
+    return table
+
+
+_OUTSIDE = ("wte", "ln_f", "output")
+BLOCKS = {"attn": "attention", "mlp": "mlp"}  # part of a layer -> the gate of its output
+
+
+def is_in_layer(part: str) -> bool:
+    """Whether every layer has a weight `part`."""
+    return part not in _OUTSIDE
+
+
+def gate_around(part: str) -> str | None:
+    """The gate of the block that a weight or unit lies in; None outside of attention and MLP."""
+    return BLOCKS.get(part.partition(".")[0])
+
+
+def owners(arch: Architecture) -> set[str]:
+    """The kinds whose units own rows or columns of weights."""
+    return {axis.owner for weight in weight_table(arch).values() for axis in weight.axes if axis.owner}
+
+
+def owns(kind: str, weight: Weight) -> bool:
+    """Whether units of `kind` own rows or columns of a weight."""
+    return any(axis.owner == kind for axis in weight.axes)
+
+
+def block_of(kind: str, arch: Architecture) -> str | None:
+    """The gate of the one block in which units of `kind` own weights; None where they own others too."""
+    around = {gate_around(part) for part, weight in weight_table(arch).items() if owns(kind, weight)}
+    return around.pop() if len(around) == 1 else None
+
+
+def weight_shapes(arch: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name, by a state dict of the decoder, and shape of every weight and bias of `arch`."""
+    for part, weight in weight_table(arch).items():
+        for layer in range(arch.n_layers) if is_in_layer(part) else [None]:
+            name = part if layer is None else f"blocks.{layer}.{part}"
+            yield f"{name}.weight", tuple(axis.size for axis in weight.axes)
+            if weight.bias:
+                yield f"{name}.bias", (weight.rows.size,)
+
+
+@dataclass(frozen=True)
+class LayerGates:
+    """The gates of one layer, or of what lies outside of layers, read through the table.
+
+    Attributes:
+        table: the weights of the architecture.
+        gates: [n] or scalar; what is missing is open.
+    """
+
+    table: Mapping[str, Weight]
+    gates: Mapping[str, Tensor]
+
+    def rows(self, part: str) -> Tensor | None:
+        """What scales the rows of weight `part`, [rows] or a scalar; None for nothing."""
+        return self._factor(self.table[part].rows)
+
+    def columns(self, part: str) -> Tensor | None:
+        """What scales the columns of weight `part`, [columns] or a scalar; None for nothing."""
+        columns = self.table[part].columns
+        return None if columns is None else self._factor(columns)
+
+    def owner(self, part: str) -> Tensor | None:
+        """The gates of the units that own the rows of weight `part`; None when they are all open."""
+        owner = self.table[part].rows.owner
+        return None if owner is None else self.gates.get(owner)
+
+    def _factor(self, axis: Axis) -> Tensor | None:
+        factor = None
+        for name in axis.gates:
+            if name in self.gates:
+                gate = self.gates[name]
+                if gate.dim() and len(gate) != axis.size:
+                    gate = gate.repeat_interleave(axis.size // len(gate))
+                factor = gate if factor is None else factor * gate
+        return factor
+
+
+def layer_gates(table: Mapping[str, Weight], gates: Mapping[str, Tensor], layer: int | None) -> LayerGates:
+    """The gates of layer `layer`, or (None) of what lies outside of layers."""
+    shared = {name: gate for name, gate in gates.items() if not GATES[name].per_layer}
+    if layer is None:
+        return LayerGates(table, shared)
+    own = {name: gate[layer] for name, gate in gates.items() if GATES[name].per_layer}
+    return LayerGates(table, shared | own)

@@ -86,7 +86,7 @@ def test_a_training_checkpoint_of_composer_is_read_with_its_record(tmp_path):
     found = read_checkpoint(tmp_path / "latest-rank0.pt")
     assert equal(found.weights, model.state_dict())
     assert found.record == RECORD
-    assert "masks.intermediate.z_loga" in found.masks
+    assert "masks.intermediate.z_loga" in found.method_tensors
 
 
 def test_a_written_checkpoint_is_read_as_it_was(tmp_path):

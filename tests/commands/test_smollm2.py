@@ -9,13 +9,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmshearing.checkpoints.checkpoint import load_weights, read_checkpoint, write_checkpoint
-from llmshearing.checkpoints.trained_masks import load_masks
+from llmshearing.checkpoints.trained_method import load_method
 from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
 from llmshearing.commands.equality import load_ours, load_theirs
 from llmshearing.commands.prune import prune_and_save_model
 from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import complete
+from llmshearing.shapes.units import to_z
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 2e-3
@@ -87,9 +88,9 @@ def test_shorn_for_some_steps_exported_and_generating(smollm2, tmp_path, target)
         config.num_hidden_layers,
     )
     assert found == (sizes["n_heads"], sizes["n_kv_heads"], 64, 28)
-    zs = load_masks(read_checkpoint(tmp_path / "m.pt"), source.architecture(), sizes)()
+    gates = load_method(read_checkpoint(tmp_path / "m.pt"), source.architecture(), sizes).final_gates()
     with torch.no_grad():
-        masked = model.eval()({"input_ids": ids, **zs})["logits"]  # type: ignore[dict-item]
+        masked = model.eval()({"input_ids": ids, **to_z(gates)})["logits"]
         assert (exported(ids).logits - masked).abs().max() <= TOLERANCE
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     prompt = tokenizer("The license", return_tensors="pt")
@@ -104,10 +105,10 @@ def train(model, batch, steps):
         [{"params": model.model.transformer.parameters(), "lr": 1e-3}, {"params": masks, "lr": 1e4}]
     )
     for step in range(steps):
-        model.model.l0_module.set_step(step)
+        model.model.method.begin_step(step, 0)
         loss = model.loss(model(batch), batch)["total"]
         assert loss.isfinite()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        model.model.l0_module.constrain()
+        model.model.method.after_step(model.model)

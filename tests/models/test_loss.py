@@ -4,7 +4,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmshearing.models.loss import IGNORE_INDEX, linear_cross_entropy, shift_labels
+from llmshearing.models import loss
+from llmshearing.models.loss import IGNORE_INDEX, CrossEntropy, linear_loss, shift_labels
+
+
+def linear_cross_entropy(hidden, weight, targets, chunk=None):
+    """The mean and the loss of every token [N] with cross entropy as the only term."""
+    term = CrossEntropy(targets)
+    mean, losses = linear_loss(hidden, weight, [term], term.predicted, chunk)
+    return mean, losses[0]
+
+
+class Square:
+    """A second term for tests: the mean square of a token's logits, times `weight`."""
+
+    weight = 0.25
+
+    def chunk(self, logits, rows, wants_grad):
+        return logits.square().mean(-1), 2 * logits / logits.shape[-1] if wants_grad else None
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 7, 64])
@@ -48,3 +65,40 @@ def test_nothing_to_predict_is_zero_not_nan():
     mean, tokens = linear_cross_entropy(torch.ones(2, 4), torch.ones(3, 4), torch.full((2,), IGNORE_INDEX))
     assert mean.item() == 0
     assert tokens.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_terms_add_up_with_their_weights(chunk):
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(12, 8, generator=generator, requires_grad=True)
+    weight = torch.randn(30, 8, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 30, (12,), generator=generator)
+    targets[3] = IGNORE_INDEX
+    term = CrossEntropy(targets)
+    for terms in ([term, Square()], [Square(), term]):
+        mean, losses = linear_loss(hidden, weight, terms, term.predicted, chunk)
+        mean.backward()
+        ours = hidden.grad.clone(), weight.grad.clone()
+        hidden.grad = weight.grad = None
+        logits = hidden @ weight.T
+        square = logits.square().mean(-1)[targets != IGNORE_INDEX].mean()
+        reference = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX) + 0.25 * square
+        reference.backward()
+        torch.testing.assert_close(mean, reference)
+        torch.testing.assert_close(ours, (hidden.grad, weight.grad))
+        hidden.grad = weight.grad = None
+        assert losses[:, 3].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("hidden_grad", "weight_grad"), [(True, False), (False, True), (False, False)])
+def test_only_gradients_that_are_needed_are_made(hidden_grad, weight_grad, monkeypatch):
+    made = []
+    monkeypatch.setattr(loss, "_accumulate_product", lambda *_: made.append("weight"))
+    hidden = torch.randn(6, 4, requires_grad=hidden_grad)
+    weight = torch.randn(9, 4, requires_grad=weight_grad)
+    mean, _ = linear_cross_entropy(hidden, weight, torch.randint(0, 9, (6,)))
+    assert made == ["weight"] * weight_grad
+    assert mean.requires_grad == (hidden_grad or weight_grad)
+    if mean.requires_grad:
+        mean.backward()
+    assert (hidden.grad is not None, weight.grad is not None) == (hidden_grad, weight_grad)

@@ -7,9 +7,9 @@ from llmshearing.models.metrics import MeanTokenLoss, domain_sums, evaluation_me
 
 
 def test_domain_sums_split_tokens_by_domain():
-    labels = torch.tensor([[1, 2, 3], [1, 2, -100], [1, 2, 3]])
+    predicted = torch.tensor([[True, True, False], [True, False, False], [True, True, False]])
     losses = torch.tensor([[1.0, 2.0, 0.0], [4.0, 0.0, 0.0], [5.0, 6.0, 0.0]])
-    sums = domain_sums(losses, labels, torch.tensor([2, 0, 2]), 3)
+    sums = domain_sums(losses, predicted, torch.tensor([2, 0, 2]), 3)
     assert sums.tolist() == [[4.0, 1.0], [0.0, 0.0], [14.0, 4.0]]
 
 

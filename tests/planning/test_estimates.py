@@ -1,21 +1,22 @@
 """The figures of a plan: against published ones and against real models."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from llmshearing.checkpoints.weights import weight_shapes
+from llmshearing.config.keys import ModelConfig
 from llmshearing.config.reading import read_config
-from llmshearing.models.decoder import Block
-from llmshearing.models.layers import LayerMasks
+from llmshearing.models.decoder import Block, Decoder
 from llmshearing.models.rope import rope_tables
 from llmshearing.planning import estimates, sizes
 from llmshearing.planning.activations import saved_bytes
 from llmshearing.planning.findings import examine
 from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.counts import parameters
+from llmshearing.shapes.families import complete
+from llmshearing.shapes.units import GATES, LayerGates, weight_table
 from runs import DOMAINS, SEQ_LEN, run_config, write_data
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def test_parameters_are_the_published_ones(
     hidden: int, heads: int, layers: int, intermediate: int, count: int
 ) -> None:
     arch = Architecture(hidden, heads, heads, 128, layers, intermediate, 32000, 4096)
-    assert sizes.parameters(arch) == count
+    assert parameters(arch) == count
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,8 @@ def test_parameters_are_the_published_ones(
 )
 def test_parameters_are_those_of_the_model(options: dict[str, Any]) -> None:
     arch = TINY.resized(**options)
-    assert sizes.parameters(arch) == sum(math.prod(shape) for shape in weight_shapes(arch).values())
+    model = Decoder(complete(ModelConfig(init_device="meta"), arch, "test"))
+    assert parameters(arch) == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -72,10 +74,11 @@ def test_saved_bytes_are_what_a_real_block_keeps(masked: bool) -> None:
         return tensor
 
     x = torch.randn(1, tokens, TINY.d_model, requires_grad=True)
-    shapes = [(TINY.d_model,), (TINY.n_heads,), (TINY.intermediate_size,), (), ()]
-    masks = LayerMasks(*(torch.rand(s, requires_grad=True) for s in shapes)) if masked else LayerMasks()
+    shapes = {name: gate.shape(TINY)[gate.per_layer :] for name, gate in GATES.items()}
+    gates = {name: torch.rand(shape, requires_grad=True) for name, shape in shapes.items()}
+    layer = LayerGates(weight_table(TINY), gates if masked else {})
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        block(x, rope_tables(TINY, tokens, x.device), masks)
+        block(x, rope_tables(TINY, tokens, x.device), layer)
     real = sum(storage.nbytes() for storage in kept.values())
     estimate = saved_bytes(TINY, torch.float32, torch.float32, masked).of(tokens)
     assert estimate == pytest.approx(real, rel=0.02)

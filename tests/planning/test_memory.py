@@ -12,6 +12,7 @@ from llmshearing.planning.activations import saved_bytes
 from llmshearing.planning.findings import Findings
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_of
+from llmshearing.shapes.units import KINDS
 from runs import run_config
 
 VOCABULARY, SEQUENCES, LENGTH = 16_000, 4, 512
@@ -28,7 +29,8 @@ def test_the_estimate_is_near_the_peak_of_real_steps(kind: str) -> None:
     for name, size in BODY.items():
         setattr(config.model, name, size)
     config.global_train_batch_size = config.device_train_microbatch_size = SEQUENCES
-    found = Findings(source=architecture_of(config.model))
+    kinds = list(KINDS) if kind == "pruning" else []
+    found = Findings(source=architecture_of(config.model), kinds=kinds)
     estimate = estimates.memory(config, found, devices=1).total(checkpointing=False)
     assert estimate == pytest.approx(measured(kind, VOCABULARY, BODY, LENGTH), rel=0.15)
 

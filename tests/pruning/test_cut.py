@@ -11,7 +11,7 @@ from llmshearing.checkpoints.hf_files import HFModel, from_hf
 from llmshearing.commands import check_pruning as test_pruning
 from llmshearing.commands import prune as post_pruning_processing
 from llmshearing.commands.prune import prune_and_save_model, prune_checkpoint
-from llmshearing.pruning.cut import prune
+from llmshearing.pruning.cut import cut
 from llmshearing.shapes.families import architecture_from_hf
 from twins import CONFIGS, make, masked_checkpoint
 
@@ -26,17 +26,12 @@ def sizes(arch):
     return arch.d_model, arch.n_heads, arch.n_kv_heads, arch.n_layers, arch.intermediate_size
 
 
-def open_zs(arch, **zs):
-    """Masks all 1 but for those given."""
-    return {name: torch.as_tensor(z).float() for name, z in zs.items()}
-
-
 # --------------------------------------------------------------- the pure core
 
 
 def test_open_masks_change_nothing():
     weights, arch = twin()
-    pruned, smaller = prune(weights, {}, arch)
+    pruned, smaller = cut(weights, {}, arch)
     assert smaller == arch
     assert all(torch.equal(pruned[name], weights[name]) for name in weights)
 
@@ -45,7 +40,7 @@ def test_what_stays_are_the_weights_times_their_masks():
     weights, arch = twin()
     hidden, inner = torch.rand(32) + 0.5, torch.rand(2, 56) + 0.5
     hidden[5:9], inner[0, 10:20], inner[1, 30:40] = 0, 0, 0
-    pruned, smaller = prune(weights, {"hidden_z": hidden, "intermediate_z": inner[:, None, None]}, arch)
+    pruned, smaller = cut(weights, {"hidden": hidden, "intermediate": inner}, arch)
     assert sizes(smaller) == (28, 4, 2, 2, 46)
     alive, kept = hidden > 0, inner[1] > 0
     down = weights[f"{PREFIX}blocks.1.mlp.down_proj.weight"]
@@ -58,9 +53,7 @@ def test_what_stays_are_the_weights_times_their_masks():
 
 def test_a_layer_goes_when_both_its_blocks_do_and_others_are_renumbered():
     weights, arch = twin()
-    pruned, smaller = prune(
-        weights, {"head_layer_z": torch.tensor([0.0, 1]), "mlp_z": torch.tensor([0.0, 1])}, arch
-    )
+    pruned, smaller = cut(weights, {"attention": torch.tensor([0.0, 1]), "mlp": torch.tensor([0.0, 1])}, arch)
     assert smaller.n_layers == 1
     name = "mlp.up_proj.weight"
     assert torch.equal(pruned[f"{PREFIX}blocks.0.{name}"], weights[f"{PREFIX}blocks.1.{name}"])
@@ -69,7 +62,7 @@ def test_a_layer_goes_when_both_its_blocks_do_and_others_are_renumbered():
 
 def test_a_layer_with_one_closed_block_stays_with_that_block_at_zero():
     weights, arch = twin("llama biases")
-    pruned, smaller = prune(weights, {"head_layer_z": torch.tensor([0.0, 1])}, arch)
+    pruned, smaller = cut(weights, {"attention": torch.tensor([0.0, 1])}, arch)
     assert smaller == arch
     assert not pruned[f"{PREFIX}blocks.0.attn.out_proj.weight"].any()
     assert not pruned[f"{PREFIX}blocks.0.attn.out_proj.bias"].any()
@@ -81,7 +74,7 @@ def test_layers_keep_as_many_units_as_the_widest_and_groups_stay_equal():
     heads = torch.tensor([[0.0, 0, 1, 0], [1, 0, 1, 0]])  # 2 KV heads of 2: layer 0 opens 1, layer 1 both
     inner = torch.zeros(2, 56)
     inner[0, :3], inner[1, :7] = 1, 1
-    pruned, smaller = prune(weights, {"head_z": heads, "intermediate_z": inner}, arch)
+    pruned, smaller = cut(weights, {"head": heads, "intermediate": inner}, arch)
     assert sizes(smaller) == (32, 2, 2, 2, 7)
     wq = weights[f"{PREFIX}blocks.1.attn.wq.weight"].unflatten(0, (4, 8))
     assert torch.equal(pruned[f"{PREFIX}blocks.1.attn.wq.weight"], wq[[0, 2]].flatten(0, 1))
@@ -93,7 +86,7 @@ def test_products_are_made_in_fp32_and_types_kept():
     weights, arch = twin()
     weights = {name: weight.bfloat16() for name, weight in weights.items()}
     z, mlp = torch.rand(32), torch.rand(2)
-    pruned, _ = prune(weights, {"hidden_z": z, "mlp_z": mlp}, arch)
+    pruned, _ = cut(weights, {"hidden": z, "mlp": mlp}, arch)
     name = f"{PREFIX}blocks.0.mlp.down_proj.weight"
     assert torch.equal(pruned[name], (weights[name].float() * (z * mlp[0])[:, None]).bfloat16())
 
@@ -101,9 +94,9 @@ def test_products_are_made_in_fp32_and_types_kept():
 def test_masks_that_close_everything_are_refused():
     weights, arch = twin()
     with pytest.raises(ValueError, match="leave 2 layers and 0 hidden dimensions: no model is left"):
-        prune(weights, {"hidden_z": torch.zeros(32)}, arch)
+        cut(weights, {"hidden": torch.zeros(32)}, arch)
     with pytest.raises(ValueError, match="leave 0 layers and 32 hidden"):
-        prune(weights, {"head_layer_z": torch.zeros(2), "mlp_z": torch.zeros(2)}, arch)
+        cut(weights, {"attention": torch.zeros(2), "mlp": torch.zeros(2)}, arch)
 
 
 # ---------------------------------------------------------------- the commands
@@ -129,7 +122,7 @@ def test_the_target_is_made_whatever_tells_it(tmp_path, told_by):
     out = prune_and_save_model(path, target=TARGET if told_by == "arguments" else None)
     assert out == tmp_path / "pruned-m.pt"
     pruned = read_checkpoint(out)
-    assert not pruned.masks
+    assert not pruned.section
     assert sizes(pruned.architecture()) == tuple(TARGET.values())
 
 
@@ -198,12 +191,12 @@ def test_pythia_is_pruned_too(tmp_path, monkeypatch):
 def test_the_check_fails_when_pruning_is_wrong(tmp_path, monkeypatch, capsys):
     path = masked_checkpoint(tmp_path / "m.pt", **TARGET)
 
-    def wrong(weights, zs, arch):
-        pruned, smaller = prune(weights, zs, arch)
+    def wrong(weights, gates, arch):
+        pruned, smaller = cut(weights, gates, arch)
         pruned[f"{PREFIX}ln_f.weight"] = pruned[f"{PREFIX}ln_f.weight"] * 1.1
         return pruned, smaller
 
-    monkeypatch.setattr(post_pruning_processing, "prune", wrong)
+    monkeypatch.setattr(post_pruning_processing, "cut", wrong)
     assert status_of(monkeypatch, test_pruning, path, *WORDS) == 2
     assert "error: The models are not equal" in capsys.readouterr().err
 

@@ -111,10 +111,10 @@ def test_multipliers_ascend_and_masks_descend_under_one_optimizer():
         assert l0.lambdas[f"lambda_2_{name}"] > 0, "lambda_2 never falls"
 
 
-def test_constrain_keeps_log_alpha_within_its_limit():
+def test_after_step_keeps_log_alpha_within_its_limit():
     l0 = module()
     l0.masks["head"].z_loga.data.fill_(9.0)
-    l0.constrain()
+    l0.after_step()
     assert l0.masks["head"].z_loga.max().item() == pytest.approx(hc.LOG_ALPHA_LIMIT)
 
 
@@ -129,24 +129,24 @@ def test_evaluation_takes_the_target_shape_or_the_expected_one():
 
 def test_noise_is_keyed_by_step_microbatch_and_seed_not_by_global_state():
     l0 = module()
-    l0.set_step(5)
+    l0.begin_step(5)
     first, second = l0()["hidden_z"], l0()["hidden_z"]
     torch.manual_seed(123)
     torch.rand(7)
-    l0.set_step(5)
+    l0.begin_step(5)
     assert torch.equal(l0()["hidden_z"], first)
     assert torch.equal(l0()["hidden_z"], second)
     assert not torch.equal(first, second)
-    l0.set_step(6)
+    l0.begin_step(6)
     assert not torch.equal(l0()["hidden_z"], first)
     l0.seed = 1
-    l0.set_step(5)
+    l0.begin_step(5)
     assert not torch.equal(l0()["hidden_z"], first)
 
 
 def test_shared_noise_is_one_draw_a_step():
     l0 = module(noise="shared")
-    l0.set_step(2)
+    l0.begin_step(2)
     assert torch.equal(l0()["hidden_z"], l0()["hidden_z"])
 
 
@@ -156,7 +156,7 @@ def test_each_rank_draws_its_own_noise_unless_it_is_shared(monkeypatch, noise, s
     drawn = []
     for rank in (0, 1):
         monkeypatch.setattr(l0_module, "_rank", lambda rank=rank: rank)
-        l0.set_step(2)
+        l0.begin_step(2)
         drawn.append(l0()["hidden_z"])
     assert torch.equal(*drawn) == same
 

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 from llmshearing.commands.convert import export
 from llmshearing.config.keys import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.pruning.cut import prune
+from llmshearing.pruning.cut import cut
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import FAMILIES, architecture_to_hf, complete, hf_class_name
-from llmshearing.shapes.units import MASK_KINDS, rows
+from llmshearing.shapes.units import KINDS, Gates, drive, rows, to_z
 
 TOLERANCE = 1e-4
 VOCABULARY = 48
@@ -52,19 +52,19 @@ def architectures(draw) -> Architecture:
     )
 
 
-def random_zs(
+def random_gates(
     arch: Architecture, kinds: list[str], closed: float, even: bool, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """Masks of `kinds`, of which a part `closed` is 0, and of the rest a third 1 and the others soft.
+) -> Gates:
+    """Gates of `kinds`, of which a part `closed` is 0, and of the rest a third 1 and the others soft.
 
     With `even` every row closes equally many units, as under a target; some layer always stays. GPT-NeoX
     has no head size of its own, so its heads and hidden dimensions close together.
     """
-    zs = {}
+    by_kind = {}
     for kind in kinds:
         if kind == "kv_head" and arch.fused_qkv:
             continue
-        gates = torch.rand(MASK_KINDS[kind].shape(arch), generator=generator) * 1.5
+        gates = torch.rand(KINDS[kind].shape(arch), generator=generator) * 1.5
         chance = rows(kind, torch.rand(gates.shape, generator=generator), arch)
         if even:
             chance = chance.argsort(-1).argsort(-1) / chance.shape[-1]
@@ -73,25 +73,19 @@ def random_zs(
             gates[:4] = gates[:4].clamp(min=0.3)
         if kind in ("layer", "mlp", "head_layer"):
             gates[-1] = gates[-1].clamp(min=0.2)
-        for output in MASK_KINDS[kind].outputs:
-            zs[output] = gates.clamp(max=1).reshape(MASK_KINDS[kind].z_shape(arch))
+        by_kind[kind] = gates.clamp(max=1)
+    gates = drive(by_kind)
     if arch.family == "gpt_neox":
-        _close_together(zs, arch)
-    return zs
+        _close_together(gates, arch)
+    return gates
 
 
-def _close_together(zs, arch):
+def _close_together(gates, arch):
     kept = max(1, arch.n_heads - 1)
-    for name, size in (("head_z", kept), ("hidden_z", kept * arch.head_dim)):
-        shape = MASK_KINDS[name.removesuffix("_z")].z_shape(arch)
-        z = (
-            zs.get(name, torch.ones(shape)).flatten(1)
-            if name == "head_z"
-            else zs.get(name, torch.ones(shape))
-        )
-        z = z.clamp(min=0.1)
-        z[..., size:] = 0
-        zs[name] = z.reshape(shape)
+    for name, size in (("head", kept), ("hidden", kept * arch.head_dim)):
+        values = gates.get(name, torch.ones(KINDS[name].shape(arch))).clamp(min=0.1)
+        values[..., size:] = 0
+        gates[name] = values
 
 
 @torch.no_grad()
@@ -102,10 +96,10 @@ def largest_difference(arch: Architecture, kinds: list[str], closed: float, even
     model = ComposerMosaicLlama(complete(ModelConfig(), arch, "test")).eval()
     for name, parameter in model.named_parameters():
         parameter.normal_(1.0 if "norm" in name or ("ln_" in name and "weight" in name) else 0.0, 0.2)
-    zs = random_zs(arch, kinds, closed, even, generator)
+    gates = random_gates(arch, kinds, closed, even, generator)
     ids = torch.randint(0, VOCABULARY, (2, 17), generator=generator)
-    masked = model({"input_ids": ids, **zs})["logits"]
-    weights, smaller = prune(model.state_dict(), zs, arch)
+    masked = model({"input_ids": ids, **to_z(gates)})["logits"]
+    weights, smaller = cut(model.state_dict(), gates, arch)
     with tempfile.TemporaryDirectory() as folder:
         config = architecture_to_hf(smaller)
         export(weights, smaller, config, {}, Path(folder) / "hf")
@@ -116,7 +110,7 @@ def largest_difference(arch: Architecture, kinds: list[str], closed: float, even
 
 CASES = {
     "arch": architectures(),
-    "kinds": st.lists(st.sampled_from(sorted(MASK_KINDS)), min_size=2, unique=True),
+    "kinds": st.lists(st.sampled_from(sorted(KINDS)), min_size=2, unique=True),
     "closed": st.sampled_from([0.0, 0.3, 0.6]),
     "even": st.booleans(),
     "seed": st.integers(0, 2**16),

@@ -1,0 +1,154 @@
+"""How a run decides what stays: the interface that every pruning method has.
+
+The trainer's side (decoder, optimizer, loss, checkpoints, planner, report) knows this interface and never a
+method. `PruningCallback` drives it; `llmshearing.pruning.METHODS` lists the methods.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from llmshearing.config.keys import ModelConfig, OptimizerConfig
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.units import Gates, drive
+
+NEAR = 0.01  # of a row's units, in expectation: nearer to its target a row counts as having reached it
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a method is to do with a source model, known before anything is built.
+
+    Attributes:
+        target: the shape it prunes to; None where only a share is named.
+        kinds: the kinds of units that it gates.
+        share: part of the prunable parameters to remove, where there is no `target`.
+        problems: what stops it, each with what to change.
+        warnings: what it would do, though nobody can want it.
+        durations: keys of the configuration that hold a duration to compare with that of the run.
+    """
+
+    target: Architecture | None = None
+    kinds: list[str] = field(default_factory=list)
+    share: float | None = None
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    durations: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Target sparsity of a kind, the expected one, and the largest distance of a row from the target."""
+
+    target: float
+    expected: float
+    worst: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether every row is within `NEAR` of the target."""
+        return self.worst <= NEAR
+
+
+class Method(nn.Module):
+    """A way to choose what stays. Every hook below may be left as it is.
+
+    A method is built as `cls(model_config, device)`; its own parameters are replicated over processes, those
+    that `attach` puts into the decoder are sharded with it.
+
+    Attributes:
+        section: its key below `model:` in a configuration, and its prefix in checkpoints.
+        loss_name: the name of its part of the loss.
+        noise_depends_on_division: whether its gates depend on how a batch is divided over processes and
+            microbatches.
+        seed, step, steps: of the run; the step that is computed now, and how many there will be.
+    """
+
+    section: ClassVar[str]
+    loss_name: ClassVar[str]
+    noise_depends_on_division = False
+    target: Architecture | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seed = self.step = self.steps = 0
+
+    @classmethod
+    def aim(cls, config: ModelConfig, source: Architecture) -> Aim:
+        """What the section of `config` asks for, and what is wrong with it."""
+        raise NotImplementedError
+
+    @classmethod
+    def restored(
+        cls, tensors: dict[str, Tensor], config: ModelConfig, target: dict[str, Any] | None, path: str
+    ) -> "Method":
+        """The method that wrote `tensors` (by their names in it), in evaluation mode and frozen.
+
+        Args:
+            config: the model with all its sizes, and the method's section where the run's is known.
+            target: sizes by the names of `target_model`, in place of those in `config`.
+            path: the checkpoint, for messages.
+
+        Raises:
+            ValueError: when the tensors are not those of such a model, or the target is not known.
+        """
+        raise NotImplementedError
+
+    # ------------------------------------------------------------- during a run
+
+    def attach(self, decoder: nn.Module) -> None:
+        """Prepare the decoder, before it is sharded."""
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Enter training step `step` of `steps`, from 0."""
+        self.step, self.steps = step, steps
+
+    def gates(self) -> Gates:
+        """The gates of this forward pass, differentiable; {} when nothing is masked."""
+        return drive(self.gates_by_kind())
+
+    def term(self, step: int | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Its part of the loss (None: it has none), and scalars to log under `metrics/train/`.
+
+        Args:
+            step: the step at which it is taken; default: the step last begun.
+        """
+        return None, {}
+
+    def after_backward(self, decoder: nn.Module) -> None:
+        """Look at the gradients, before they are clipped."""
+
+    def after_step(self, decoder: nn.Module) -> None:
+        """Act on the parameters after the optimizer did, and once before the first step."""
+
+    def parameter_groups(self, settings: OptimizerConfig) -> list[dict[str, Any]]:
+        """Parameter groups of the optimizer beside the decoder's."""
+        return []
+
+    # ------------------------------------------------------------ what stays now
+
+    def gates_by_kind(self) -> dict[str, Tensor]:
+        """The gates without noise, one number a unit, by kind and in the shapes of `Kind.shape`."""
+        return {}
+
+    def final_gates(self) -> Gates:
+        """The gates that the export cuts by."""
+        return drive(self.gates_by_kind())
+
+    def convergence(self) -> dict[str, Convergence]:
+        """How far each kind is from its target; of methods without one, nothing."""
+        return {}
+
+
+def one_step(pruned_steps: int | Tensor) -> int:
+    """The step that a batch of the original names.
+
+    Raises:
+        ValueError: when its sequences name different ones.
+    """
+    named = torch.as_tensor(pruned_steps).flatten()
+    if not len(named) or not bool((named == named[0]).all()):
+        raise ValueError(f"pruned_steps holds {named.tolist()[:8]}; expected one step for all sequences.")
+    return int(named[0])
