@@ -95,7 +95,8 @@ def test_previous_source_exports_to_the_same_model(folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "config"), [("full", "run.yaml"), ("full", "full/config.yaml"), ("sharded", "sharded/config.yaml")]
+    ("kind", "config"),
+    [("full", "run.yaml"), ("full", "full/config.yaml"), ("sharded", "sharded/config.yaml")],
 )
 def test_previous_run_resumes_to_the_same_losses(folder, kind, config):
     """On one process, also from the checkpoint that two processes wrote."""
