@@ -36,12 +36,12 @@ def doremi_weights(
 
 
 def bandit_weights(
-    weights: NDArray[np.float64], excess: NDArray[np.float64], step_size: float
+    weights: NDArray[np.float64], excess: NDArray[np.float64], step_size: float, smoothing: float
 ) -> NDArray[np.float64]:
-    """softmax(w + step_size e), with weights and excess losses [D] (released code)."""
+    """(1 - c) softmax(w + step_size e) + c / D, with weights and excess losses [D], smoothing c."""
     score = weights + step_size * excess
     grown = np.exp(score - score.max())
-    return grown / grown.sum()
+    return (1 - smoothing) * grown / grown.sum() + smoothing / weights.size
 
 
 def cap_weights(weights: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
@@ -76,7 +76,7 @@ class DynamicLoadingCallback(Callback):
         set_names: the domains.
         update_type: `doremi`, `bandit` (softmax of weight + excess) or `constant`.
         clip_excess: True takes a domain below its reference as being at it (the paper's).
-        smoothing: share of the weights that is spread evenly by `doremi`, 0 to 1.
+        smoothing: share of every new weight that is spread evenly over the domains, 0 to 1.
         step_size: factor of the excess loss, above 0.
         max_weight: no domain's weight is updated beyond it, from 1 / D to 1.
 
@@ -121,10 +121,8 @@ class DynamicLoadingCallback(Callback):
         excess = loss - np.asarray(self.target_loss)
         if self.clip_excess:
             excess = excess.clip(min=0)
-        if self.update_type == "doremi":
-            weights = doremi_weights(weights, excess, self.step_size, self.smoothing)
-        else:
-            weights = bandit_weights(weights, excess, self.step_size)
+        rule = doremi_weights if self.update_type == "doremi" else bandit_weights
+        weights = rule(weights, excess, self.step_size, self.smoothing)
         return (weights if self.max_weight is None else cap_weights(weights, self.max_weight)).tolist()
 
     def fit_start(self, state: State, logger: Logger) -> None:
