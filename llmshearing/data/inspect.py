@@ -106,8 +106,7 @@ def main() -> None:
         if tokenizer is not None:
             show_samples(folder, tokenizer, args.samples)
     if manifest is not None and "prefix" in manifest.tokenizer:
-        before, behind = (manifest.tokenizer[key] for key in ("prefix", "suffix"))
-        cli.say(f"each document between the ids {before} and {behind} of {manifest.tokenizer['name']}")
+        cli.say(f"each document between {manifest.around} of {manifest.tokenizer['name']}")
 
 
 if __name__ == "__main__":
