@@ -1,7 +1,8 @@
 """Turn folders of text into the data of pruning and training: tokenized, split, packed, as MDS shards.
 
-The input folder holds one folder for each domain, with files of one JSON record a line (.jsonl, .ndjson,
-.json, also packed as .gz, .zst, .bz2, .xz) or .parquet. The output folder gets eval/DOMAIN, for_prune/DOMAIN, for_ft/DOMAIN, eval_merge and
+The input folder holds one folder for each domain, with files of one JSON record a line (.jsonl,
+.ndjson, .json, also packed as .gz, .zst, .bz2, .xz) or .parquet. The output folder gets eval/DOMAIN,
+for_prune/DOMAIN, for_ft/DOMAIN, eval_merge and
 manifest.json. A run that was interrupted goes on where it stopped when it is started again.
 
 Example: python -m llmshearing.data.prepare --input text --output data --tokenizer path/to/llama

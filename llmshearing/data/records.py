@@ -273,7 +273,7 @@ def _text(line: bytes, key: str) -> str:
         fields = ", ".join(record)[:200].encode("utf-8", "replace").decode()
         raise _BrokenError(f"no field {key!r}", f", it has {fields}")
     text = record[key]
-    if text is None or text != text:  # noqa: PLR0124 - NaN, as pandas writes what is missing
+    if text is None or text != text:  # NaN, as pandas writes what is missing
         return ""
     if not isinstance(text, str):
         raise _BrokenError(f"{key} is {type(text).__name__}, no text")

@@ -114,8 +114,8 @@ class _TokenWriter:
             last = self._reader.documents
             raise ValueError(
                 f"{name}: tokenizer {self._tokenizer.name} did not finish documents "
-                f"{last - len(self._texts) + 1:,} to {last:,} ({self._text_bytes:,} bytes) in {seconds:,.0f} s: "
-                "a regular expression in it may take for ever on such text; take that out or use another "
+                f"{last - len(self._texts) + 1:,} to {last:,} ({self._text_bytes:,} bytes) in {seconds:,.0f} "
+                "s: a regular expression in it may take for ever on such text; take that out or use another "
                 "tokenizer"
             ) from None
 
@@ -177,17 +177,18 @@ def _lost_records(job: Job, domain: str) -> list[str]:
     documents, empty, broken = (sum(file[key] for file in files) for key in ("documents", "empty", "broken"))
     total, warnings = documents + empty + broken, []
     if broken:
-        lost = f"domain {domain}: {broken:,} of {total:,} records ({broken / total:.2%}) are broken{_reasons(files)}"
+        counts = f"{broken:,} of {total:,} records ({broken / total:.2%})"
+        lost = f"domain {domain}: {counts} are broken{_reasons(files)}"
         if broken > job.max_broken_share * total:
             raise ValueError(
-                f"{lost}: more than --max_broken_share {job.max_broken_share:g}; set --text_field, mend them, "
-                "or run the same command with a larger share (what is complete is kept)"
+                f"{lost}: more than --max_broken_share {job.max_broken_share:g}; set --text_field, mend "
+                "them, or run the same command with a larger share (what is complete is kept)"
             )
         warnings.append(f"{lost}: skipped")
     if empty > job.max_broken_share * total:
         warnings.append(
-            f"domain {domain}: {empty:,} of {total:,} records ({empty / total:.2%}) have no text in the field "
-            f"{job.text_field!r}: it is empty or null there"
+            f"domain {domain}: {empty:,} of {total:,} records ({empty / total:.2%}) have no text in the "
+            f"field {job.text_field!r}: it is empty or null there"
         )
     return warnings
 
@@ -286,7 +287,7 @@ def pack(job: Job, number: int) -> None:
     cut = SplitPlan(**json.loads((Path(job.work) / "plan.json").read_text())["cuts"][domain][split])
     if folder.exists():
         return
-    with whole(folder) as partial, MDSWriter(out=str(partial), columns=MDS_COLUMNS) as writer:
+    with whole(folder) as partial, MDSWriter(out=str(partial.absolute()), columns=MDS_COLUMNS) as writer:
         for sequence in _sequences(job, domain, cut):
             writer.write({"tokens": sequence.tobytes(), "set": domain})
 

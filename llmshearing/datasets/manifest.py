@@ -26,7 +26,8 @@ class Manifest:
     settings: dict[str, Any]
     """Seed, budgets and shares the data was prepared with."""
     sources: dict[str, list[dict[str, Any]]]
-    """For each domain its input files: `name`, `bytes`, `sha256`, counts of records, and `reasons` of broken ones."""
+    """For each domain its input files: `name`, `bytes`, `sha256`, counts of records, and the `reasons` for
+    broken ones."""
     domains: dict[str, dict[str, Any]]
     """For each domain its documents, those that were skipped, and sequences and tokens by split."""
     versions: dict[str, str]
