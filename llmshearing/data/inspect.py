@@ -12,7 +12,7 @@ from llmshearing import cli
 from llmshearing.data.tokenizer import TextTokenizer, check_tokenizer, load_tokenizer
 from llmshearing.datasets.manifest import Manifest, read_manifest
 from llmshearing.datasets.mds_index import INDEX
-from llmshearing.datasets.sequence_folder import ORIGINAL_DTYPES, TOKEN_DTYPES, SequenceFolder
+from llmshearing.datasets.sequence_folder import TOKEN_DTYPES, SequenceFolder
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ _SHOWN_TOKENS = 60
 
 
 def find_folders(root: Path) -> list[Path]:
-    """Every MDS folder at or below `root`.
+    """Every MDS folder at or below `root`, without those that one above names the shards of.
 
     Raises FileNotFoundError if there is none.
     """
@@ -28,7 +28,8 @@ def find_folders(root: Path) -> list[Path]:
         raise FileNotFoundError(
             f"{root} holds no {INDEX}: expected what `python -m llmshearing.data.prepare` has completed"
         )
-    return folders
+    found = set(folders)
+    return [folder for folder in folders if found.isdisjoint(folder.parents)]
 
 
 def _is_hidden(path: Path, root: Path) -> bool:
@@ -97,17 +98,17 @@ def main() -> None:
         )
     tokenizer = choose_tokenizer(args.tokenizer, manifest) if args.samples > 0 else None
     vocab_size = tokenizer.vocab_size if tokenizer is not None else None
-    dtypes = TOKEN_DTYPES if manifest is not None else ORIGINAL_DTYPES
     known = manifest is not None
-    folders = [SequenceFolder(path, seq_length, dtypes, vocab_size, length_is_known=known) for path in paths]
+    folders = [
+        SequenceFolder(path, seq_length, TOKEN_DTYPES, vocab_size, length_is_known=known) for path in paths
+    ]
     cli.say(f"{'folder':<32}{'sequences':>12}{'tokens':>16}  dtype")
     for folder in folders:
         cli.say(describe(folder, args.folder))
         if tokenizer is not None:
             show_samples(folder, tokenizer, args.samples)
     if manifest is not None and "prefix" in manifest.tokenizer:
-        before, behind = (manifest.tokenizer[key] for key in ("prefix", "suffix"))
-        cli.say(f"each document between the ids {before} and {behind} of {manifest.tokenizer['name']}")
+        cli.say(f"each document between {manifest.around} of {manifest.tokenizer['name']}")
 
 
 if __name__ == "__main__":

@@ -5,16 +5,20 @@ import errno
 import os
 import shutil
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmshearing.data.sources import Task
 from llmshearing.data.tokenizer import TextTokenizer
 
+MAX_BROKEN_SHARE = 0.05
 _PROGRESS_SECONDS = 0.5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Job:
     seed: int
     max_broken: int
     tasks: tuple[Task, ...]
+    max_broken_share: float = MAX_BROKEN_SHARE
+    """The share of a domain's records above which broken ones stop the preparation; changes no result."""
 
     @property
     def domains(self) -> list[str]:
@@ -44,7 +50,7 @@ class Job:
     @property
     def settings(self) -> dict[str, Any]:
         """All that the result depends on beside the sources."""
-        others = ("input", "output", "work", "tasks", "tokenizer")
+        others = ("input", "output", "work", "tasks", "tokenizer", "max_broken_share")
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
 
     def token_folder(self, number: int) -> Path:
@@ -69,6 +75,36 @@ def whole(folder: Path) -> Iterator[Path]:
                 raise  # else the other one has written the very same
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def within(function: Callable[[], T], seconds: float) -> T:
+    """What a function returns; in a thread, so that Ctrl-C and the limit end the wait for native code.
+
+    Time in which this process was suspended does not count.
+
+    Raises:
+        TimeoutError: after that many seconds; the thread is left behind.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            done.append(function())
+        except BaseException as error:  # raised again below, in the thread that waits
+            failed.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive() and seconds > 0:
+        waits = min(seconds, 1.0)
+        thread.join(waits)
+        seconds -= waits
+    if failed:
+        raise failed[0]
+    if not done:
+        raise TimeoutError
+    return done[0]
 
 
 class Progress:

@@ -46,7 +46,7 @@ def merge(inputs: Sequence[Path], output: Path) -> int:
     samples = [map(folder.entry, range(size)) for folder, size in zip(folders, sizes, strict=True)]
     with (
         replacing_folder(output, INDEX) as partial,
-        MDSWriter(out=str(partial), columns=columns[0][0]) as writer,
+        MDSWriter(out=str(partial.absolute()), columns=columns[0][0]) as writer,
     ):
         for number in owner:
             writer.write(next(samples[number]))

@@ -1,7 +1,8 @@
 """Turn folders of text into the data of pruning and training: tokenized, split, packed, as MDS shards.
 
-The input folder holds one folder for each domain, with .jsonl, .jsonl.gz, .jsonl.zst or .parquet
-files. The output folder gets eval/DOMAIN, for_prune/DOMAIN, for_ft/DOMAIN, eval_merge and
+The input folder holds one folder for each domain, with files of one JSON record a line (.jsonl,
+.ndjson, .json, also packed as .gz, .zst, .bz2, .xz) or .parquet. The output folder gets eval/DOMAIN,
+for_prune/DOMAIN, for_ft/DOMAIN, eval_merge and
 manifest.json. A run that was interrupted goes on where it stopped when it is started again.
 
 Example: python -m llmshearing.data.prepare --input text --output data --tokenizer path/to/llama
@@ -20,15 +21,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datatrove.io import get_datafolder
-
 from llmshearing import cli
 from llmshearing.data.executors import EXECUTORS, run_stages
-from llmshearing.data.job import Job
-from llmshearing.data.sources import list_tasks, sha256
+from llmshearing.data.job import MAX_BROKEN_SHARE, Job
+from llmshearing.data.sources import list_tasks, open_folder, sha256
 from llmshearing.data.splits import SPLITS
 from llmshearing.data.stages import EVAL_MERGE, pack_tasks
-from llmshearing.data.tokenizer import load_tokenizer
+from llmshearing.data.tokenizer import TextTokenizer, load_tokenizer
 from llmshearing.datasets.manifest import MANIFEST, Manifest, read_manifest
 from llmshearing.datasets.mixture import SUM_TOLERANCE
 from llmshearing.files import occupied
@@ -59,6 +58,21 @@ def parse_arguments() -> argparse.Namespace:
     add("--proportion", nargs="+", help="share of each domain in the last two: cc=0.67 ... (by size)")
     add("--seed", type=int, default=17, help="of the split into evaluation, pruning and training (17)")
     add("--max_broken", type=int, default=100, help="broken records of a file that are skipped (100)")
+    add(
+        "--max_broken_share",
+        type=float,
+        default=MAX_BROKEN_SHARE,
+        help=f"share of a domain's records that may be broken ({MAX_BROKEN_SHARE})",
+    )
+    add("--document_separator", help="token behind each document, and none before it (BOS and EOS)")
+    add("--bos", help="token before each document, '' for none (the tokenizer's BOS)")
+    add("--eos", help="token behind each document, '' for none (the tokenizer's EOS)")
+    add(
+        "--fix_mistral_regex",
+        choices=["auto", "true", "false"],
+        default="auto",
+        help="replace the faulty pre-tokenizer of Mistral's converted tokenizers (auto: where it is one)",
+    )
     add("--workers", type=int, default=os.cpu_count(), help="processes at a time (one for each core)")
     add("--executor", choices=EXECUTORS, default="local", help="where they run (local)")
     add("--slurm_partition", help="with --executor slurm")
@@ -78,15 +92,19 @@ def build_job(args: argparse.Namespace) -> Job:
             raise ValueError(f"--{name} is {value}: expected {expected}")
     if args.eval_tokens == args.prune_tokens == args.ft_tokens == 0:
         raise ValueError("--eval_tokens, --prune_tokens and --ft_tokens are all 0: nothing would be made")
-    output = Path(args.output).expanduser()
+    output = _at_home(args.output.removeprefix("file://"))
+    if "://" in str(args.output).removeprefix("file://"):
+        raise ValueError(f"--output is {args.output}: expected a local folder; copy it elsewhere afterwards")
     source = args.input.removeprefix("file://")
-    source = source if "://" in source else str(Path(source).expanduser())
+    source = source if "://" in source else str(_at_home(source))
     if "://" not in source and output.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(
             f"--output {output} lies in --input {source}, where it would be taken for text the next time: "
             "choose a folder outside"
         )
-    tokenizer = load_tokenizer(args.tokenizer)
+    if not 0 <= args.max_broken_share <= 1:
+        raise ValueError(f"--max_broken_share is {args.max_broken_share}: expected a share from 0 to 1")
+    tokenizer = _load_tokenizer(args)
     tasks = tuple(list_tasks(source, args.domains))
     domains = list(dict.fromkeys(task.domain for task in tasks))
     job: dict[str, Any] = {
@@ -104,7 +122,33 @@ def build_job(args: argparse.Namespace) -> Job:
     identity = [job, [asdict(task) for task in tasks], tokenizer.sha256]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     work = str(output / f"{WORK}{fingerprint}")
-    return Job(**job, tokenizer=tokenizer, work=work, tasks=tasks)
+    share = args.max_broken_share
+    return Job(**job, tokenizer=tokenizer, work=work, tasks=tasks, max_broken_share=share)
+
+
+def _at_home(name: str) -> Path:
+    """A path whose ~ is the user's folder, or a part of the name where there is no such user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def _load_tokenizer(args: argparse.Namespace) -> TextTokenizer:
+    """The tokenizer with the chosen tokens around documents."""
+    fix = {"auto": None, "true": True, "false": False}[args.fix_mistral_regex]
+    bos, eos = args.bos, args.eos
+    if args.document_separator is not None:
+        if (bos, eos) != (None, None):
+            raise ValueError(
+                "--document_separator and --bos or --eos are given: it stands for --bos '' --eos TOKEN, "
+                "leave one of them out"
+            )
+        bos, eos = "", args.document_separator
+    tokenizer = load_tokenizer(args.tokenizer, fix).between(bos, eos)
+    if tokenizer.chat_warning:
+        logger.warning(tokenizer.chat_warning)
+    return tokenizer
 
 
 def _shares(words: list[str], domains: list[str]) -> dict[str, float]:
@@ -188,7 +232,7 @@ def _differences(manifest: Manifest, job: Job) -> list[str]:
 def _rewritten(manifest: Manifest, job: Job) -> list[str]:
     """Local sources that were written after the manifest, and hold something else than it says."""
     made = (Path(job.output) / MANIFEST).stat().st_mtime
-    folder = get_datafolder(job.input)
+    folder = open_folder(job.input)
     return [
         file["name"]
         for files in manifest.sources.values()
@@ -208,8 +252,7 @@ def report(manifest: Manifest, output: str) -> None:
     for name, entry in manifest.domains.items():
         sequences = "".join(f"{entry['splits'].get(s, {}).get('sequences', 0):>12,}" for s in SPLITS)
         cli.say(f"{name:<16}{entry['documents']:>12,}{entry['broken']:>8,}{entry['tokens']:>16,}{sequences}")
-    around = [manifest.tokenizer.get(key) for key in ("prefix", "suffix")]
-    cli.say(f"(each document between the ids {around[0]} and {around[1]})")
+    cli.say(f"(each document between {manifest.around})")
     cli.say(f"(splits in sequences of {manifest.seq_length} tokens, {manifest.dtype}) {output}/{MANIFEST}")
 
 

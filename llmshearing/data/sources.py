@@ -1,37 +1,25 @@
-"""The text that goes in: which files make up a domain, how they are shared out, and their documents.
-
-datatrove's own readers skip the rest of a file at the first byte that is no UTF-8, and do not count
-what they skip; `DocumentReader` is one that goes on and counts.
-"""
+"""Which files make up each domain, and how they are shared out among tasks."""
 
 import codecs
 import hashlib
-import io
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datatrove.data import Document
 from datatrove.io import DataFolder, get_datafolder
-from datatrove.pipeline.readers.base import BaseDiskReader
+from fsspec.implementations.local import LocalFileSystem
 
-FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+FORMATS = ".jsonl, .ndjson or .json (each also .gz, .zst, .bz2, .xz), .parquet"
 TASK_BYTES = 64 << 20  # files are handed out in groups of about this size
-_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
-_PARQUET_ROWS = 1000
-_TEXT_TYPES = (
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_string_view,
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_null,
+_PACKED = r"\.(?:gz|gzip|zst|zstd|bz2|xz|lz4|br|zip|7z)"
+_LINES = re.compile(
+    r"\.(?:jsonl|jsonlines|jl|ndjson|json)(?:\.(?:gz|gzip|zst|zstd|bz2|xz))?\Z", re.IGNORECASE
 )
+_KIND = re.compile(rf"(?:\.[a-z]\w{{0,9}})?{_PACKED}\Z|\.[a-z]\w{{0,9}}\Z", re.IGNORECASE | re.ASCII)
+_SHOWN_KINDS = 8
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +49,13 @@ class Task:
         return sum(file.size for file in self.files)
 
 
+def open_folder(name: str) -> DataFolder:
+    """The input folder; a name without :// is a local path, whatever characters it has."""
+    if "://" in name:
+        return get_datafolder(name)
+    return DataFolder(str(Path(name).absolute()), fs=LocalFileSystem())
+
+
 def find_domains(folder: DataFolder) -> list[str]:
     """The folders below the input folder."""
     entries: Any = folder.ls("", detail=True)
@@ -74,7 +69,7 @@ def list_tasks(input_folder: str, domains: Sequence[str] | None) -> list[Task]:
 
     Raises ValueError where there is no input, an unknown domain, one named twice, or one without a file.
     """
-    folder = get_datafolder(input_folder)
+    folder = open_folder(input_folder)
     if not folder.exists(""):
         raise FileNotFoundError(
             f"{input_folder} not found: --input is a folder with one folder for each domain"
@@ -94,21 +89,39 @@ def list_tasks(input_folder: str, domains: Sequence[str] | None) -> list[Task]:
 
 def _domain_tasks(folder: DataFolder, domain: str) -> Iterator[Task]:
     found = [name for name in folder.list_files(domain) if not _is_hidden(name)]
-    names = [name for name in found if name.lower().endswith(FORMATS)]
-    _tell_left_out(folder, [name for name in found if not name.lower().endswith(FORMATS)])
+    names = [name for name in found if _is_text(folder, name)]
+    _warn_of_skipped(folder, domain, sorted(set(found) - set(names)))
     if not names:
         raise ValueError(
-            f"domain {domain} has no text below {folder.resolve_paths(domain)}: expected files "
-            f"{', '.join(FORMATS)}"
+            f"domain {domain} has no text below {folder.resolve_paths(domain)}: expected files {FORMATS}"
         )
     group: list[Source] = []
+    size = 0
     for name in names:
         group.append(_source(folder, name))
-        if sum(file.size for file in group) >= TASK_BYTES:
+        size += group[-1].size
+        if size >= TASK_BYTES:
             yield Task(domain, tuple(group))
-            group = []
+            group, size = [], 0
     if group:
         yield Task(domain, tuple(group))
+
+
+def _is_text(folder: DataFolder, name: str) -> bool:
+    """Whether a file may hold documents, by its name, and a .json file by its beginning."""
+    if name.lower().endswith(".parquet"):
+        return True
+    match = _LINES.search(name)
+    return match is not None and (match[0].lower() != ".json" or _begins_with_a_record(folder, name))
+
+
+def _begins_with_a_record(folder: DataFolder, name: str) -> bool:
+    """Whether a file's first line begins an object and does more than that; settings have several lines."""
+    if folder.info(name)["type"] != "file":
+        return True  # which is reported
+    with folder.open(name, "rb") as stream:
+        head = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+    return head[:1] != b"[" and head[:1] != b"" and head[1:2] not in (b"\n", b"\r")
 
 
 def _source(folder: DataFolder, name: str) -> Source:
@@ -123,15 +136,34 @@ def _source(folder: DataFolder, name: str) -> Source:
     return Source(name, info["size"], str(changed))
 
 
-def _tell_left_out(folder: DataFolder, names: list[str]) -> None:
+def _warn_of_skipped(folder: DataFolder, domain: str, names: list[str]) -> None:
     """Warn about what a domain holds beside text: links to folders, which are not followed, and files."""
     links = [name for name in names if folder.is_local() and folder.isdir(name)]
-    files = [name for name in names if name not in links]
     if links:
-        logger.warning("%d linked folders such as %s are not followed: left out", len(links), links[0])
-    if files:
-        kinds = ", ".join(FORMATS)
-        logger.warning("%d files such as %s are none of %s: left out", len(files), files[0], kinds)
+        logger.warning("%d linked folders such as %s are not followed: skipped", len(links), links[0])
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(set(names) - set(links)):
+        kinds.setdefault(_kind(name), []).append(name)
+    if kinds:
+        most = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+        shown = [f"{len(of_kind):,} {kind} (such as {of_kind[0]})" for kind, of_kind in most[:_SHOWN_KINDS]]
+        others = sum(len(of_kind) for _, of_kind in most[_SHOWN_KINDS:])
+        shown += [f"{others:,} of other kinds"] if others else []
+        total = sum(map(len, kinds.values()))
+        logger.warning(
+            "domain %s: %s files are skipped: %s; read are %s",
+            domain,
+            f"{total:,}",
+            ", ".join(shown),
+            FORMATS,
+        )
+
+
+def _kind(name: str) -> str:
+    """What a file is called after, such as .tar.gz."""
+    match = _KIND.search(Path(name).name[1:])
+    kind = match[0].lower() if match else "without a suffix"
+    return ".json without a record a line" if kind == ".json" else kind
 
 
 def _is_hidden(name: str) -> bool:
@@ -142,105 +174,3 @@ def sha256(folder: DataFolder, name: str) -> str:
     """Hash of a file's bytes as they are stored."""
     with folder.open(name, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _unpacked(stored: Any, name: str) -> BinaryIO:
-    """A file's bytes without their compression; unlike others, arrow's readers notice a missing end."""
-    codec = _COMPRESSION.get(Path(name).suffix.lower())
-    if codec is None:
-        return stored
-    if not stored.seek(0, io.SEEK_END):  # which arrow takes for no text
-        raise OSError("it has 0 bytes")
-    stored.seek(0)
-    return io.BufferedReader(pa.CompressedInputStream(stored, codec))  # type: ignore[arg-type]
-
-
-class DocumentReader(BaseDiskReader):
-    """datatrove's reader for both formats that counts what it passes over, and has a limit for it.
-
-    Args:
-        data_folder: the input folder, or where it is.
-        text_key: key or column of the text.
-        max_broken: records of a file that may be broken before reading stops.
-
-    Attributes:
-        documents, empty, broken: records of the file read last.
-    """
-
-    name = "documents"
-
-    def __init__(self, data_folder: DataFolder | str, text_key: str, max_broken: int):
-        super().__init__(data_folder, text_key=text_key)
-        self.max_broken = max_broken
-        self.documents = self.empty = self.broken = 0
-
-    def read_file(self, filepath: str) -> Iterator[Document]:  # type: ignore[override]
-        """The documents of one file.
-
-        Raises ValueError for a file that is no such file or is cut off, and where more records than
-        `max_broken` are broken.
-        """
-        self.documents = self.empty = self.broken = 0
-        texts = self._parquet if filepath.lower().endswith(".parquet") else self._jsonl
-        try:
-            with self.data_folder.open(filepath, "rb") as stored, _unpacked(stored, filepath) as stream:
-                for number, text in enumerate(texts(stream, filepath)):
-                    if text:
-                        self.documents += 1
-                        yield Document(text, f"{filepath}/{number}")
-                    else:
-                        self.empty += 1
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{filepath} is damaged or cut off ({error}): copy it again or take it out"
-            ) from None
-
-    def _jsonl(self, stream: BinaryIO, name: str) -> Iterator[str]:
-        for number, line in enumerate(stream, 1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if not line.strip():
-                continue
-            try:
-                record = orjson.loads(line)  # refuses bytes that are no UTF-8 too
-                text = record[self.text_key]
-                if text is None:
-                    text = ""  # as in parquet
-                if not isinstance(text, str):
-                    raise TypeError(f"{self.text_key} is {type(text).__name__}, no text")
-            except KeyError:
-                self._count_broken(
-                    name, f"line {number}: no field {self.text_key!r}, it has {', '.join(record)}"
-                )
-            except (ValueError, TypeError) as error:
-                self._count_broken(name, f"line {number}: {error}")
-            else:
-                yield text
-
-    def _parquet(self, stream: BinaryIO, name: str) -> Iterator[str]:
-        file = pq.ParquetFile(stream)
-        if self.text_key not in file.schema_arrow.names:
-            raise ValueError(
-                f"{name} has no column {self.text_key!r}, it has "
-                f"{', '.join(file.schema_arrow.names)}: set --text_field"
-            )
-        kind = file.schema_arrow.field(self.text_key).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(is_text(kind) for is_text in _TEXT_TYPES):
-            raise ValueError(f"{name}: column {self.text_key!r} is {kind}, expected text: set --text_field")
-        number = 0
-        for batch in file.iter_batches(_PARQUET_ROWS, columns=[self.text_key]):
-            for value in batch.column(0).cast(pa.binary()).to_pylist():
-                number += 1
-                try:
-                    yield (value or b"").decode()
-                except UnicodeDecodeError as error:
-                    self._count_broken(name, f"row {number}: {error}")
-
-    def _count_broken(self, name: str, what: str) -> None:
-        self.broken += 1
-        if self.broken > self.max_broken:
-            raise ValueError(
-                f"{name}, {what}: more than {self.max_broken} broken records in this file; mend it, "
-                "set --text_field, or allow more with --max_broken"
-            )

@@ -12,7 +12,8 @@ again and one that is complete is kept. Nothing depends on the number of workers
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmshearing.data.job import Job, Progress, whole
-from llmshearing.data.sources import DocumentReader, sha256
+from llmshearing.data.job import Job, Progress, whole, within
+from llmshearing.data.records import DocumentReader
+from llmshearing.data.sources import open_folder, sha256
 from llmshearing.data.splits import BINS, SPLITS, SplitPlan, cut_bins, document_bin, plan_budgets
 from llmshearing.datasets.manifest import Manifest
 
 EVAL_MERGE = "eval_merge"
 _BUDGETS = {"eval": "--eval_tokens", "for_prune": "--prune_tokens", "for_ft": "--ft_tokens"}
 _BATCH_BYTES = 4 << 20  # of text that is tokenized at a time
+PATIENCE_SECONDS = 600.0  # that the tokenizer may take for a batch of text,
+SLOWEST_RATE = 10_000  # and a second for each so many bytes
 LEFT_OVER_SHARE = 0.02  # of a domain's tokens that may be left out without a word
 _CHUNK_TOKENS = 1 << 22  # that packing holds in memory
 _LIBRARIES = (
@@ -64,7 +68,7 @@ class _TokenWriter:
         self.lengths: list[int] = []
         self._bins: list[int] = []
         self._job, self._tokenizer, self._folder = job, job.tokenizer, folder
-        self._reader = DocumentReader(job.input, job.text_field, job.max_broken)
+        self._reader = DocumentReader(open_folder(job.input), job.text_field, job.max_broken)
         self._stream = (folder / "tokens.bin").open("wb")
         self._texts: list[str] = []
         self._text_bytes = 0
@@ -80,17 +84,19 @@ class _TokenWriter:
             self._text_bytes += len(data)
             if self._text_bytes >= _BATCH_BYTES:
                 done = min(done + self._text_bytes, size)
-                self._flush()
+                self._flush(name)
                 self._progress.report(done)
-        self._flush()
+        self._flush(name)
         self._progress.file_done(size)
         counts = {key: getattr(self._reader, key) for key in ("documents", "empty", "broken")}
+        if self._reader.reasons:
+            counts["reasons"] = self._reader.reasons
         return {"name": name, "bytes": size, "sha256": sha256(self._reader.data_folder, name), **counts}
 
-    def _flush(self) -> None:
+    def _flush(self, name: str) -> None:
         prefix, suffix = self._tokenizer.prefix, self._tokenizer.suffix
         flat: list[int] = []
-        for ids in self._tokenizer.encode(self._texts):
+        for ids in self._encode(name):
             flat += prefix
             flat += ids
             flat += suffix
@@ -98,6 +104,20 @@ class _TokenWriter:
         self._stream.write(np.array(flat, self._tokenizer.dtype).tobytes())
         self._progress.tokens += len(flat)
         self._texts, self._text_bytes = [], 0
+
+    def _encode(self, name: str) -> Iterable[Sequence[int]]:
+        """The ids of the collected texts of a file, from a tokenizer that may never come to an end."""
+        seconds = PATIENCE_SECONDS + self._text_bytes / SLOWEST_RATE
+        try:
+            return within(lambda: self._tokenizer.encode(self._texts), seconds)
+        except TimeoutError:
+            last = self._reader.documents
+            raise ValueError(
+                f"{name}: tokenizer {self._tokenizer.name} did not finish documents "
+                f"{last - len(self._texts) + 1:,} to {last:,} ({self._text_bytes:,} bytes) in {seconds:,.0f} "
+                "s: a regular expression in it may take for ever on such text; take that out or use another "
+                "tokenizer"
+            ) from None
 
     def finish(self) -> None:
         """Write what goes beside the tokens."""
@@ -124,7 +144,9 @@ def plan(job: Job, number: int = 0) -> None:
     for domain, count in tokens.items():
         if not count:
             raise ValueError(_no_text(job, domain))
+    lost = [warning for domain in job.domains for warning in _lost_records(job, domain)]
     budgets, warnings = plan_budgets(tokens, job.eval_tokens, job.prune_tokens, job.ft_tokens, job.proportion)
+    warnings = [*filter(None, [job.tokenizer.chat_warning]), *lost, *warnings]
     cuts = {domain: cut_bins(histograms[domain], budgets[domain], job.seq_length) for domain in job.domains}
     for domain, splits in cuts.items():
         _check_splits(job, domain, histograms[domain], splits)
@@ -136,12 +158,56 @@ def plan(job: Job, number: int = 0) -> None:
 
 
 def _no_text(job: Job, domain: str) -> str:
-    files = [file for summary in _summaries(job) if summary["domain"] == domain for file in summary["files"]]
+    files = _files(job, domain)
     broken, empty = (sum(file[key] for file in files) for key in ("broken", "empty"))
     return (
         f"domain {domain} has no documents with text in the field {job.text_field!r}: {empty:,} records are "
-        f"empty, {broken:,} broken or without that field; set --text_field, add text or take it out"
+        f"empty, {broken:,} broken or without that field{_reasons(files)}; set --text_field, add text or "
+        "take it out"
     )
+
+
+def _lost_records(job: Job, domain: str) -> list[str]:
+    """A warning for a domain's broken records, and one for its empty ones where they are many.
+
+    Raises:
+        ValueError: where more than `max_broken_share` of a domain's records are broken.
+    """
+    files = _files(job, domain)
+    documents, empty, broken = (sum(file[key] for file in files) for key in ("documents", "empty", "broken"))
+    total, warnings = documents + empty + broken, []
+    if broken:
+        counts = f"{broken:,} of {total:,} records ({broken / total:.2%})"
+        lost = f"domain {domain}: {counts} are broken{_reasons(files)}"
+        if broken > job.max_broken_share * total:
+            raise ValueError(
+                f"{lost}: more than --max_broken_share {job.max_broken_share:g}; set --text_field, mend "
+                "them, or run the same command with a larger share (what is complete is kept)"
+            )
+        warnings.append(f"{lost}: skipped")
+    if empty > job.max_broken_share * total:
+        warnings.append(
+            f"domain {domain}: {empty:,} of {total:,} records ({empty / total:.2%}) have no text in the "
+            f"field {job.text_field!r}: it is empty or null there"
+        )
+    return warnings
+
+
+def _reasons(files: list[dict[str, Any]]) -> str:
+    """Why records of these files are broken: how many for each reason, and where the first is."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for file in files:
+        for reason, found in file.get("reasons", {}).items():
+            counts[reason] += found["records"]
+            first.setdefault(reason, found["first"])
+    parts = [f"{count:,} {reason} (first: {first[reason]})" for reason, count in counts.most_common()]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _files(job: Job, domain: str) -> list[dict[str, Any]]:
+    """The entries of a domain's files."""
+    return [file for summary in _summaries(job) if summary["domain"] == domain for file in summary["files"]]
 
 
 def _summaries(job: Job) -> list[dict[str, Any]]:
@@ -221,7 +287,7 @@ def pack(job: Job, number: int) -> None:
     cut = SplitPlan(**json.loads((Path(job.work) / "plan.json").read_text())["cuts"][domain][split])
     if folder.exists():
         return
-    with whole(folder) as partial, MDSWriter(out=str(partial), columns=MDS_COLUMNS) as writer:
+    with whole(folder) as partial, MDSWriter(out=str(partial.absolute()), columns=MDS_COLUMNS) as writer:
         for sequence in _sequences(job, domain, cut):
             writer.write({"tokens": sequence.tobytes(), "set": domain})
 

@@ -1,10 +1,12 @@
 """Any tokenizer as what preparation needs: text to ids in batches, the ids around a document, its hash."""
 
+import difflib
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +14,20 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from llmshearing.data import mistral
 from llmshearing.datasets.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.", "vocab", "spiece")  # how the names of those begin that hold a vocabulary
+
+_SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|END_OF_TEXT|>", "</s>", "<eos>")
+_SPECIAL = re.compile(r"<.+>|\[[A-Z_/]+\]", re.DOTALL)
+_CHAT = re.compile(
+    r"im_start|im_end|im_sep|eot_id|eom_id|header_id|_of_turn|end_?of_?turn|turn_end|\[/?INST\]"
+    r"|<\|/?(?:user|assistant|system|start|end|return|call|message)\|>",
+    re.IGNORECASE,
+)
 
 _ITS_FOLDER = "give the folder that holds it"
 _FOLDER_OF = {
@@ -45,6 +56,10 @@ class TextTokenizer:
     """Ids after each document."""
     definition: bytes
     """All that the ids of a text depend on, as the tokenizer's library stores it."""
+    fix_mistral_regex: bool = False
+    """Whether a faulty pre-tokenizer was replaced."""
+    is_chosen: bool = False
+    """Whether the user chose what stands around a document."""
 
     @property
     def vocab_size(self) -> int:
@@ -72,7 +87,49 @@ class TextTokenizer:
             "sha256": self.sha256,
             "prefix": list(self.prefix),
             "suffix": list(self.suffix),
+            "prefix_tokens": self._tokens(self.prefix),
+            "suffix_tokens": self._tokens(self.suffix),
+            "fix_mistral_regex": self.fix_mistral_regex,
         }
+
+    def _tokens(self, ids: Sequence[int]) -> list[str]:
+        tokens = {number: token for token, number in self.vocabulary.items() if number in ids}
+        return [tokens.get(number, str(number)) for number in ids]
+
+    def between(self, bos: str | None, eos: str | None) -> "TextTokenizer":
+        """The same with these tokens before and behind each document; "": none, None: as it is.
+
+        Raises:
+            ValueError: for what is not a token.
+        """
+        if bos is None and eos is None:
+            return self
+        prefix = self.prefix if bos is None else self._id(bos)
+        suffix = self.suffix if eos is None else self._id(eos)
+        return replace(self, prefix=prefix, suffix=suffix, is_chosen=True)
+
+    def _id(self, token: str) -> tuple[int, ...]:
+        if not token:
+            return ()
+        if token not in self.vocabulary:
+            near = difflib.get_close_matches(token, filter(_SPECIAL.fullmatch, self.vocabulary), 3, 0.3)
+            known = f", it has {', '.join(near)}" if near else ""
+            raise ValueError(f"tokenizer {self.name} has no token {token!r}{known}")
+        return (self.vocabulary[token],)
+
+    @property
+    def chat_warning(self) -> str | None:
+        """A warning where the tokenizer's own BOS or EOS, which nobody chose, mark turns of a chat."""
+        around = [*self._tokens(self.prefix), *self._tokens(self.suffix)]
+        markers = [token for token in around if _CHAT.search(token)]
+        if self.is_chosen or not markers:
+            return None
+        known = next((token for token in _SEPARATORS if token in self.vocabulary), None)
+        return (
+            f"tokenizer {self.name} puts {', '.join(markers)} around documents, which mark turns of a chat: "
+            "base models are trained with another separator; set --document_separator"
+            + (f" '{known}', which it has" if known else "")
+        )
 
     @property
     def vocabulary_sha256(self) -> str:
@@ -80,13 +137,19 @@ class TextTokenizer:
         return _sha256(self.vocabulary)
 
 
-def load_tokenizer(name: str) -> TextTokenizer:
+def load_tokenizer(name: str, fix_mistral_regex: bool | None = None) -> TextTokenizer:
     """A tokenizer as transformers loads it, from a folder or by its name, or a SentencePiece `.model` file.
 
     Every document is put between BOS and EOS, as far as the tokenizer has them. Where both are
     the same token (GPT-NeoX), it stands after the document only, as such models were trained.
 
-    Raises ValueError if there is no such tokenizer, or it cannot be read.
+    Args:
+        name: folder, file or name.
+        fix_mistral_regex: whether to replace the faulty pre-tokenizer of Mistral's converted tokenizers;
+            None: where it is one of them.
+
+    Raises:
+        ValueError: if there is no such tokenizer, or it cannot be read.
     """
     path = Path(name)
     if path.is_file() and path.suffix != ".model":
@@ -94,7 +157,12 @@ def load_tokenizer(name: str) -> TextTokenizer:
     if _is_name(path):
         logger.info("no folder %s here: asking the Hugging Face hub for a tokenizer of that name", name)
     try:
-        loaded = _from_sentencepiece(name) if path.suffix == ".model" else _from_transformers(name)
+        if path.suffix == ".model":
+            if fix_mistral_regex:
+                raise ValueError("--fix_mistral_regex is true, but it has no regular expression")
+            loaded = _from_sentencepiece(name)
+        else:
+            loaded = _from_transformers(name, fix_mistral_regex)
         if not loaded.vocabulary:
             raise ValueError("its vocabulary is empty")
         return loaded
@@ -159,13 +227,15 @@ def _sha256(vocabulary: dict[str, int]) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def _from_transformers(name: str) -> TextTokenizer:
+def _from_transformers(name: str, fix_mistral_regex: bool | None) -> TextTokenizer:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     # Of a folder that does not tell its class transformers guesses one from the folder's name.
     chosen = PreTrainedTokenizerFast if _is_of_no_class(Path(name)) else AutoTokenizer
-    # Left out, it would ask on the terminal whether to run code that the folder brings.
-    tokenizer = chosen.from_pretrained(name, trust_remote_code=False)
+    # Left out, it would ask on the terminal whether to run code that the folder brings. Its own test for
+    # Mistral's pre-tokenizer warns of most sound folders and misses those without a config.json.
+    tokenizer = chosen.from_pretrained(name, trust_remote_code=False, fix_mistral_regex=False)
+    tokenizer.init_kwargs.pop("fix_mistral_regex", None)
     around = _around(tokenizer.bos_token_id, tokenizer.eos_token_id)
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
@@ -174,6 +244,7 @@ def _from_transformers(name: str) -> TextTokenizer:
         if getattr(backend.model, "dropout", None):
             logger.warning("tokenizer %s drops merges at random (dropout): data is made without", name)
             backend.model.dropout = None
+        fixed = mistral.fix(backend, Path(name), fix_mistral_regex)
         return TextTokenizer(
             name,
             partial(_encode_fast, backend),
@@ -181,6 +252,7 @@ def _from_transformers(name: str) -> TextTokenizer:
             backend.get_vocab(),
             **around,
             definition=backend.to_str().encode(),
+            fix_mistral_regex=fixed,
         )
     logger.warning("tokenizer %s has no fast version: tokenizing will be slow", name)
     return TextTokenizer(

@@ -16,7 +16,7 @@ from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
 from llmshearing.datasets.manifest import MANIFEST, Manifest, read_manifest
 from llmshearing.datasets.mixture import Mixture
 from llmshearing.datasets.remote import Remote, check_apart, parse_cache_limit
-from llmshearing.datasets.sequence_folder import ORIGINAL_DTYPES, SequenceFolder
+from llmshearing.datasets.sequence_folder import TOKEN_DTYPES, SequenceFolder
 from llmshearing.datasets.streaming_dataset import Sample, TextDynamicStreamingDataset, TextStreamingDataset
 
 logger = logging.getLogger(__name__)
@@ -176,8 +176,8 @@ def _allowed_dtypes(cfg: DatasetConfig, manifest: Manifest | None) -> Sequence[s
     if manifest is not None:
         return [manifest.dtype]
     if cfg.is_uint16 is None:
-        return ORIGINAL_DTYPES
-    return [name for name in ORIGINAL_DTYPES if (name == "uint16") == cfg.is_uint16]
+        return TOKEN_DTYPES
+    return [name for name in TOKEN_DTYPES if (name == "uint16") == cfg.is_uint16]
 
 
 def _check_manifest(manifest: Manifest, cfg: DatasetConfig, vocab_size: int | None) -> None:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llmshearing.files import replacing
+
 MANIFEST = "manifest.json"
 
 
@@ -19,11 +21,13 @@ class Manifest:
     """Integer type of the stored tokens: uint16 or uint32."""
     tokenizer: dict[str, Any]
     """`name`, `vocab_size`, `vocabulary_sha256` over (token, id) pairs, `sha256` over all that ids depend on,
-    and the ids put before (`prefix`) and after (`suffix`) each document."""
+    the ids and tokens put before (`prefix`, `prefix_tokens`) and after (`suffix`, `suffix_tokens`) each
+    document, and whether a faulty pre-tokenizer was replaced (`fix_mistral_regex`)."""
     settings: dict[str, Any]
     """Seed, budgets and shares the data was prepared with."""
     sources: dict[str, list[dict[str, Any]]]
-    """For each domain its input files: `name`, `bytes`, `sha256`."""
+    """For each domain its input files: `name`, `bytes`, `sha256`, counts of records, and the `reasons` for
+    broken ones."""
     domains: dict[str, dict[str, Any]]
     """For each domain its documents, those that were skipped, and sequences and tokens by split."""
     versions: dict[str, str]
@@ -32,9 +36,19 @@ class Manifest:
     def write(self, root: Path) -> None:
         """Save as root/manifest.json."""
         text = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        partial = root / (MANIFEST + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(root / MANIFEST)
+        with replacing(root / MANIFEST) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+    @property
+    def around(self) -> str:
+        """The tokens before and behind each document, with their ids, in words."""
+        sides = []
+        for side in ("prefix", "suffix"):
+            ids = self.tokenizer.get(side, [])
+            tokens = self.tokenizer.get(f"{side}_tokens", [])  # earlier releases wrote the ids only
+            named = [f"{token} ({number})" for token, number in zip(tokens, ids, strict=False)]
+            sides.append(", ".join(named or map(str, ids)) or "nothing")
+        return " and ".join(sides)
 
 
 def read_manifest(root: Path | str) -> Manifest | None:

@@ -5,6 +5,7 @@ of what they say.
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from streaming.base.format.mds import MDSReader
 from streaming.base.format.mds.encodings import get_mds_encoded_size
 
 INDEX = get_index_basename()
-AGAIN = "prepare or copy this folder again"
+AGAIN = "prepare or copy this folder again"  # of what is damaged
+OTHER = "docs/data.md says which folders of other programs are read"  # of what is sound
 
-_COLUMNS = {"tokens": "bytes", "set": "str"}  # the others may have any plain encoding
 _INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 _PLAIN = ("bytes", "str", "int", "float16", "float32", "float64", *_INTEGERS)
+_PLAIN += ("json", "str_int", "str_float", "str_decimal")
+_ARRAY = re.compile(r"ndarray(:(u?int(8|16|32|64)|float(16|32|64))(:[1-9]\d{0,8}(,[1-9]\d{0,8})*)?)?")
+_TOKENS = re.compile(r"bytes|ndarray(:u?int(16|32|64)(:[1-9]\d{0,8})?)?")
 _MOST = 2**32  # offsets have 32 bits
 
 
@@ -29,8 +33,13 @@ def is_plain_name(name: Any) -> bool:
     return isinstance(name, str) and name[:1] not in ("", ".") and not {"/", "\\", "\0"} & set(name)
 
 
+def is_plain_path(name: Any) -> bool:
+    """Whether this is a path to a place below a folder, with visible names only."""
+    return isinstance(name, str) and all(map(is_plain_name, name.split("/")))
+
+
 def read_index(path: Path, called: str | None = None) -> list[MDSReader]:
-    """The shards that an index.json names, which lie beside it.
+    """The shards that an index.json names, which lie beside it or in folders below.
 
     Args:
         path: the file.
@@ -46,6 +55,8 @@ def read_index(path: Path, called: str | None = None) -> list[MDSReader]:
     if not isinstance(index, dict) or index.get("version") != 2 or not isinstance(index.get("shards"), list):
         raise ValueError(f"{called} is no index of MDS shards (version 2): {AGAIN}")
     for number, entry in enumerate(index["shards"]):
+        if problem := _foreign_problem(entry):
+            raise ValueError(f"{called}: shard {number}: {problem}: {OTHER}")
         if problem := _entry_problem(entry):
             raise ValueError(f"{called}: shard {number}: {problem}: {AGAIN}")
     shards = [MDSReader.from_json(str(path.parent), None, entry) for entry in index["shards"]]
@@ -53,7 +64,7 @@ def read_index(path: Path, called: str | None = None) -> list[MDSReader]:
     if len(set(names)) < len(names):
         raise ValueError(f"{called} names a file twice: {AGAIN}")
     if any(columns_of(shard) != columns_of(shards[0]) for shard in shards):
-        raise ValueError(f"{called} has shards of different columns: {AGAIN}")
+        raise ValueError(f"{called} has shards of different columns: {OTHER}")
     return shards
 
 
@@ -95,8 +106,29 @@ def check_packed(shard: MDSReader, file: Path, called: str) -> None:
 # ----------------------------------------------------------------------- entries
 
 
+def _foreign_problem(entry: Any) -> str | None:
+    """What another program has written soundly and cannot be read here."""
+    if not isinstance(entry, dict):
+        return None
+    if isinstance(kind := entry.get("format"), str) and kind != "mds":
+        return f"format is {kind!r}, expected mds"
+    names, encodings = entry.get("column_names"), entry.get("column_encodings")
+    if not (_are_texts(names) and _are_texts(encodings) and len(names) == len(encodings)):
+        return None
+    for name, encoding in zip(names, encodings, strict=True):
+        if name == "tokens" and not _TOKENS.fullmatch(encoding):
+            return f"column 'tokens' is stored as {_shown(encoding)}, expected bytes or ndarray of integers"
+        if name == "set" and encoding != "str":
+            return f"column 'set' is stored as {_shown(encoding)}, expected str"
+        if encoding not in _PLAIN and not _ARRAY.fullmatch(encoding):
+            return f"column {_shown(name)} is stored as {_shown(encoding)}, expected bytes, str or numbers"
+    if "tokens" not in names:
+        return f"it has the columns {', '.join(map(_shown, names))}, expected a column 'tokens'"
+    return None
+
+
 def _entry_problem(entry: Any) -> str | None:
-    """What is wrong with the entry of a shard."""
+    """What is damaged in the entry of a shard."""
     if not isinstance(entry, dict):
         return f"{_shown(entry)} instead of keys and values"
     if entry.get("version") != 2 or entry.get("format") != "mds":
@@ -117,12 +149,9 @@ def _column_problem(names: list[str], encodings: list[str], sizes: list[int | No
     if not len(set(names)) == len(encodings) == len(sizes) == len(names):
         return "expected one encoding and one size for each column"
     for name, encoding, size in zip(names, encodings, sizes, strict=True):
-        if encoding not in _PLAIN or encoding != _COLUMNS.get(name, encoding):
-            expected = _COLUMNS.get(name, "bytes, str or a number")
-            return f"column {_shown(name)} is stored as {_shown(encoding)}, expected {expected}"
         if size != get_mds_encoded_size(encoding):
             return f"the size of column {_shown(name)} is {_shown(size)}, which {encoding} has not"
-    return None if "tokens" in names else "expected a column `tokens`"
+    return None
 
 
 def _is_count(value: Any) -> bool:
@@ -137,8 +166,8 @@ def _is_file(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() == {"basename", "bytes", "hashes"}
-        and is_plain_name(value["basename"])
-        and value["basename"] != INDEX
+        and is_plain_path(value["basename"])
+        and value["basename"].rpartition("/")[2] != INDEX
         and _is_count(value["bytes"])
     )
 
@@ -148,7 +177,7 @@ def _shown(value: Any) -> str:
     return repr(value)[:60]
 
 
-_FILE = "basename (a plain file name), bytes and hashes"
+_FILE = "basename (a plain path below the folder), bytes and hashes"
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "version": (lambda value: value == 2, "2"),
     "format": (lambda value: value == "mds", "mds"),
@@ -160,5 +189,5 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "column_encodings": (_are_texts, "a list of encodings"),
     "column_sizes": (lambda value: isinstance(value, list), "a list of sizes"),
     "hashes": (_are_texts, "a list of names"),
-    "size_limit": (lambda value: value is None or _is_count(value), "a number of bytes"),
+    "size_limit": (lambda value: value is None or (type(value) is int and value > 0), "a number of bytes"),
 }

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,9 @@ from llmshearing.datasets.remote import Remote
 from llmshearing.datasets.shard_folder import ShardFolder
 
 TOKEN_DTYPES = ("uint16", "uint32", "int64")
-ORIGINAL_DTYPES = ("uint16", "int64")
-"""What the original stored tokens as: data without a manifest."""
+"""What tokens are stored as, whether signed or not: no id is negative."""
+_USUAL_VOCABULARY = 2**18
+_LARGE_VOCABULARY = 2**19
 
 
 def token_dtype(num_bytes: int, seq_len: int, where: str) -> str:
@@ -81,7 +83,7 @@ class SequenceFolder:
 
     def __getitem__(self, index: int) -> TokenSequence:
         sample = self._shards.entry(index)
-        tokens = np.frombuffer(sample["tokens"], self._unsigned)
+        tokens = self._ids(sample["tokens"], index)
         highest = int(tokens.max())
         if self.vocab_size is not None and highest >= self.vocab_size:
             doubt = "" if self._length_is_known else f", or max_seq_len {self.seq_len} is not its length"
@@ -95,13 +97,30 @@ class SequenceFolder:
         """Name of the domain that was written beside this sequence."""
         return self._shards.entry(index).get("set", "")
 
+    def _ids(self, stored: Any, index: int) -> NDArray[Any]:
+        """The ids of a sequence, from bytes or from an array that tells its own type."""
+        if isinstance(stored, np.ndarray) and (stored.ndim, stored.itemsize) != (1, self.dtype.itemsize):
+            raise ValueError(
+                f"{self._shards.file_of(index)}: sequence {index} is an array of {stored.dtype} of shape "
+                f"{stored.shape}, expected {self.seq_len} tokens as in the first one"
+            )
+        return np.frombuffer(stored, self._unsigned)
+
     def _find_dtype(self, allowed: Sequence[str]) -> np.dtype:
-        """The type of the stored tokens, by the size of the first sequence."""
+        """The type of the stored tokens: that of the first sequence's array, or else by its size.
+
+        Raises:
+            ValueError: where it is another than allowed, or another length explains the tokens better.
+        """
         num_bytes = self._shards.token_bytes
         if num_bytes is None:
             return np.dtype(allowed[0])
-        file = self._shards.file_of(0)
-        found = token_dtype(num_bytes, self.seq_len, str(file))
+        file, stored = self._shards.file_of(0), self._shards.entry(0)["tokens"]
+        if isinstance(stored, np.ndarray):
+            found = _array_dtype(stored, self.seq_len, str(file))
+        else:
+            found = token_dtype(num_bytes, self.seq_len, str(file))
+            self._check_width(stored, found, str(file))
         if found not in allowed:
             lacking = "" if self._length_is_known else ", or copy the manifest.json beside the splits too"
             raise ValueError(
@@ -109,3 +128,49 @@ class SequenceFolder:
                 f"{' or '.join(allowed)}: correct max_seq_len or is_uint16{lacking}"
             )
         return np.dtype(found)
+
+    def _check_width(self, stored: bytes, found: str, where: str) -> None:
+        """Raise ValueError where a believed length makes one token of several, or several of one.
+
+        A token of 2 bytes beside one of 2 bytes is beyond every vocabulary as one of 4; one of 8 bytes is, as
+        two of 4, a token and a 0, through the whole sequence.
+        """
+        if self._length_is_known:
+            return
+        width, highest = np.dtype(found).itemsize, {}
+        for size in (2, 4, 8):
+            if len(stored) % size == 0:
+                highest[size] = int(np.frombuffer(stored, f"u{size}").max())
+        most = self.vocab_size or _LARGE_VOCABULARY
+        others = [
+            size for size in highest if size > width and 0 < highest[size] < min(most, _USUAL_VOCABULARY)
+        ]
+        if highest[width] >= most:
+            others += [size for size in highest if size < width and highest[size] < most]
+        if others:
+            fits = " or ".join(f"{len(stored) // size} of {size} bytes" for size in others)
+            raise ValueError(
+                f"{where}: {len(stored)} bytes for {self.seq_len} tokens would be {found} with tokens up to "
+                f"{highest[width]}, but look like {fits}: set max_seq_len to the length the data was prepared "
+                "with"
+            )
+
+
+def _array_dtype(stored: NDArray[Any], seq_len: int, where: str) -> str:
+    """Name of the type of TOKEN_DTYPES that a stored array's tokens have.
+
+    Raises:
+        ValueError: naming `where` for an array of another length or kind.
+    """
+    found = {np.dtype(name).itemsize: name for name in TOKEN_DTYPES}.get(stored.itemsize)
+    if stored.dtype.kind not in "iu" or found is None or stored.ndim != 1:
+        raise ValueError(
+            f"{where}: tokens are an array of {stored.dtype} of shape {stored.shape}, expected a row of "
+            "integers of 2, 4 or 8 bytes"
+        )
+    if stored.size != seq_len:
+        raise ValueError(
+            f"{where}: a sequence has {stored.size} tokens ({stored.dtype}), expected {seq_len}: set "
+            "max_seq_len to the length the data was prepared with, or prepare it again"
+        )
+    return found

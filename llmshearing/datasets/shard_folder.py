@@ -44,7 +44,7 @@ class ShardFolder:
         self._ends = list(itertools.accumulate(shard.samples for shard in self._shards))
         self.token_bytes: int | None = None  # of the tokens of every entry, known from the first
         if self._shards:
-            self.token_bytes = len(self.entry(0)["tokens"])
+            self.token_bytes = memoryview(self.entry(0)["tokens"]).nbytes
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -55,16 +55,19 @@ class ShardFolder:
         return columns_of(self._shards[0]) if self._shards else {}
 
     def entry(self, index: int) -> dict[str, Any]:
-        """The columns of one sequence, by name.
+        """The columns of one sequence, by name; its tokens are bytes or an array.
 
-        Raises ValueError naming the file where it is damaged there.
+        Raises:
+            ValueError: naming the file where it is damaged there.
         """
         shard, offset = self._place(index)
         sample = self._read(shard, offset) if self._remote is None else self._fetch(shard, offset)
-        if self.token_bytes not in (None, len(sample["tokens"])):
+        size = memoryview(sample["tokens"]).nbytes
+        if self.token_bytes not in (None, size):
             raise ValueError(
-                f"{self._file(shard)}: sequence {offset} of it takes {len(sample['tokens'])} bytes, the "
-                f"others {self.token_bytes}: the shard is damaged, {AGAIN}"
+                f"{self._file(shard)}: sequence {offset} of it takes {size} bytes, the others "
+                f"{self.token_bytes}: sequences of one length are expected; if they were written so, the "
+                f"shard is damaged: {AGAIN}"
             )
         return sample
 
@@ -92,7 +95,12 @@ class ShardFolder:
     def _read(self, shard: MDSReader, offset: int) -> dict[str, Any]:
         try:
             return shard[offset]
-        except (IndexError, ValueError) as error:  # what the reader meets in bytes that are no entry
+        except (
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # what the reader meets in bytes that are no entry
             raise ValueError(
                 f"{self._file(shard)}: sequence {offset} of it is damaged ({error}): {AGAIN}"
             ) from None
@@ -102,6 +110,12 @@ class ShardFolder:
         if self._remote is not None:
             self._download(INDEX, read_index)
         if not index.is_file():
+            if parts := sorted(path.parent.name for path in self.path.glob(f"*/{INDEX}")):
+                raise FileNotFoundError(
+                    f"{index} not found, but {len(parts)} folders below have one, such as {parts[0]}: name one "
+                    "of them, or put them together with `python -m llmshearing.data.merge_data` or streaming's "
+                    "merge_index"
+                )
             raise FileNotFoundError(
                 f"{index} not found: expected a folder made by `python -m llmshearing.data.prepare`; check "
                 "the path: in a configuration data_local, the split and set_names"
@@ -129,10 +143,10 @@ class ShardFolder:
         if raw.exists():
             return
         if shard.zip_data is None:
-            self._download(raw.name, lambda file, called: check_shard(shard, file, called))
+            self._download(shard.raw_data.basename, lambda file, called: check_shard(shard, file, called))
             return
         packed = self.path / shard.zip_data.basename
-        self._download(packed.name, lambda file, called: check_packed(shard, file, called))
+        self._download(shard.zip_data.basename, lambda file, called: check_packed(shard, file, called))
         with self._lock():
             if not raw.exists():
                 self._unpack(shard, packed, raw)

@@ -29,7 +29,7 @@ def test_a_part_of_the_data_is_shown_by_its_manifest(monkeypatch, prepared, caps
     count, tokens = (int(number.replace(",", "")) for number in folder.split()[1:3])
     assert tokens == 32 * count
     assert sample.startswith("  [0] book")
-    assert around.startswith("each document between the ids [0] and [1] of ")
+    assert around.startswith("each document between <s> (0) and </s> (1) of ")
 
 
 def test_half_done_work_is_not_shown_and_a_tokenizer_that_is_gone_is_told(

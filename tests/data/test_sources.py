@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 from llmshearing.data import sources
-from llmshearing.data.sources import DocumentReader, list_tasks
+from llmshearing.data.records import DocumentReader
+from llmshearing.data.sources import list_tasks
 from tests.data.texts import documents, write_jsonl
 
 TEXTS = ["plain", "Ünïcode \U0001f600 \x00 and\nlines", "   spaces  ", "last"]
@@ -134,11 +135,12 @@ def test_a_column_of_another_type_is_named(tmp_path):
 
 
 def test_hidden_files_are_left_out_and_others_told(tmp_path, caplog):
-    for name in ("book/a.jsonl", "book/.cache/b.jsonl", "book/.c.jsonl", "book/d.txt", "book/e.jsonl.xz"):
+    for name in ("book/a.jsonl", "book/.cache/b.jsonl", "book/.c.jsonl", "book/d.txt", "book/e.jsonl.lz4"):
         write_jsonl(tmp_path / name, ["some text"])
     (task,) = list_tasks(str(tmp_path), None)
     assert [file.name for file in task.files] == ["book/a.jsonl"]
-    assert "2 files such as book/d.txt are none of" in caplog.text
+    skipped = "domain book: 2 files are skipped: 1 .txt (such as book/d.txt), 1 .jsonl.lz4 (such as book/e"
+    assert skipped in caplog.text
     write_jsonl(tmp_path / "elsewhere" / "f.jsonl", ["some text"])
     (tmp_path / "book" / "linked").symlink_to(tmp_path / "elsewhere")
     list_tasks(str(tmp_path), ["book"])
@@ -154,6 +156,66 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path / "book") + b"/\xff.jsonl")).touch()
     with pytest.raises(ValueError, match="is no UTF-8: rename it"):
         list_tasks(str(tmp_path), None)
+
+
+def test_files_without_documents_are_counted_by_kind(tmp_path, caplog):
+    """A kind is a suffix, and what it is packed as; names beside it are no kinds of their own."""
+    for name in ("a.json.gz", "b.NDJSON", "c.jsonl.bz2", "c.jsonlines", "d.v1.jl", "e.json.jsonl"):
+        write_jsonl(tmp_path / "c4" / name, ["some text"])
+    for name in ("x.2019.txt", "y.2020.txt", "z.txt", "a.warc.gz", "README", "part.00001", "b.jsonl.bak"):
+        (tmp_path / "c4" / name).touch()
+    (task,) = list_tasks(str(tmp_path), None)
+    assert len(task.files) == 6
+    for shown in (
+        "7 files are skipped: 3 .txt (such as c4/x.2019.txt), ",
+        "2 without a suffix (such as c4/README)",
+        "1 .warc.gz (such as c4/a.warc.gz)",
+        "1 .bak (such as c4/b.jsonl.bak)",
+    ):
+        assert shown in caplog.text
+
+
+def test_a_json_file_is_read_where_it_begins_with_a_record(tmp_path, caplog):
+    """Settings and arrays, which lie beside data with the same suffix, are not lines of records."""
+    for name, text in {
+        "a.json": '{"text": "some text"}\n',
+        "b.json": '\ufeff\n {"text": "more"}',
+        "info.json": '{\n "features": {}}',
+        "array.json": '[{"text": "some text"}]',
+        "nothing.json": "",
+    }.items():
+        (tmp_path / "c4").mkdir(exist_ok=True)
+        (tmp_path / "c4" / name).write_text(text)
+    (task,) = list_tasks(str(tmp_path), None)
+    assert [file.name for file in task.files] == ["c4/a.json", "c4/b.json"]
+    assert "3 .json without a record a line (such as c4/array.json)" in caplog.text
+
+
+def test_sharing_out_files_looks_at_each_once(tmp_path, monkeypatch):
+    """However many small files make up a task."""
+    looked = []
+
+    class Counted(sources.Source):
+        def __getattribute__(self, name):
+            looked.append(name)
+            return super().__getattribute__(name)
+
+    for i in range(60):
+        write_jsonl(tmp_path / "a" / f"{i}.jsonl", ["some text"])
+    monkeypatch.setattr(sources, "Source", Counted)
+    list_tasks(str(tmp_path), None)
+    assert 0 < looked.count("size") <= 120
+
+
+def test_a_local_name_is_a_path_whatever_characters_it_has(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("s3:x", "~nobody", "a::b", "hf:text"):
+        write_jsonl(tmp_path / name / "book" / "a.jsonl", ["some text"])
+        (task,) = list_tasks(name, None)
+        assert task.files[0].name == "book/a.jsonl"
+        assert [
+            d.text for d in DocumentReader(sources.open_folder(name), "text", 0).read_file("book/a.jsonl")
+        ]
 
 
 def test_parquet_without_the_column(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmshearing.datasets.mds_index import is_plain_name
+from llmshearing.datasets.mds_index import is_plain_path
 from llmshearing.datasets.remote import Remote
 from llmshearing.datasets.sequence_folder import SequenceFolder
 from tests.datasets.folders import SEQ_LEN, write_folder
@@ -53,17 +53,14 @@ def test_a_shard_that_is_none_is_refused(tmp_path, entry):
         ("samples", 10**18, "samples is 1000000000000000000, expected a whole number"),
         ("samples", 10**6, "1000000 sequences do not fit into"),
         ("version", 99, "format is 'mds', expected mds of version 2"),
-        ("format", "json", "format is 'json', expected mds"),
-        ("raw_data", None, r"raw_data is None, expected basename \(a plain file name\)"),
+        ("format", 7, "format is 7, expected mds"),
+        ("raw_data", None, r"raw_data is None, expected basename \(a plain path below the folder\)"),
         ("raw_data", {"basename": 5, "bytes": 9, "hashes": {}}, "raw_data is .*5.*, expected basename"),
         ("raw_data", {"basename": "index.json", "bytes": 9, "hashes": {}}, "raw_data is .*index.json"),
         ("zip_data", {"basename": "/etc/passwd", "bytes": 9, "hashes": {}}, "zip_data is .*passwd"),
         ("column_encodings", 3, "column_encodings is 3, expected a list"),
         ("column_encodings", ["str"], "one encoding and one size for each column"),
-        ("column_encodings", ["str", "pkl"], "column 'tokens' is stored as 'pkl', expected bytes"),
-        ("column_encodings", ["flac", "bytes"], "column 'set' is stored as 'flac', expected str"),
         ("column_sizes", [None, 9], "size of column 'tokens' is 9, which bytes has not"),
-        ("column_names", ["set", "text"], "expected a column `tokens`"),
         ("compression", "zap", "compression is 'zap'"),
         ("compression", "zstd", "compression and zip_data do not go together"),
         ("colour", 1, "colour missing or unknown"),
@@ -93,13 +90,16 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path):
         SequenceFolder(spoil(tmp_path / "wiki", **columns), SEQ_LEN)
 
 
-@pytest.mark.parametrize("basename", ["../../outside", "/etc/hostname", "..", "a/b", ".lock", ""])
+@pytest.mark.parametrize(
+    "basename",
+    ["../../outside", "/etc/hostname", "..", "a/../b", "a//b", "a/.b", "a/", "/", "a\\b", ".lock", ""],
+)
 def test_a_file_outside_the_folder_is_neither_written_nor_read(tmp_path, basename):
-    assert not is_plain_name(basename)
+    assert not is_plain_path(basename)
     spoil(tmp_path / "remote" / "cc", raw_data={"basename": basename, "bytes": 1000, "hashes": {}})
     (tmp_path / "outside").write_text("mine")
     remote = Remote(str(tmp_path / "remote"), 0, 10, 1)
-    with pytest.raises(ValueError, match=r"remote/cc/index.json: shard 0: raw_data is .*a plain file name"):
+    with pytest.raises(ValueError, match=r"remote/cc/index.json: shard 0: raw_data is .*a plain path"):
         SequenceFolder(tmp_path / "local" / "cc", SEQ_LEN, remote=remote, folder="cc")
     assert (tmp_path / "outside").read_text() == "mine"
     assert [file.name for file in (tmp_path / "local" / "cc").iterdir() if file.name != ".lock"] == []

@@ -247,7 +247,7 @@ def test_one_folder_trains_without_domains(root):
         (NAMES, [0.5, 0.5], {}, r"proportion has 2 values, set_names has 3"),
         (NAMES, [0.5, 0.3, 0.3], {}, r"proportion sums to 1.1"),
         (NAMES, None, {}, r"without proportion"),
-        (NAMES, WEIGHTS, {"is_uint16": False}, r"are uint16, expected int64"),
+        (NAMES, WEIGHTS, {"is_uint16": False}, r"are uint16, expected uint32 or int64"),
         (NAMES, WEIGHTS, {"exhausted": "again"}, r"exhausted is 'again'"),
     ],
 )
