@@ -2,9 +2,13 @@
 
 import argparse
 import logging
+import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -19,7 +23,8 @@ USER_ERRORS = (ValueError, OSError, ImportError)
 def run(main: Callable[[], None]) -> None:
     """Run a command and exit: status 0, or 2 with `error: ...` on stderr when the user can put it right.
 
-    Ctrl-C ends it with status 130 and a line, which a KeyboardInterrupt's own text goes on.
+    Ctrl-C ends it with status 130 and a line, which a KeyboardInterrupt's own text continues; SIGTERM with
+    status 143. Either way nothing half-written stays behind.
 
     `--debug` anywhere on the command line shows the traceback instead; `main` never sees it.
     """
@@ -28,7 +33,8 @@ def run(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("llmshearing").setLevel(logging.DEBUG if debug else logging.INFO)
     try:
-        main()
+        with _ending_on_sigterm():
+            main()
     except USER_ERRORS as error:
         if debug:
             raise
@@ -39,6 +45,28 @@ def run(main: Callable[[], None]) -> None:
             raise
         sys.stderr.write("; ".join(["interrupted", *map(str, error.args)]) + "\n")
         sys.exit(130)
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+    owner = os.getpid()
+
+    def end(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a forked worker has nothing to put away
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        sys.stderr.write("terminated\n")
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def message(error: BaseException) -> str:

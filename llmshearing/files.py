@@ -1,16 +1,17 @@
 """Writing files and folders whole or not at all, and by one process at a time."""
 
 import errno
+import fcntl
 import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 if TYPE_CHECKING:
@@ -20,23 +21,24 @@ logger = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LITTLE = 2**30  # bytes left on a file system that count as full
+LOCK = ".lock"
+_OLD = ".old"  # in a draft's folder: what is being replaced
+_LOCKED_ELSEWHERE = (errno.EAGAIN, errno.EACCES)
+_HELD: set[int] = set()  # descriptors of locks
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it on success and removed otherwise.
 
+    What a killed process left behind while it wrote `path` is removed first.
+
     Raises:
         OSError: when writing fails, whatever the library that wrote raised.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _explaining(path, temporary):
-            yield temporary
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _draft(path) as temporary:
+        yield temporary
+        temporary.replace(path)
 
 
 def check_new_folder(path: Path, reason: str = "is not empty") -> None:
@@ -62,20 +64,18 @@ def replacing_folder(path: Path, marker: str | None = None) -> Iterator[Path]:
     """
     if marker is None or not (path / marker).is_file():
         check_new_folder(path, f"holds no {marker}" if marker else "is not empty")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    try:
-        with _explaining(path, temporary):
-            temporary.mkdir()
-            yield temporary
-            if path.exists():
-                path.rename(old)
+    with _draft(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        old = temporary.with_name(_OLD)
+        if path.exists():
+            path.rename(old)
+        try:
             temporary.rename(path)
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
 
 
 def save_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> None:
@@ -93,7 +93,7 @@ def save_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> None:
 
 @contextmanager
 def occupied(folder: Path, by: str, setting: str) -> Iterator[None]:
-    """Hold a folder against other processes; the system lets go of it however this one ends.
+    """Lock a folder against other processes; the OS releases the lock when this one ends.
 
     A folder that is still empty in the end is removed.
 
@@ -102,42 +102,163 @@ def occupied(folder: Path, by: str, setting: str) -> Iterator[None]:
         setting: what names the folder, for the message.
 
     Raises:
-        FileExistsError: when another process holds it, or it is no folder.
+        FileExistsError: when another process holds it, or it is not a folder.
+        PermissionError: when this process may not write there.
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{setting} is {folder}, which is a file: give a folder, which may be new.")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", blocking=False)  # which children do not inherit
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{setting} is {folder}, where this process may not write: make it writable, or give another "
+            "folder."
+        )
+    path = folder / LOCK
     try:
-        lock.acquire()
-    except Timeout:
+        with lock(path) as unsupported:
+            if unsupported:
+                logger.warning("%s cannot be locked (%s): start no second %s there", path, unsupported, by)
+            try:
+                yield
+            finally:
+                if [entry.name for entry in folder.iterdir()] == [LOCK]:
+                    path.unlink()  # whoever opened it meanwhile sees that it has lost its name
+                    with suppress(OSError):
+                        folder.rmdir()
+    except Held:
         raise FileExistsError(
-            f"Another {by} is writing to {folder} now: wait for it, stop it, or set another {setting}."
+            f"Another {by} is writing to {folder} now (it holds {path}): wait for it, stop it, or set "
+            f"another {setting}."
         ) from None
-    except OSError as error:
-        logger.warning("%s cannot be locked (%s): start no second %s there", folder, error, by)
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-        with suppress(OSError):
-            folder.rmdir()
+
+
+class Held(Exception):
+    """Another process holds a lock."""
 
 
 @contextmanager
-def _explaining(path: Path, temporary: Path) -> Iterator[None]:
+def lock(path: Path, wait: bool = False) -> Iterator[str | None]:
+    """Hold the lock file `path` against other processes; the OS releases it when this one ends.
+
+    The file stays: a lock lies on a file and not on its name, so that two processes would each hold one
+    if a third removed the name between them. On a file system without locks nothing is held: a file whose
+    mere presence is the lock would outlive its owner.
+
+    Args:
+        wait: until another process releases it.
+
+    Yields:
+        None, or why there are no locks on this file system.
+
+    Raises:
+        Held: when another process holds it, unless `wait`.
+    """
+    descriptor, unsupported = _acquire(path, wait)
+    _HELD.add(descriptor)
+    try:
+        yield unsupported
+    finally:
+        if descriptor in _HELD:  # not in a child, which closed it when it was forked
+            _HELD.discard(descriptor)
+            os.close(descriptor)
+
+
+def _close_in_child() -> None:
+    """A forked child shares its parent's descriptors, and would hold the locks after it."""
+    for descriptor in _HELD:
+        os.close(descriptor)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _acquire(path: Path, wait: bool) -> tuple[int, str | None]:
+    """A descriptor of `path` that is locked; or one that is only open, and why there are no locks."""
+    while True:
+        descriptor = _open(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor, None
+        except FileNotFoundError:
+            pass  # its name was removed between opening and locking it: lock the file of that name now
+        except OSError as error:
+            if error.errno in _LOCKED_ELSEWHERE:
+                os.close(descriptor)
+                raise Held(path) from None
+            return descriptor, error.strerror
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)  # another user's
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A path of the same name in a locked folder beside `path`; the folder is removed in the end.
+
+    Raises:
+        OSError: when writing fails, whatever the library that wrote raised; it names `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_drafts(path)
+    with _explaining(path):
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            with lock(folder / LOCK):
+                yield folder / path.name
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _draft_name(path: Path) -> str:
+    """The pattern of the folders that `_draft` makes for `path`."""
+    return rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp"
+
+
+def _clear_drafts(path: Path) -> None:
+    """Remove the drafts of `path` that no process holds; what one was replacing goes back to its place."""
+    name = re.compile(_draft_name(path))
+    for folder in [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]:
+        if not (folder / LOCK).is_file():
+            continue
+        try:
+            with lock(folder / LOCK) as unsupported:
+                if not unsupported and (folder / _OLD).exists() and not path.exists():
+                    (folder / _OLD).rename(path)
+        except (Held, FileNotFoundError):
+            continue
+        if unsupported:
+            logger.warning("%s may be left from an interrupted write: remove it when nothing writes", folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            logger.warning("removed %s, which an interrupted process left behind", folder)
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
     """Turn what torch, safetensors and the file system raise into an OSError that names `path`."""
+    draft = re.compile(rf"{re.escape(str(path.parent))}/{_draft_name(path)}(/{re.escape(path.name)})?")
     try:
         yield
     except (RuntimeError, SafetensorError) as error:  # a failed write, also where the disk is full
-        reason = plain_words(str(error).splitlines()[0]).replace(str(temporary), str(path)).rstrip(".")
+        reason = draft.sub(str(path), plain_words(str(error).splitlines()[0])).rstrip(".")
         disk = shutil.disk_usage(path.parent)
         room = _room(path) if disk.total and disk.free < LITTLE else ""
         raise OSError(f"Writing {path} failed: {reason}{room}.") from error
     except OSError as error:
         if error.errno not in FULL:
-            if str(error.filename).startswith(str(temporary)):
+            if draft.match(str(error.filename)):
                 error.filename = str(path)
             raise
         raise OSError(f"Writing {path} failed: {error.strerror}{_room(path)}.") from error

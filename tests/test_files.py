@@ -1,6 +1,7 @@
 """Files and folders are written whole or not at all."""
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -11,11 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from llmshearing.files import occupied, replacing, replacing_folder, save_tensors
+from llmshearing.files import LOCK, Held, lock, occupied, replacing, replacing_folder, save_tensors
 
 
 def names(folder):
@@ -93,18 +93,143 @@ def test_a_folder_that_is_held_in_vain_is_removed(tmp_path):
             for name in made:
                 (tmp_path / "new" / name).touch()
         assert names(tmp_path) == (["new"] if made else [])
-    assert names(tmp_path / "new") == ["a"]
+    assert names(tmp_path / "new") == [LOCK, "a"]
 
 
-def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
-    def refused(self):
-        raise OSError(errno.ENOLCK, "No locks available")
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system without flock(2), as Lustre may be."""
 
-    monkeypatch.setattr(FileLock, "acquire", refused)
+    def refused(descriptor, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+
+
+def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, no_locks, caplog):
+    """Neither the folder nor a lock file that somebody left there stops the next process."""
+    for _ in range(2):
+        with occupied(tmp_path, "run", "save_folder"):
+            (tmp_path / "a").touch()
+        assert f"{tmp_path / LOCK} cannot be locked" in caplog.text
+        assert "start no second run there" in caplog.text
+        (tmp_path / LOCK).write_text("1234\nanother-host\n")
+
+
+def test_lock_file_is_named_and_stays(tmp_path):
+    (tmp_path / "a").touch()
     with occupied(tmp_path, "run", "save_folder"):
-        (tmp_path / "a").touch()
-    assert "cannot be locked" in caplog.text
-    assert "start no second run there" in caplog.text
+        before = (tmp_path / LOCK).stat().st_ino
+        with (
+            pytest.raises(FileExistsError, match=rf"it holds {tmp_path / LOCK}"),
+            occupied(tmp_path, "run", "save_folder"),
+        ):
+            pass
+    assert (tmp_path / LOCK).stat().st_ino == before
+
+
+def test_lock_on_a_removed_file_is_not_held(tmp_path, monkeypatch):
+    """Between opening and locking, another process may put a new lock file in the place of the first."""
+    flock, path = fcntl.flock, tmp_path / LOCK
+    replaced = []
+
+    def flock_late(descriptor, operation):
+        if not replaced:
+            path.unlink()
+            replaced.append(path.touch())
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    with lock(path), pytest.raises(Held), lock(path):
+        pass
+
+
+def test_folder_that_cannot_be_written_to_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with (
+        pytest.raises(PermissionError, match=f"save_folder is {tmp_path}, where this process may not write"),
+        occupied(tmp_path, "run", "save_folder"),
+    ):
+        pass
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from llmshearing.files import replacing, replacing_folder
+
+path = Path(sys.argv[1])
+with (replacing(path) if sys.argv[2] == "file" else replacing_folder(path, marker="m")) as draft:
+    (draft if sys.argv[2] == "file" else draft / "m").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def writer():
+    """Starts a process that is in the middle of writing a path."""
+    started = []
+
+    def start(path, kind):
+        command = [sys.executable, "-c", WRITER, str(path), kind]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        assert started[-1].stdout.readline() == b"writing\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def write(path, kind):
+    with replacing(path) if kind == "file" else replacing_folder(path, marker="m") as draft:
+        (draft if kind == "file" else draft / "m").write_text("whole")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_next_writer_removes_what_a_killed_one_left_and_no_other(tmp_path, writer, kind):
+    path, other = tmp_path / "model[1].pt", tmp_path / "model[1].pt.a"
+    killed = writer(path, kind)
+    killed.kill()
+    killed.wait()
+    assert len(names(tmp_path)) == 1
+    writer(other, kind)
+    writer(path, kind)  # which removes the first one's draft
+    assert len(names(tmp_path)) == 2
+    write(path, kind)
+    assert len(names(tmp_path)) == 3
+    assert path.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_drafts_stay_where_nothing_tells_whether_they_live(tmp_path, writer, no_locks, caplog, kind):
+    writer(tmp_path / "a", kind)
+    draft = names(tmp_path)
+    write(tmp_path / "a", kind)
+    assert names(tmp_path) == [*draft, "a"]
+    assert "may be left from an interrupted write" in caplog.text
+
+
+def test_folder_whose_replacement_was_killed_half_way_comes_back(tmp_path, monkeypatch):
+    write(tmp_path / "f", "folder")
+    rename = Path.rename
+
+    def killed_before_the_second(path, target):
+        if path.name == "f" and path.parent != tmp_path:
+            os._exit(9)
+        return rename(path, target)
+
+    if not (child := os.fork()):
+        monkeypatch.setattr(Path, "rename", killed_before_the_second)
+        write(tmp_path / "f", "folder")
+    os.waitpid(child, 0)
+    assert not (tmp_path / "f").exists()
+    with pytest.raises(KeyError), replacing_folder(tmp_path / "f", marker="m"):
+        raise KeyError
+    assert names(tmp_path) == ["f"]
+    assert (tmp_path / "f" / "m").read_text() == "whole"
 
 
 def test_other_failures_are_not_blamed_on_the_disk(tmp_path, monkeypatch):
@@ -133,7 +258,7 @@ def test_a_folder_whose_replacement_cannot_be_named_stays(tmp_path, monkeypatch)
     rename = Path.rename
 
     def refuse_the_new(path, target):
-        if path.suffix == ".tmp":
+        if path.name == "f" and path.parent.suffix == ".tmp":
             raise OSError(errno.EIO, "Input/output error", str(path))
         return rename(path, target)
 

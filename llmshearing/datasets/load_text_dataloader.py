@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from composer.utils import dist
-from filelock import FileLock
 from torch.utils.data import DataLoader
 
 from llmshearing.config.loader import DatasetConfig, LoaderConfig
@@ -18,6 +17,7 @@ from llmshearing.datasets.mixture import Mixture
 from llmshearing.datasets.remote import Remote, check_apart, parse_cache_limit
 from llmshearing.datasets.sequence_folder import TOKEN_DTYPES, SequenceFolder
 from llmshearing.datasets.streaming_dataset import Sample, TextDynamicStreamingDataset, TextStreamingDataset
+from llmshearing.files import LOCK, lock
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def dataset_manifest(cfg: DatasetConfig) -> Manifest | None:
     path = Path(cfg.local) / MANIFEST
     if cfg.remote and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / ".lock"):
+        with lock(path.parent / LOCK, wait=True):
             if not path.is_file():
                 _fetch_manifest(cfg.remote, cfg.download_timeout, path)
     return read_manifest(cfg.local)

@@ -8,16 +8,16 @@ the operating system releases with its owner, guards what they write there.
 import bisect
 import itertools
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from streaming.base.compression import decompress
 from streaming.base.format.mds import MDSReader
 
 from llmshearing.datasets.mds_index import AGAIN, INDEX, check_packed, check_shard, columns_of, read_index
 from llmshearing.datasets.remote import Remote
+from llmshearing.files import LOCK, lock
 
 
 class ShardFolder:
@@ -177,5 +177,5 @@ class ShardFolder:
             if not path.exists():
                 self._remote.download(f"{self._folder}/{name}", path, check)
 
-    def _lock(self) -> FileLock:
-        return FileLock(self.path / ".lock")
+    def _lock(self) -> AbstractContextManager[object]:
+        return lock(self.path / LOCK, wait=True)
