@@ -19,6 +19,7 @@ from composer.utils import dist
 from numpy.typing import NDArray
 
 from llmshearing.config.keys import DataLoadingConfig
+from llmshearing.datasets.load_text_dataloader import evaluated_sequences
 from llmshearing.datasets.mixture import check_weights
 from llmshearing.datasets.streaming_dataset import TextDynamicStreamingDataset, TextStreamingDataset
 
@@ -178,9 +179,14 @@ class DynamicLoadingCallback(Callback):
             loader: Any = evaluator.dataloader.dataloader
             if not isinstance(loader.dataset, TextStreamingDataset):
                 continue
-            batches = evaluator.subset_num_batches or -1
-            first = batches * loader.batch_size * dist.get_world_size() if batches > 0 else None
-            counts = loader.dataset.samples_per_domain(first)
+            read = evaluated_sequences(
+                len(loader.dataset),
+                loader.batch_size,
+                dist.get_world_size(),
+                evaluator.subset_num_batches or -1,
+                loader.drop_last,
+            )
+            counts = loader.dataset.samples_per_domain(read)
             present |= {name for name, count in counts.items() if count}
         missing = [name for name in self.set_names if name not in present]
         if missing:

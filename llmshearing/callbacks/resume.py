@@ -77,17 +77,23 @@ class Resume(Callback):
         path: the checkpoint, a file or a folder of shards.
         config: the resolved configuration of this run as YAML.
         weights_only: restore the model alone: a new run from these weights.
+        contents: what the file holds, where it has been opened already.
     """
 
-    def __init__(self, path: Path, config: str, weights_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, config: str, weights_only: bool = False, contents: Any | None = None
+    ) -> None:
         self.path = path
         self.config = config
         self.weights_only = weights_only
+        self._contents = contents
         self._rng: list[dict[str, Any]] | None = None
 
     def before_load(self, state: State, logger: Logger) -> None:
         sharded = is_sharded(self.path)
-        contents = _read_sharded(self.path, state) if sharded else load_tensors(self.path)
+        contents, self._contents = self._contents, None  # a mapped file is let go once it is loaded
+        if contents is None:
+            contents = _read_sharded(self.path, state) if sharded else load_tensors(self.path)
         self._check(contents, state)
         options = StateDictOptions(full_state_dict=not sharded, strict=True)
         saved = contents["state"]
@@ -188,7 +194,8 @@ def choose_checkpoint(
             f"{folder} holds checkpoints of an earlier run, the last of step {run_folder.step_of(own[0])}: "
             "set autoresume=true to go on from it, save_overwrite=true to begin anew, or another save_folder."
         )
-    if choice is not None and not choice.exists():
+    # Asked on every rank, so that all go the same way: the nodes may not see the same files.
+    if not all(dist.all_gather_object(choice is None or choice.exists())):
         raise FileNotFoundError(f"load_path is {load_path}, but there is nothing.")
     return choice
 
@@ -210,10 +217,9 @@ def _check_strays(strays: list[Path], own: list[Path], choice: Path | None, over
 def _check_undamaged(checkpoint: Path) -> None:
     """Compare a checkpoint with its manifest, each rank a share of its files; others' may have none."""
     manifest = run_folder.read_manifest(checkpoint)
-    if manifest is None:
-        return
-    mine = sorted(manifest["files"])[dist.get_global_rank() :: dist.get_world_size()]
-    shares = dist.all_gather_object(run_folder.damage(checkpoint, mine))
+    files = sorted(manifest["files"]) if manifest is not None else []
+    mine = files[dist.get_global_rank() :: dist.get_world_size()]
+    shares = dist.all_gather_object(run_folder.damage(checkpoint, mine) if mine else [])
     run_folder.refuse(checkpoint, [problem for share in shares for problem in share])
 
 

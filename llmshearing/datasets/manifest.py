@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,14 @@ class Manifest:
     """For each domain its documents, those that were skipped, and sequences and tokens by split."""
     versions: dict[str, str]
     """Of the libraries that the result depends on."""
+    sha256: str = field(default="", init=False, compare=False)
+    """Hash of the file that this was read from, which a run records; not a part of the file."""
 
     def write(self, root: Path) -> None:
         """Save as root/manifest.json."""
-        text = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        contents = asdict(self)
+        del contents["sha256"]
+        text = json.dumps(contents, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         with replacing(root / MANIFEST) as partial:
             partial.write_text(text, encoding="utf-8")
 
@@ -60,7 +64,9 @@ def read_manifest(root: Path | str) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        data = path.read_bytes()
+        manifest = Manifest(**json.loads(data.decode("utf-8")))
+        object.__setattr__(manifest, "sha256", hashlib.sha256(data).hexdigest())
         _check(manifest)
         return manifest
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -87,9 +93,3 @@ def _check_kinds(held: dict[str, Any], kinds: dict[str, type]) -> None:
     for key, kind in kinds.items():
         if not isinstance(held[key], kind):
             raise TypeError(f"{key} is {held[key]!r}, expected {kind.__name__}")
-
-
-def manifest_sha256(root: Path | str) -> str | None:
-    """Hash of a data folder's manifest, which a run records; None if there is none."""
-    path = Path(root) / MANIFEST
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

@@ -119,6 +119,12 @@ def check_weights(weights: Sequence[float], names: Sequence[str]) -> NDArray[np.
     return array / total
 
 
+def check_exhausted(policy: str) -> None:
+    """Raise ValueError for what is none of EXHAUSTED_POLICIES."""
+    if policy not in EXHAUSTED_POLICIES:
+        raise ValueError(f"exhausted is {policy!r}: expected one of {', '.join(EXHAUSTED_POLICIES)}")
+
+
 class Cursor(NamedTuple):
     """A place in the stream."""
 
@@ -164,8 +170,7 @@ class Mixture:
         exhausted: str = "repeat",
         shuffle: bool = True,
     ):
-        if exhausted not in EXHAUSTED_POLICIES:
-            raise ValueError(f"exhausted is {exhausted!r}: expected one of {', '.join(EXHAUSTED_POLICIES)}")
+        check_exhausted(exhausted)
         if seed < 0:
             raise ValueError(f"shuffle_seed is {seed}: expected 0 or more")
         for name, size in zip(names, sizes, strict=True):

@@ -41,6 +41,7 @@ class TextStreamingDataset(Dataset[Sample]):
     def __init__(self, folder: SequenceFolder, set_names: Sequence[str] | None = None):
         self.folder = folder
         self.set_names = list(set_names) if set_names is not None else None
+        self._places: list[int] = []  # of the first sequences, as far as anybody asked
 
     def __len__(self) -> int:
         return len(self.folder)
@@ -55,7 +56,9 @@ class TextStreamingDataset(Dataset[Sample]):
         Raises ValueError for a sequence of another domain.
         """
         count = len(self) if first is None else min(first, len(self))
-        found = Counter(self._place(self.folder.domain(index), index) for index in range(count))
+        for index in range(len(self._places), count):
+            self._places.append(self._place(self.folder.domain(index), index))
+        found = Counter(self._places[:count])
         return {name: found[place] for place, name in enumerate(self.set_names or [])}
 
     def _place(self, name: str, index: int) -> int:

@@ -1,0 +1,156 @@
+"""From the YAML sections `train_loader` and `eval_loader` to opened folders of sequences."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llmshearing.config.loader import DatasetConfig, LoaderConfig
+from llmshearing.datasets.manifest import MANIFEST, Manifest, read_manifest
+from llmshearing.datasets.ranks import Ranks
+from llmshearing.datasets.remote import Remote, check_apart, parse_cache_limit
+from llmshearing.datasets.sequence_folder import TOKEN_DTYPES, SequenceFolder
+from llmshearing.files import LOCK, lock
+
+logger = logging.getLogger(__name__)
+
+
+class DataSection:
+    """The data that one section of the configuration names; its folders share a manifest and a remote.
+
+    Args:
+        loader: the section.
+        name: the section's name, for messages: train_loader or eval_loader.
+        manifest: that of the section's data (`dataset_manifest`), None where there is none.
+        vocab_size: the model's; data with larger token ids is rejected. None accepts all.
+        ranks: this process; those of a node share the cache limit.
+
+    Raises:
+        ValueError: with every problem of the section itself, one a line.
+    """
+
+    def __init__(
+        self,
+        loader: LoaderConfig,
+        name: str,
+        manifest: Manifest | None,
+        vocab_size: int | None,
+        ranks: Ranks,
+    ):
+        self._cfg = cfg = loader.dataset
+        self._manifest = manifest
+        self._vocab_size = vocab_size
+        problems = [] if loader.name == "text" else [f"{name}.name is {loader.name!r}: expected text"]
+        limit, root = cfg.cache_limit, cfg.remote
+        if limit is not None:
+            problems += _refused(lambda: parse_cache_limit(limit, f"{name}.dataset.cache_limit"))
+        if root:
+            problems += _refused(lambda: check_apart(root, Path(cfg.local)))
+        if manifest is not None:
+            problems += _manifest_problems(manifest, cfg, vocab_size)
+        if problems:
+            raise ValueError("\n".join(problems))
+        self._remote = _open_remote(cfg, name, ranks) if root else None
+
+    def open(self, name: str = "") -> SequenceFolder:
+        """The folder of this name below the split; "" is the split itself.
+
+        Raises:
+            FileNotFoundError: for a missing folder, index or shard.
+            ValueError: for one that is empty or broken, or holds other data than configured.
+        """
+        cfg = self._cfg
+        place = Path(cfg.split, name)
+        path = Path(cfg.local) / place
+        if cfg.remote:
+            check_apart(f"{cfg.remote.rstrip('/')}/{place.as_posix()}", path)
+        folder = SequenceFolder(
+            path,
+            cfg.max_seq_len,
+            _allowed_dtypes(cfg, self._manifest),
+            self._vocab_size,
+            self._remote,
+            place.as_posix(),
+            length_is_known=self._manifest is not None,
+        )
+        if not len(folder):
+            raise ValueError(f"{path} holds no sequences: prepare more text of it, or leave it out")
+        return folder
+
+
+def dataset_manifest(cfg: DatasetConfig) -> Manifest | None:
+    """The manifest of the data that a section reads, fetched where it is remote and not here yet.
+
+    None where there is none: data of the original has none.
+
+    Raises ValueError for a file that is no manifest.
+    """
+    path = Path(cfg.local) / MANIFEST
+    if cfg.remote and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with lock(path.parent / LOCK, wait=True):
+            if not path.is_file():
+                _fetch_manifest(cfg.remote, cfg.download_timeout, path)
+    return read_manifest(cfg.local)
+
+
+def _fetch_manifest(url: str, timeout: float, path: Path) -> None:
+    """Download the manifest of a remote that has one: tried once, as most that fail have none."""
+    try:
+        Remote(url, 0, timeout, None).download(MANIFEST, path, lambda file, called: None)
+        read_manifest(path.parent)
+    except ValueError:
+        path.unlink()  # so that it is fetched again once it is put right there
+        raise
+    except OSError as error:
+        # The clients of some kinds of storage have no type of their own for what is not there.
+        if not isinstance(error.__cause__, FileNotFoundError) and "not found" not in str(error).lower():
+            logger.warning("the data is read without its manifest: %s", error)
+
+
+def _open_remote(cfg: DatasetConfig, name: str, ranks: Ranks) -> Remote:
+    assert cfg.remote is not None
+    limit = cfg.cache_limit
+    if limit is not None:
+        limit = parse_cache_limit(limit, f"{name}.dataset.cache_limit")
+    local = ranks.local_rank, ranks.local_world_size
+    return Remote(cfg.remote, cfg.download_retry, cfg.download_timeout, limit, *local)
+
+
+def _allowed_dtypes(cfg: DatasetConfig, manifest: Manifest | None) -> Sequence[str]:
+    """What the tokens may be stored as, by the manifest or else by the config."""
+    if manifest is not None:
+        return [manifest.dtype]
+    if cfg.is_uint16 is None:
+        return TOKEN_DTYPES
+    return [name for name in TOKEN_DTYPES if (name == "uint16") == cfg.is_uint16]
+
+
+def _manifest_problems(manifest: Manifest, cfg: DatasetConfig, vocab_size: int | None) -> list[str]:
+    """Where the data was made for another model or is configured wrongly."""
+    problems = []
+    if manifest.seq_length != cfg.max_seq_len:
+        problems.append(
+            f"{cfg.local} was prepared with seq_length {manifest.seq_length}, max_seq_len is "
+            f"{cfg.max_seq_len}: set max_seq_len: {manifest.seq_length} or prepare the data again"
+        )
+    made_with = manifest.tokenizer["vocab_size"]
+    if vocab_size is not None and made_with > vocab_size:
+        problems.append(
+            f"{cfg.local} was made with tokenizer {manifest.tokenizer['name']} of {made_with} tokens, the "
+            f"model's vocab_size is {vocab_size}: prepare the data with the model's tokenizer"
+        )
+    if cfg.is_uint16 is not None and cfg.is_uint16 != (manifest.dtype == "uint16"):
+        problems.append(
+            f"is_uint16 is {cfg.is_uint16}, but the tokens of {cfg.local} are {manifest.dtype}: leave "
+            "is_uint16 out, it is found out from the data"
+        )
+    return problems
+
+
+def _refused(check: Callable[[], object]) -> list[str]:
+    """What a check raises, as a list."""
+    try:
+        check()
+    except ValueError as error:
+        return [str(error)]
+    return []
