@@ -15,12 +15,13 @@ def requirements() -> list[str]:
 setup(
     name="llmshearing",
     version="0.1.0",
-    description="Shear a large language model into a smaller one of a shape you name, and train it on.",
+    description="Prune a large language model to a smaller shape that you name, then continue pre-training it.",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["llmshearing", "llmshearing.*"]),
     package_data={"llmshearing": ["py.typed", "**/*.css"]},
+    entry_points={"console_scripts": ["llmshearing=llmshearing.__main__:main"]},
     python_requires=">=3.10",
     install_requires=requirements(),
     extras_require={

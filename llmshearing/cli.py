@@ -1,15 +1,16 @@
 """What every command of the package shares: how it ends, what it prints and how `key=value` is read."""
 
 import argparse
+import difflib
 import logging
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -18,13 +19,14 @@ from llmshearing.files import FULL
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.I)  # YAML 1.1 reads 5e5 as a text
 _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
 USER_ERRORS = (ValueError, OSError, ImportError)
+DEBUG_HELP = "--debug shows the traceback of an error."
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command and exit: status 0, or 2 with `error: ...` on stderr when the user can put it right.
+    """Run a command and exit: status 0, or 2 with `error: ...` on stderr where the user can correct it.
 
-    Ctrl-C ends it with status 130 and a line, which a KeyboardInterrupt's own text continues; SIGTERM with
-    status 143. Either way nothing half-written stays behind.
+    Ctrl-C ends it with status 130 and a line, to which the text of the KeyboardInterrupt is added; SIGTERM
+    ends it with status 143. Either way nothing half-written stays behind.
 
     `--debug` anywhere on the command line shows the traceback instead; `main` never sees it.
     """
@@ -70,7 +72,7 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 
 def message(error: BaseException) -> str:
-    """What to tell a user; what the system itself refused is said in words, with what to look at."""
+    """The message of an error for a user; one of the system's own comes with its path and what to check."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         full = error.errno in FULL
         advice = "make room there" if full else "check that it is what you meant and that you may use it"
@@ -78,14 +80,33 @@ def message(error: BaseException) -> str:
     return str(error)
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors read like those of every command, with the nearest known option."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
+        near = nearest(unknown[1], self._option_string_actions) if unknown else ""
+        self.exit(2, f"error: {message}{near}\n{self.format_usage()}")
+
+
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-    """A parser for `python -m module`, whose `--help` shows the module's documentation as it stands."""
-    return argparse.ArgumentParser(
-        prog=f"python -m {module}",
+    """A parser for `python -m module`, or for `llmshearing NAME` if that is how the command was called.
+
+    Its `--help` shows the module's documentation as it is.
+    """
+    called_as = sys.argv[0]
+    return _Parser(
+        prog=called_as if called_as.startswith("llmshearing ") else f"python -m {module}",
         description=doc,
-        epilog="--debug with any of them shows the traceback of an error.",
+        epilog=DEBUG_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def nearest(word: str, known: Iterable[str], dashes: str = "") -> str:
+    """`; did you mean X?` for the word of `known` most like `word`, or nothing."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {dashes}{match[0]}?" if match else ""
 
 
 def say(text: str = "") -> None:
@@ -110,22 +131,37 @@ def quantity(text: str) -> int:
 
 
 def key_values(words: Sequence[str], example: str = "hidden_size=2048") -> dict[str, Any]:
-    """`key=value` words as a dict, values read as YAML scalars: 16 and 5e5 are numbers, `true` a boolean.
+    """`key=value` words as a dict, values read by `scalar`.
 
-    `example` is one for the message.
+    Args:
+        example: one for the message.
 
     Raises:
-        ValueError: for a word without `=`, a value that is no YAML, or a key given twice.
+        ValueError: for a word without `=`, a value that is not YAML, or a key given twice.
     """
     values: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise ValueError(f"Argument {word!r} is not of the form key=value, such as {example}.")
+            raise ValueError(not_a_pair(word, example))
         if key in values:
             raise ValueError(f"Argument {key} is given twice.")
-        try:
-            values[key] = float(value) if _EXPONENT.fullmatch(value) else yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"The value of {word!r} is not plain YAML; quote it if it is a text.") from error
+        values[key] = scalar(value)
     return values
+
+
+def not_a_pair(word: str, example: str = "hidden_size=2048") -> str:
+    """The message for a word that is not key=value."""
+    return f"Argument {word!r} is not of the form key=value, such as {example}."
+
+
+def scalar(text: str) -> Any:
+    """A value read as a YAML scalar: 16 and 5e5 are numbers, `true` a boolean.
+
+    Raises:
+        ValueError: for text that is not YAML.
+    """
+    try:
+        return float(text) if _EXPONENT.fullmatch(text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"The value {text!r} is not plain YAML; quote it if it is a text.") from error

@@ -1,20 +1,10 @@
-"""Whether the masked model in a pruning run's checkpoint computes what its pruned, exported one does.
-
-    python -m llmshearing.utils.test_pruning CKPT [key=value ...]
-
-The keys are sizes by the names of `target_model`, for checkpoints that do not tell their target.
-
-Example:
-
-    python -m llmshearing.utils.test_pruning runs/prune/latest-rank0.pt
-"""
+"""Whether the masked model in a pruning run's checkpoint equals its pruned, exported one: `llmshearing check`."""
 
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmshearing import cli
 from llmshearing.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from llmshearing.checkpoints.trained_method import load_method
 from llmshearing.commands.convert import export
@@ -42,13 +32,18 @@ def masked_against_pruned(checkpoint: Checkpoint, target: Mapping[str, Any]) -> 
     return differences(ours, theirs, lengths_up_to(pruned.source.max_seq_len), gates)
 
 
-def main() -> None:
-    parser = cli.parser("llmshearing.utils.test_pruning", __doc__)
-    parser.add_argument("checkpoint", help="checkpoint of a pruning run")
-    parser.add_argument("target", nargs="*", metavar="key=value", help="sizes of the target")
-    args = parser.parse_args()
-    conclude(masked_against_pruned(read_checkpoint(args.checkpoint), cli.key_values(args.target)))
+def check(checkpoint_path: str | Path, target: Mapping[str, Any] | None = None) -> None:
+    """Check that a pruning run's masked model computes what its pruned, exported model does.
 
+    Example:
 
-if __name__ == "__main__":
-    cli.run(main)
+        llmshearing check runs/prune/latest-rank0.pt
+
+    Args:
+        checkpoint_path: checkpoint of a pruning run.
+        target: sizes of the target, such as d_model=2048, where the checkpoint does not state them.
+
+    Raises:
+        ValueError: when the two differ, or the checkpoint cannot be pruned.
+    """
+    conclude(masked_against_pruned(read_checkpoint(checkpoint_path), target or {}))

@@ -1,15 +1,4 @@
-"""HF models to Composer checkpoints and back.
-
-    python -m llmshearing.utils.composer_to_hf save_hf_to_composer HF OUT
-    python -m llmshearing.utils.composer_to_hf save_composer_to_hf CKPT OUT [key=value ...]
-
-HF is a folder, a safetensors or GGUF file, or a name on the hub. The keys of the second command are those
-of the HF config, all optional: sizes are read from the weights and only checked against them.
-
-Example:
-
-    python -m llmshearing.utils.composer_to_hf save_hf_to_composer models/Llama-2-7b-hf models/llama2-7b.pt
-"""
+"""HF models to Composer checkpoints and back: `llmshearing convert` and `llmshearing export`."""
 
 import json
 from collections.abc import Mapping
@@ -33,26 +22,22 @@ from llmshearing.files import check_new_folder
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.key_map import to_hf
 
-_TO_OURS = """Convert an HF model to a Composer checkpoint, which pruning and training start from.
-
-Example:
-
-    python -m llmshearing.utils.composer_to_hf save_hf_to_composer models/Llama-2-7b-hf models/llama2-7b.pt
-"""
-_TO_THEIRS = """Convert a Composer checkpoint to an HF folder: weights, config and tokenizer.
-
-Example:
-
-    python -m llmshearing.utils.composer_to_hf save_composer_to_hf \\
-      runs/continue/latest-rank0.pt models/sheared-1.3b
-"""
-
 
 def save_hf_to_composer(hf_path: str | Path, out: str | Path) -> None:
-    """Convert an HF model to a Composer checkpoint; types are kept.
+    """Convert an HF model to a Composer checkpoint, which pruning and training start from.
+
+    Types are kept.
+
+    Example:
+
+        llmshearing convert models/Llama-2-7b-hf models/llama2-7b.pt
+
+    Args:
+        hf_path: folder, safetensors or GGUF file, or name on the hub.
+        out: file to write.
 
     Raises:
-        ValueError: for a model that is not supported, or whose weights are not those of its config.
+        ValueError: for a model that is not supported, or whose weights do not match its config.
         OSError: when something is missing or cannot be written.
     """
     check_output(out, hf_path)
@@ -67,6 +52,17 @@ def save_composer_to_hf(
 ) -> None:
     """Convert a Composer checkpoint to an HF folder: weights, config, generation config and tokenizer.
 
+    Sizes are read from the weights; those that are given are checked against them.
+
+    Example:
+
+        llmshearing export runs/continue/latest-rank0.pt models/sheared-1.3b
+
+    Args:
+        checkpoint_path: file, or folder of a sharded checkpoint.
+        out: folder to write.
+        overrides: keys of the HF config, such as hidden_size=2048.
+
     Raises:
         ValueError: when masks are not yet applied, or weights, record and overrides contradict each other.
         OSError: when something is missing or cannot be written.
@@ -76,8 +72,7 @@ def save_composer_to_hf(
     if checkpoint.section:
         raise ValueError(
             f"{checkpoint_path} is the checkpoint of a pruning run, whose masks are not applied yet; "
-            "`python -m llmshearing.utils.post_pruning_processing prune_and_save_model "
-            f"{checkpoint_path} --hf {out}` applies them and writes the HF folder straight away."
+            f"`llmshearing prune {checkpoint_path} --hf {out}` applies them and writes the HF folder too."
         )
     arch, config = describe(checkpoint, overrides or {})
     export(checkpoint.weights, arch, config, checkpoint.hf_files, out)
@@ -115,34 +110,3 @@ def record_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, An
 
 def _count(weights: Mapping[str, Tensor]) -> int:
     return sum(weight.numel() for weight in weights.values())
-
-
-def main() -> None:
-    parser = cli.parser("llmshearing.utils.composer_to_hf", __doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    to_ours = commands.add_parser(
-        "save_hf_to_composer",
-        help="HF model -> Composer checkpoint",
-        description=_TO_OURS,
-        formatter_class=parser.formatter_class,
-    )
-    to_ours.add_argument("hf", help="folder, safetensors or GGUF file, or name on the hub")
-    to_ours.add_argument("out", help="file to write")
-    to_theirs = commands.add_parser(
-        "save_composer_to_hf",
-        help="Composer checkpoint -> HF folder",
-        description=_TO_THEIRS,
-        formatter_class=parser.formatter_class,
-    )
-    to_theirs.add_argument("checkpoint", help="file, or folder of a sharded checkpoint")
-    to_theirs.add_argument("out", help="folder to write")
-    to_theirs.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the HF config")
-    args = parser.parse_args()
-    if args.command == "save_hf_to_composer":
-        save_hf_to_composer(args.hf, args.out)
-    else:
-        save_composer_to_hf(args.checkpoint, args.out, cli.key_values(args.overrides))
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,6 +1,6 @@
 """The table of `docs/models.md`: every family measured on a tiny model with random weights.
 
-    python -m llmshearing.utils.family_table [FILE]
+    llmshearing family_table [FILE]
 
 Measured in fp32 are the largest differences of a logit between transformers' model and ours, and between
 ours under soft masks of every kind and the model that pruning exports, reloaded by transformers; and
@@ -8,7 +8,7 @@ whether HF -> Composer -> HF returns every weight bit for bit. With FILE, the ta
 
 Example:
 
-    python -m llmshearing.utils.family_table docs/models.md
+    llmshearing family_table docs/models.md
 """
 
 import tempfile
@@ -156,7 +156,3 @@ def main() -> None:
     if args.file:
         args.file.write_text(replace_table(args.file.read_text("utf-8"), rows), encoding="utf-8")
     cli.say(rows)
-
-
-if __name__ == "__main__":
-    cli.run(main)

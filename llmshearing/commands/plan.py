@@ -4,11 +4,11 @@ Prints source and target shape and parameters, what each mask has to remove, ste
 each domain's data lasts, memory of each device, hours, and every problem it finds, with status 1 if there is
 one. Needs no GPU, reads no weights, and prints what it can where data or checkpoint are missing.
 
-    python -m llmshearing.utils.plan CONFIG.yaml [key=value ...] [--devices 8] [--gpu a100]
+    llmshearing plan CONFIG.yaml [key=value ...] [--devices 8] [--gpu a100]
 
 Example:
 
-    python -m llmshearing.utils.plan configs/llama2/7b.yaml data_local=data/mds --devices 8 --gpu h100-sxm
+    llmshearing plan configs/llama2/7b.yaml data_local=data/mds --devices 8 --gpu h100-sxm
 """
 
 import argparse
@@ -84,7 +84,3 @@ def main() -> None:
     cli.say(render(config, found, devices, arguments.gpu, arguments.tokens_per_second))
     if found.problems:
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,14 +1,4 @@
-"""The checkpoint of a pruning run to the smaller model it found.
-
-    python -m llmshearing.utils.post_pruning_processing prune_and_save_model CKPT [OUT] [--hf DIR]
-
-OUT is `pruned-<name>` beside CKPT when left out. A checkpoint of the released code tells the target by the
-config.pt beside it; where there is none, key=value arguments do, by the names of `target_model`.
-
-Example:
-
-    python -m llmshearing.utils.post_pruning_processing prune_and_save_model runs/prune/latest-rank0.pt
-"""
+"""From the checkpoint of a pruning run to the smaller model it found: `llmshearing prune`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,15 +43,26 @@ class Pruned:
 def prune_and_save_model(
     checkpoint_path: str | Path,
     out: str | Path | None = None,
+    *,
     hf: str | Path | None = None,
     target: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Prune a checkpoint, say what came of it, and save it; returns where.
+    """Cut the checkpoint of a pruning run to the smaller model it found, and save that.
+
+    A checkpoint of the released code states its target in the config.pt beside it.
+
+    Example:
+
+        llmshearing prune runs/prune/latest-rank0.pt
 
     Args:
-        out: file to write; default: `pruned-<name>` beside the checkpoint.
-        hf: HF folder to write besides.
-        target: sizes by the names of `target_model`, in place of those in the run's configuration.
+        checkpoint_path: file, or folder of a sharded checkpoint.
+        out: file to write (`pruned-<name>` beside the checkpoint).
+        hf: HF folder to write as well.
+        target: sizes of the target, such as d_model=2048, where the checkpoint does not state them.
+
+    Returns:
+        The file that was written.
 
     Raises:
         ValueError: when the checkpoint has no masks, or they do not make the target.
@@ -132,23 +133,3 @@ def _check_target(found: Architecture, target: Architecture | None) -> None:
             + ", ".join(f"{name} {getattr(found, name)} (expected {getattr(target, name)})" for name in off)
             + "."
         )
-
-
-def main() -> None:
-    parser = cli.parser("llmshearing.utils.post_pruning_processing", __doc__)
-    parser.add_argument("command", choices=["prune_and_save_model"])
-    parser.add_argument("checkpoint", help="file, or folder of a sharded checkpoint")
-    parser.add_argument(
-        "rest", nargs="*", metavar="OUT or key=value", help="file to write; sizes of the target"
-    )
-    parser.add_argument("--hf", help="HF folder to write besides")
-    args = parser.parse_intermixed_args()
-    outs = [word for word in args.rest if "=" not in word]
-    if len(outs) > 1:
-        raise ValueError(f"Expected one output file, got {', '.join(outs)}.")
-    target = cli.key_values([word for word in args.rest if "=" in word])
-    prune_and_save_model(args.checkpoint, outs[0] if outs else None, args.hf, target)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,7 +1,7 @@
 """Reference losses of dynamic batch loading: measured on a model, or extrapolated by a scaling law.
 
-    python -m llmshearing.utils.reference_loss measure MODEL --data DATA
-    python -m llmshearing.utils.reference_loss fit TABLE.yaml --parameters 1345423360
+    llmshearing reference_loss measure MODEL --data DATA
+    llmshearing reference_loss fit TABLE.yaml --parameters 1345423360
 
 `measure` takes the losses of a model, such as the source, on the evaluation data that pruning will
 use. `fit` takes a table of losses of models of one family by size, and tells what a model of the
@@ -9,7 +9,7 @@ target's size would reach. Both print the list that `callbacks.data_loading.targ
 
 Example:
 
-    python -m llmshearing.utils.reference_loss measure models/llama2-7b.pt --data data/mds
+    llmshearing reference_loss measure models/llama2-7b.pt --data data/mds
 """
 
 import argparse
@@ -45,13 +45,13 @@ _MEASURE = """Measure the mean loss of a model on each domain of the evaluation 
 
 Example:
 
-    python -m llmshearing.utils.reference_loss measure models/llama2-7b.pt --data data/mds
+    llmshearing reference_loss measure models/llama2-7b.pt --data data/mds
 """
 _FIT = """Tell what a model of another size would reach, by a scaling law through the losses of a table.
 
 Example:
 
-    python -m llmshearing.utils.reference_loss fit configs/llama2/reference_losses.yaml --parameters 1.3B
+    llmshearing reference_loss fit configs/llama2/reference_losses.yaml --parameters 1.3B
 """
 
 
@@ -272,7 +272,3 @@ def main() -> None:
         say_fit(args.table, args.parameters)
     else:
         say_list(measure(args.model, args.data, args.set_names, args.split, args.seq_length, args.batch_size))
-
-
-if __name__ == "__main__":
-    cli.run(main)

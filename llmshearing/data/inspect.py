@@ -1,6 +1,8 @@
 """Show what a folder of prepared data holds: sequences, tokens and dtype of every folder, and some text.
 
-Example: python -m llmshearing.data.inspect data --tokenizer path/to/llama --samples 2
+Example:
+
+    llmshearing inspect data --tokenizer path/to/llama --samples 2
 """
 
 import argparse

@@ -1,17 +1,14 @@
-"""Merge MDS folders into one, their sequences spread evenly: any first part of it holds all of them.
-
-Example: python -m llmshearing.data.merge_data --input_dir data/eval --output_dir data
-         --output_split eval_merge --split_names cc github book
-"""
+"""Merge MDS folders into one, their sequences spread evenly: any first part of it holds all of them."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from streaming.base.format.mds import MDSWriter
 
-from llmshearing import cli
+from llmshearing import cli, fired
 from llmshearing.datasets.mds_index import INDEX, is_plain_name, read_index
 from llmshearing.datasets.shard_folder import ShardFolder
 from llmshearing.files import replacing_folder
@@ -92,26 +89,37 @@ def _columns(folder: ShardFolder) -> tuple[dict[str, str], int | None]:
     return folder.columns, folder.token_bytes
 
 
-def main() -> None:
-    """The command."""
-    parser = cli.parser("llmshearing.data.merge_data", __doc__)
-    parser.add_argument(
-        "--input_dir", type=Path, required=True, help="folder that holds the folders to merge"
-    )
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder that gets the merged one")
-    parser.add_argument("--output_split", required=True, help="name of the merged folder, such as eval_merge")
-    parser.add_argument("--split_names", nargs="+", required=True, help="names of the folders to merge")
-    args = parser.parse_args()
-    names = [name for word in args.split_names for name in word.split(",") if name]
-    if not is_plain_name(args.output_split):
+def merge_data(
+    input_dir: str | Path, output_dir: str | Path, output_split: str, split_names: Sequence[str]
+) -> None:
+    """Merge folders of prepared data into one, their sequences spread evenly.
+
+    Example:
+
+        llmshearing merge --input_dir data/eval --output_dir data --output_split eval_merge \\
+          --split_names cc github book
+
+    Args:
+        input_dir: folder that holds the folders to merge.
+        output_dir: folder that gets the merged one.
+        output_split: name of the merged folder, such as eval_merge.
+        split_names: names of the folders to merge.
+
+    Raises:
+        ValueError: for an output that is not a plain name, and as `merge` does.
+        OSError: as `merge` does.
+    """
+    if not is_plain_name(output_split):
         raise ValueError(
-            f"--output_split is {args.output_split!r}: expected the name of a folder in --output_dir, "
+            f"--output_split is {output_split!r}: expected the name of a folder in --output_dir, "
             "such as eval_merge"
         )
-    output = args.output_dir / args.output_split
-    count = merge([args.input_dir / name for name in names], output)
-    cli.say(f"{count:,} sequences of {len(names)} folders in {output}")
+    if not split_names:
+        raise ValueError("--split_names is empty: expected the names of the folders to merge")
+    output = Path(output_dir, output_split)
+    count = merge([Path(input_dir, name) for name in split_names], output)
+    cli.say(f"{count:,} sequences of {len(split_names)} folders in {output}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(lambda: fired.call(merge_data, "python -m llmshearing.data.merge_data", sys.argv[1:]))

@@ -2,11 +2,13 @@
 
 The input folder holds one folder for each domain, with files of one JSON record a line (.jsonl,
 .ndjson, .json, also packed as .gz, .zst, .bz2, .xz) or .parquet. The output folder gets eval/DOMAIN,
-for_prune/DOMAIN, for_ft/DOMAIN, eval_merge and
-manifest.json. A run that was interrupted goes on where it stopped when it is started again.
+for_prune/DOMAIN, for_ft/DOMAIN, eval_merge and manifest.json. An interrupted preparation resumes when the
+same command is started again.
 
-Example: python -m llmshearing.data.prepare --input text --output data --tokenizer path/to/llama
-         --proportion cc=0.67 github=0.045 book=0.045 stackexchange=0.02 wiki=0.045 arxiv=0.025 c4-rp=0.15
+Example:
+
+    llmshearing prepare --input text --output data --tokenizer path/to/llama \\
+      --proportion cc=0.67 github=0.045 book=0.045 stackexchange=0.02 wiki=0.045 arxiv=0.025 c4-rp=0.15
 """
 
 import argparse
@@ -54,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     tokens = functools.partial(add, type=cli.quantity)
     tokens("--eval_tokens", default=2_048_000, help="for evaluation, of each domain (2048000)")
     tokens("--prune_tokens", default=419_430_400, help="for pruning, of all domains (419430400; 420M, 0.42B)")
-    tokens("--ft_tokens", help="for training on, of all domains (all that is left; 50B)")
+    tokens("--ft_tokens", help="for continued pre-training, of all domains (all that is left; 50B)")
     add("--proportion", nargs="+", help="share of each domain in the last two: cc=0.67 ... (by size)")
     add("--seed", type=int, default=17, help="of the split into evaluation, pruning and training (17)")
     add("--max_broken", type=int, default=100, help="broken records of a file that are skipped (100)")
@@ -265,7 +267,7 @@ def main() -> None:
             if not _is_done(job):
                 run_stages(job, args.executor, args.workers, args.slurm_partition, args.slurm_time)
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt("the same command goes on where it stopped") from error
+        raise KeyboardInterrupt("start the same command again to resume") from error
     manifest = read_manifest(job.output)
     if manifest is None:
         cli.say(f"submitted; {job.output}/{MANIFEST} appears when everything is complete")

@@ -1,12 +1,12 @@
 """Write a report of one run, or of several that belong together, as one HTML file.
 
-    python -m llmshearing.report RUN_FOLDER [RUN_FOLDER ...] [--out FILE]
+    llmshearing report RUN_FOLDER [RUN_FOLDER ...] [--out FILE]
 
-A run's folder is its save_folder: config.yaml, metrics.jsonl and masks. The run may still be going on.
+A run's folder is its save_folder: config.yaml, metrics.jsonl and masks. The run need not have ended.
 
 Example:
 
-    python -m llmshearing.report runs/prune runs/continue runs/scratch --out report.html
+    llmshearing report runs/prune runs/continue runs/scratch --out report.html
 """
 
 import argparse

@@ -1,8 +1,13 @@
-"""HF models to Composer checkpoints and back: `llmshearing.commands.convert` under an earlier name."""
+"""HF models to Composer checkpoints and back: `llmshearing convert` and `export` by the original's names."""
 
-from llmshearing import cli
-from llmshearing.commands.convert import *  # noqa: F403
-from llmshearing.commands.convert import main
+from llmshearing.cli import run
+from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
+from llmshearing.fired import choose
+
+
+def main() -> None:
+    choose("python -m llmshearing.utils.composer_to_hf", __doc__, save_hf_to_composer, save_composer_to_hf)
+
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

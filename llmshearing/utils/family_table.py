@@ -1,8 +1,7 @@
-"""The table of docs/models.md: `llmshearing.commands.family_table` under an earlier name."""
+"""The table of docs/models.md: `llmshearing family_table` by its earlier name."""
 
-from llmshearing import cli
-from llmshearing.commands.family_table import *  # noqa: F403
+from llmshearing.cli import run
 from llmshearing.commands.family_table import main
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -1,8 +1,7 @@
-"""What a run would do and need: `llmshearing.commands.plan` under an earlier name."""
+"""What a run does and needs: `llmshearing plan` by its earlier name."""
 
-from llmshearing import cli
-from llmshearing.commands.plan import *  # noqa: F403
+from llmshearing.cli import run
 from llmshearing.commands.plan import main
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -1,8 +1,13 @@
-"""`llmshearing.commands` under an earlier name."""
+"""The checkpoint of a pruning run to the smaller model: `llmshearing prune` by the original's name."""
 
-from llmshearing import cli
-from llmshearing.commands.prune import *  # noqa: F403
-from llmshearing.commands.prune import main
+from llmshearing.cli import run
+from llmshearing.commands.prune import prune_and_save_model
+from llmshearing.fired import choose
+
+
+def main() -> None:
+    choose("python -m llmshearing.utils.post_pruning_processing", __doc__, prune_and_save_model)
+
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

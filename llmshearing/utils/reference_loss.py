@@ -1,8 +1,7 @@
-"""Reference losses of dynamic batch loading: `llmshearing.commands.reference_loss` under an earlier name."""
+"""Reference losses of dynamic batch loading: `llmshearing reference_loss` by its earlier name."""
 
-from llmshearing import cli
-from llmshearing.commands.reference_loss import *  # noqa: F403
+from llmshearing.cli import run
 from llmshearing.commands.reference_loss import main
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

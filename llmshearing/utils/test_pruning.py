@@ -1,8 +1,15 @@
-"""`llmshearing.commands` under an earlier name."""
+"""Whether a masked model equals its pruned one: `llmshearing check` by the original's name."""
 
-from llmshearing import cli
-from llmshearing.commands.check_pruning import *  # noqa: F403
-from llmshearing.commands.check_pruning import main
+import sys
+
+from llmshearing.cli import run
+from llmshearing.commands.check_pruning import check
+from llmshearing.fired import call
+
+
+def main() -> None:
+    call(check, "python -m llmshearing.utils.test_pruning", sys.argv[1:])
+
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

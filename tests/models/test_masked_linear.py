@@ -18,7 +18,9 @@ def ours(x: Tensor, linear: nn.Linear, masks: dict[str, Tensor]) -> Tensor:
 def definition(x: Tensor, weight: Tensor, bias: Tensor | None, masks: dict[str, Tensor]) -> Tensor:
     """x (r W c)^T + r b, where r multiplies the rows of W, c its columns, and a mask left out is 1."""
     one = torch.ones((), dtype=x.dtype)
-    rows = masks.get("row_vector", one) * masks.get("row_scalar", one) * torch.ones(len(weight), dtype=x.dtype)
+    rows = (
+        masks.get("row_vector", one) * masks.get("row_scalar", one) * torch.ones(len(weight), dtype=x.dtype)
+    )
     out = x @ (rows[:, None] * weight * masks.get("columns", one)).T
     return out if bias is None else out + rows * bias
 
