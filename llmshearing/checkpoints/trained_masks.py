@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmshearing.checkpoints.checkpoint import Checkpoint, run_config
+from llmshearing.checkpoints.describing import run_config
+from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
 from llmshearing.config.strict import build
 from llmshearing.pruning.hard_concrete import keep_probability

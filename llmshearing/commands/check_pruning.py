@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing import cli
-from llmshearing.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
 from llmshearing.checkpoints.trained_masks import load_masks
 from llmshearing.commands.convert import export
 from llmshearing.commands.equality import (

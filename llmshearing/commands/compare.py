@@ -12,7 +12,7 @@ Example:
 import re
 
 from llmshearing import cli
-from llmshearing.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
 from llmshearing.commands.equality import conclude, differences, lengths_up_to, load_ours, load_theirs
 
 _UNITS = {"M": 1e6, "B": 1e9}

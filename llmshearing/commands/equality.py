@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing import cli
-from llmshearing.checkpoints.checkpoint import Checkpoint
+from llmshearing.checkpoints.describing import describe
+from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.checkpoints.weights import L0_PREFIX
 from llmshearing.config.keys import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
@@ -29,7 +30,7 @@ class Difference:
 
 def load_ours(checkpoint: Checkpoint) -> ComposerMosaicLlama:
     """The model in a checkpoint without its masks, in fp32 and for evaluation."""
-    cfg = complete(ModelConfig(init_device="meta"), checkpoint.architecture(), str(checkpoint.path))
+    cfg = complete(ModelConfig(init_device="meta"), describe(checkpoint)[0], str(checkpoint.path))
     model = ComposerMosaicLlama(cfg)
     weights = {n: w.float() for n, w in checkpoint.weights.items() if not n.startswith(L0_PREFIX)}
     model.load_state_dict(weights, assign=True)
