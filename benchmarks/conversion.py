@@ -28,7 +28,8 @@ import torch
 from benchmarks.common import write_result
 from benchmarks.memory import resident
 from llmshearing import cli
-from llmshearing.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from llmshearing.checkpoints.opening import read_checkpoint
+from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.commands.convert import export, save_composer_to_hf, save_hf_to_composer
 from llmshearing.commands.prune import prune_and_save_model
 from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig

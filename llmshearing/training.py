@@ -39,8 +39,10 @@ from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.callbacks.signals import StopOnSignal
 from llmshearing.callbacks.watchdog import Watchdog
 from llmshearing.checkpoints import run_folder
-from llmshearing.checkpoints.checkpoint import Checkpoint, completed, load_weights, read_checkpoint
+from llmshearing.checkpoints.describing import completed
 from llmshearing.checkpoints.hf_files import read_travelling
+from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
+from llmshearing.checkpoints.writing import load_weights
 from llmshearing.config.keys import Config, FsdpConfig
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.manifest import manifest_sha256

@@ -17,7 +17,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from llmshearing.checkpoints.checkpoint import read_checkpoint
+from llmshearing.checkpoints.opening import read_checkpoint
 from runs import run_values
 
 TRAIN = Path(__file__).parent.parent / "train.py"

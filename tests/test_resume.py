@@ -10,7 +10,7 @@ from composer.core import Callback
 from llmshearing import training
 from llmshearing.callbacks.resume import changes
 from llmshearing.checkpoints import run_folder
-from llmshearing.checkpoints.checkpoint import read_checkpoint
+from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.files import occupied
 from processes import Ranks, assert_close, assert_same, run, weights, write_config

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 
 from llmshearing.callbacks.end_of_data import EndOfData
-from llmshearing.checkpoints.checkpoint import write_checkpoint
 from llmshearing.checkpoints.run_folder import checkpoints, step_of
 from llmshearing.checkpoints.safe_load import load_tensors
+from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.datasets.manifest import Manifest
 from llmshearing.models.composer_llama import ComposerMosaicLlama

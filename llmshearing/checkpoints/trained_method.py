@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmshearing.checkpoints.checkpoint import Checkpoint, run_config
+from llmshearing.checkpoints.describing import run_config
+from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.config.keys import ModelConfig
 from llmshearing.pruning import METHODS, Method, without_method
 from llmshearing.shapes.architecture import Architecture

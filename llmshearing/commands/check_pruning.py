@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmshearing.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
 from llmshearing.checkpoints.trained_method import load_method
 from llmshearing.commands.convert import export
 from llmshearing.commands.equality import (

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from llmshearing.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
 from llmshearing.commands.equality import conclude, differences, lengths_up_to, load_ours, load_theirs
 
 _UNITS = {"M": 1e6, "B": 1e9}

@@ -9,15 +9,11 @@ import torch
 from torch import Tensor
 
 from llmshearing import cli
-from llmshearing.checkpoints.checkpoint import (
-    Checkpoint,
-    check_output,
-    describe,
-    read_checkpoint,
-    write_checkpoint,
-)
+from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.hf_files import CONFIG, from_hf, read_hf, write_hf
+from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
 from llmshearing.checkpoints.weights import shape_in_words
+from llmshearing.checkpoints.writing import check_output, write_checkpoint
 from llmshearing.files import check_new_folder
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.key_map import to_hf

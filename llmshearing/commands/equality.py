@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing import cli
-from llmshearing.checkpoints.checkpoint import Checkpoint
+from llmshearing.checkpoints.describing import describe
+from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.checkpoints.weights import section_of
 from llmshearing.config.keys import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
@@ -29,7 +30,7 @@ class Difference:
 
 def load_ours(checkpoint: Checkpoint) -> ComposerMosaicLlama:
     """The model in a checkpoint without its masks, in fp32 and for evaluation."""
-    cfg = complete(ModelConfig(init_device="meta"), checkpoint.architecture(), str(checkpoint.path))
+    cfg = complete(ModelConfig(init_device="meta"), describe(checkpoint)[0], str(checkpoint.path))
     model = ComposerMosaicLlama(cfg)
     weights = {n: w.float() for n, w in checkpoint.weights.items() if section_of(n) is None}
     model.load_state_dict(weights, assign=True)

@@ -20,7 +20,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing import cli
-from llmshearing.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from llmshearing.checkpoints.describing import describe
+from llmshearing.checkpoints.opening import read_checkpoint
+from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.commands.convert import export
 from llmshearing.commands.equality import differences, load_ours, load_theirs
 from llmshearing.pruning.cut import cut
@@ -84,7 +86,7 @@ def measure(family: str, options: dict[str, Any]) -> Measured:
         source = read_checkpoint(folder / "hf")
         write_checkpoint(folder / "c.pt", source.weights, source.record or {})
         checkpoint = read_checkpoint(folder / "c.pt")
-        arch = checkpoint.architecture()
+        arch = describe(checkpoint)[0]
         export(checkpoint.weights, arch, checkpoint.hf_config or {}, {}, folder / "back")
         ours = load_ours(checkpoint)
         gates = soft_gates(arch)

@@ -8,16 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from llmshearing import cli
-from llmshearing.checkpoints.checkpoint import (
-    Checkpoint,
-    check_output,
-    describe,
-    in_pieces,
-    read_checkpoint,
-    write_checkpoint,
-)
+from llmshearing.checkpoints.describing import describe
+from llmshearing.checkpoints.opening import Checkpoint, in_pieces, read_checkpoint
 from llmshearing.checkpoints.trained_method import load_method
 from llmshearing.checkpoints.weights import shape_in_words, total_bytes
+from llmshearing.checkpoints.writing import check_output, write_checkpoint
 from llmshearing.commands.convert import export, record_of, with_dtype
 from llmshearing.files import check_new_folder
 from llmshearing.progress import bar

@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from llmshearing import cli
-from llmshearing.checkpoints.checkpoint import read_checkpoint
+from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.commands.equality import load_ours
 from llmshearing.config.loader import DatasetConfig, LoaderConfig
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader

@@ -15,7 +15,8 @@ import torch
 from llmshearing.callbacks.components import REGISTRIES, component_problems
 from llmshearing.callbacks.dynamic_loading_callback import build_dynamic_loading
 from llmshearing.callbacks.resume import check_contents, choose_checkpoint
-from llmshearing.checkpoints.checkpoint import Checkpoint, completed, open_checkpoint
+from llmshearing.checkpoints.describing import completed
+from llmshearing.checkpoints.opening import Checkpoint, open_checkpoint
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.weights import check_weights
 from llmshearing.config.checks import config_problems, domain_problems

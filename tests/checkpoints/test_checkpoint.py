@@ -12,16 +12,12 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from llmshearing.callbacks.run_record import RunRecord
-from llmshearing.checkpoints.checkpoint import (
-    Checkpoint,
-    in_pieces,
-    load_weights,
-    read_checkpoint,
-    write_checkpoint,
-)
+from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.hf_files import from_hf, read_hf
+from llmshearing.checkpoints.opening import Checkpoint, in_pieces, read_checkpoint
 from llmshearing.checkpoints.run_folder import LATEST
 from llmshearing.checkpoints.sharded import load_sharded
+from llmshearing.checkpoints.writing import load_weights, write_checkpoint
 from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import architecture_from_hf, complete
@@ -122,7 +118,7 @@ def test_an_hf_folder_is_read(tmp_path):
     assert torch.equal(
         found.weights["model.transformer.wte.weight"], hf.state_dict()["model.embed_tokens.weight"]
     )
-    assert found.architecture() == architecture_from_hf(CONFIGS["qwen2"].to_dict())
+    assert describe(found)[0] == architecture_from_hf(CONFIGS["qwen2"].to_dict())
 
 
 def sharded(folder, weights, extra=None):
@@ -245,10 +241,10 @@ def bare(tmp_path, name="llama") -> Checkpoint:
 def test_weights_alone_need_the_number_of_heads_and_are_then_llama_2(tmp_path):
     checkpoint = bare(tmp_path)
     with pytest.raises(ValueError, match=r"does not tell its model's number of heads.*num_attention_heads="):
-        checkpoint.architecture()
-    arch = checkpoint.architecture(
-        {"num_attention_heads": 4, "model_class": "LlamaForCausalLM", "hidden_size": 32}
-    )
+        describe(checkpoint)[0]
+    arch = describe(
+        checkpoint, {"num_attention_heads": 4, "model_class": "LlamaForCausalLM", "hidden_size": 32}
+    )[0]
     assert (arch.family, arch.head_dim, arch.max_seq_len, arch.norm_eps) == ("llama", 8, 4096, 1e-5)
     assert (arch.n_layers, arch.intermediate_size, arch.vocab_size) == (2, 56, 96)
 
@@ -256,7 +252,7 @@ def test_weights_alone_need_the_number_of_heads_and_are_then_llama_2(tmp_path):
 @pytest.mark.parametrize("name", ["gpt_neox", "qwen2", "qwen3", "llama biases", "llama tied"])
 def test_weights_alone_tell_their_family_and_options(tmp_path, name):
     expected = architecture_from_hf(CONFIGS[name].to_dict())
-    found = bare(tmp_path, name).architecture({"num_attention_heads": 4})
+    found = describe(bare(tmp_path, name), {"num_attention_heads": 4})[0]
     names = (
         "family",
         "head_dim",
@@ -285,7 +281,7 @@ def test_weights_alone_tell_their_family_and_options(tmp_path, name):
 )
 def test_arguments_that_contradict_the_weights_are_refused(tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
-        bare(tmp_path).architecture({"num_attention_heads": 4, **given})
+        describe(bare(tmp_path), {"num_attention_heads": 4, **given})[0]
 
 
 def original_config(**model):
@@ -299,7 +295,7 @@ def test_a_configuration_beside_the_checkpoint_describes_it(tmp_path, file):
     config = original_config(d_model=64, n_heads=8, n_layers=9, intermediate_size=99, vocab_size=96)
     path = tmp_path / "alone" / file
     torch.save(config, path) if file == "config.pt" else OmegaConf.save(config, path)
-    arch = checkpoint.architecture()  # sizes from the weights, as after pruning; the head size stays
+    arch = describe(checkpoint)[0]  # sizes from the weights, as after pruning; the head size stays
     assert (arch.head_dim, arch.n_heads, arch.n_layers, arch.norm_eps, arch.max_seq_len) == (
         8,
         4,
@@ -313,7 +309,7 @@ def test_a_malicious_config_pt_is_refused_and_not_run(tmp_path):
     checkpoint = bare(tmp_path)
     torch.save({"model": Evil(tmp_path / "touched")}, tmp_path / "alone" / "config.pt")
     with pytest.raises(ValueError, match=r"config\.pt holds (_io|io)\.open"):
-        checkpoint.architecture()
+        describe(checkpoint)[0]
     assert not (tmp_path / "touched").exists()
 
 
@@ -321,7 +317,7 @@ def test_a_malicious_config_pt_is_refused_and_not_run(tmp_path):
 
 
 def model_for(checkpoint, **section):
-    return ComposerMosaicLlama(complete(ModelConfig(**section), checkpoint.architecture(), "W"))
+    return ComposerMosaicLlama(complete(ModelConfig(**section), describe(checkpoint)[0], "W"))
 
 
 def test_loading_copies_every_weight_and_leaves_fresh_masks(tmp_path):
@@ -375,4 +371,4 @@ def test_a_record_config_that_is_not_the_weights_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"14 unexpected: model\.transformer\.blocks\.0\.mlp\.down_proj\.bias"
     ):
-        read_checkpoint(tmp_path / "c.pt").architecture()
+        describe(read_checkpoint(tmp_path / "c.pt"))[0]

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from command_line import status_of
 from llmshearing.checkpoints import hf_files
-from llmshearing.checkpoints.checkpoint import read_checkpoint
+from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.commands import compare as test_composer_hf_eq
 from llmshearing.commands import convert as composer_to_hf
 from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer

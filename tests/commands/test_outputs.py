@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from llmshearing.checkpoints.checkpoint import check_output
+from llmshearing.checkpoints.writing import check_output
 from llmshearing.commands.convert import save_hf_to_composer
 from llmshearing.commands.prune import prune_and_save_model
 from twins import CONFIGS, make, masked_checkpoint, save

@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmshearing.checkpoints.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from llmshearing.checkpoints.describing import describe
+from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.checkpoints.trained_method import load_method
+from llmshearing.checkpoints.writing import load_weights, write_checkpoint
 from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
 from llmshearing.commands.equality import load_ours, load_theirs
 from llmshearing.commands.prune import prune_and_save_model
@@ -73,7 +75,7 @@ def test_shorn_for_some_steps_exported_and_generating(smollm2, tmp_path, target)
     sizes = {**target, "d_model": 512, "n_layers": 28, "intermediate_size": 1280}
     source = read_checkpoint(smollm2 / "c.pt")
     cfg = ModelConfig(l0_module=L0Config(target_model=TargetConfig(**sizes)))
-    model = ComposerMosaicLlama(complete(cfg, source.architecture(), "SmolLM2"))
+    model = ComposerMosaicLlama(complete(cfg, describe(source)[0], "SmolLM2"))
     load_weights(model, source)
     ids = ids_of(smollm2, 64)
     train(model, {"input_ids": ids, "labels": ids}, steps=2)
@@ -88,7 +90,7 @@ def test_shorn_for_some_steps_exported_and_generating(smollm2, tmp_path, target)
         config.num_hidden_layers,
     )
     assert found == (sizes["n_heads"], sizes["n_kv_heads"], 64, 28)
-    gates = load_method(read_checkpoint(tmp_path / "m.pt"), source.architecture(), sizes).final_gates()
+    gates = load_method(read_checkpoint(tmp_path / "m.pt"), describe(source)[0], sizes).final_gates()
     with torch.no_grad():
         masked = model.eval()({"input_ids": ids, **to_z(gates)})["logits"]
         assert (exported(ids).logits - masked).abs().max() <= TOLERANCE

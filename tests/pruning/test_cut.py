@@ -6,8 +6,10 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from command_line import status_of
-from llmshearing.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.hf_files import HFModel, from_hf
+from llmshearing.checkpoints.opening import read_checkpoint
+from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.commands import check_pruning as test_pruning
 from llmshearing.commands import prune as post_pruning_processing
 from llmshearing.commands.prune import prune_and_save_model, prune_checkpoint
@@ -123,7 +125,7 @@ def test_the_target_is_made_whatever_tells_it(tmp_path, told_by):
     assert out == tmp_path / "pruned-m.pt"
     pruned = read_checkpoint(out)
     assert not pruned.section
-    assert sizes(pruned.architecture()) == tuple(TARGET.values())
+    assert sizes(describe(pruned)[0]) == tuple(TARGET.values())
 
 
 def test_without_a_target_the_command_asks_for_it(tmp_path):
@@ -176,7 +178,7 @@ def test_the_command_writes_both_forms_and_the_check_passes(tmp_path, monkeypatc
     assert "not converged" in said
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     small = read_checkpoint(tmp_path / "small.pt")
-    assert architecture_from_hf(model.config.to_dict()) == small.architecture()
+    assert architecture_from_hf(model.config.to_dict()) == describe(small)[0]
     assert torch.equal(model.get_input_embeddings().weight, small.weights[f"{PREFIX}wte.weight"])
     assert status_of(monkeypatch, test_pruning, path, *WORDS) == 0
     assert capsys.readouterr().out.endswith("equal\n")

@@ -1,0 +1,175 @@
+"""What model a checkpoint holds: sizes from its weights, the rest from what describes it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from tokenizers import Tokenizer
+
+from llmshearing.checkpoints.opening import Checkpoint
+from llmshearing.checkpoints.safe_load import load_omegaconf
+from llmshearing.checkpoints.special_tokens import special_token_ids
+from llmshearing.checkpoints.weights import check_weights, sizes_of
+from llmshearing.config.keys import ModelConfig, as_model_config
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import (
+    architecture_from_hf,
+    architecture_of,
+    architecture_to_hf,
+    complete,
+    family_of_class,
+    nearest,
+    size_keys,
+)
+from llmshearing.shapes.key_map import PREFIX
+
+_LLAMA_2 = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_NO_SHAPE = ("model_class", "_name_or_path")
+
+
+def completed(section: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """`section` with every size it leaves out read from a checkpoint.
+
+    A checkpoint that tells nothing of itself, such as a bare state dict of the original, is taken to be of
+    the model that `section` describes.
+
+    Raises:
+        ValueError: when `section` contradicts the checkpoint.
+    """
+    tells = checkpoint.hf_config is not None or run_config(checkpoint) is not None
+    if tells or not section.n_heads:
+        return complete(section, describe(checkpoint)[0], str(checkpoint.path))
+    head_dim = section.head_dim or (section.d_model or 0) // section.n_heads
+    sizes = sizes_of(checkpoint.weights, head_dim, checkpoint.path)
+    return complete(section, architecture_of(replace(section, **sizes)), str(checkpoint.path))
+
+
+def describe(
+    checkpoint: Checkpoint, overrides: Mapping[str, Any] | None = None
+) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture of a checkpoint and its HF config.
+
+    Sizes come from the tensors; the rest from the HF config in the record, else from the configuration of
+    the run, else from `overrides` over the values of Llama 2.
+
+    Args:
+        overrides: keys of the HF config with values, `model_class` and `_name_or_path`, as given on the
+            command line.
+
+    Raises:
+        ValueError: when overrides contradict the tensors, or the tensors are not those of such a model.
+    """
+    overrides = overrides or {}
+    base = _described_by(checkpoint, overrides)
+    arch = base.resized(**sizes_of(checkpoint.weights, base.head_dim, checkpoint.path))
+    hf = architecture_to_hf(arch, checkpoint.hf_config)
+    files = checkpoint.hf_files
+    if checkpoint.hf_config is None and "tokenizer.json" in files:  # a model trained from scratch
+        tokenizer = Tokenizer.from_str(str(files["tokenizer.json"]))
+        hf |= special_token_ids(tokenizer, json.loads(files.get("tokenizer_config.json", "{}")))
+    _check_overrides(hf, overrides, arch.family, checkpoint.path)
+    hf |= {key: value for key, value in overrides.items() if key != "model_class"}
+    arch = architecture_from_hf(hf)
+    check_weights(checkpoint.weights, arch, checkpoint.path)
+    return arch, hf
+
+
+def run_config(checkpoint: Checkpoint) -> ModelConfig | None:
+    """The `model` section of the run that wrote a checkpoint: from its record, else from a `config.yaml` or
+    an original `config.pt` beside it; None without any.
+
+    Raises:
+        ValueError: when there is one that cannot be read.
+    """
+    beside = checkpoint.path.parent
+    text = (checkpoint.record or {}).get("config")
+    if text:
+        loaded = OmegaConf.create(text)
+    elif (beside / "config.yaml").is_file():
+        loaded = OmegaConf.load(beside / "config.yaml")
+    elif (beside / "config.pt").is_file():
+        loaded = load_omegaconf(beside / "config.pt")
+    else:
+        return None
+    assert isinstance(loaded, DictConfig)
+    OmegaConf.resolve(loaded)
+    return as_model_config(loaded.model)
+
+
+def _described_by(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Architecture:
+    """An architecture of which all but the sizes hold, and the size of a head."""
+    hf = checkpoint.hf_config
+    if hf is not None:
+        return architecture_from_hf(hf)
+    cfg = run_config(checkpoint)
+    if cfg is not None:
+        head_dim = (
+            cfg.head_dim or ((cfg.d_model or 0) // (cfg.n_heads or 1)) or _head_dim(checkpoint, overrides)
+        )
+        return architecture_of(replace(cfg, **sizes_of(checkpoint.weights, head_dim, checkpoint.path)))
+    return _guessed(checkpoint, overrides)
+
+
+def _guessed(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Architecture:
+    """What weights and command line tell about a model that nothing describes; the rest is Llama 2's."""
+    names = checkpoint.weights
+    block = f"{PREFIX}blocks.0."
+    family = "llama"
+    if f"{block}attn.query_key_value.weight" in names:
+        family = "gpt_neox"
+    elif f"{block}attn.q_norm.weight" in names:
+        family = "qwen3"
+    elif f"{block}attn.wq.bias" in names and f"{block}attn.out_proj.bias" not in names:
+        family = "qwen2"
+    if "model_class" in overrides:
+        family = family_of_class(overrides["model_class"])
+    head_dim = _head_dim(checkpoint, overrides)
+    config = _LLAMA_2 if family == "llama" else {"model_type": family}
+    sizes = sizes_of(names, head_dim, checkpoint.path)
+    return architecture_from_hf(config).resized(
+        **sizes,
+        tie_embeddings=f"{PREFIX}output.weight" not in names,
+        qkv_bias=f"{block}attn.wq.bias" in names or family == "gpt_neox",
+        out_bias=f"{block}attn.out_proj.bias" in names,
+        mlp_bias=f"{block}mlp.up_proj.bias" in names,
+    )
+
+
+def _head_dim(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> int:
+    for key in ("head_dim", "num_attention_heads"):
+        if key in overrides and (not isinstance(overrides[key], int) or overrides[key] < 1):
+            raise ValueError(f"{key}={overrides[key]} was given; expected a whole number of at least 1.")
+    if "head_dim" in overrides:
+        return overrides["head_dim"]
+    if "num_attention_heads" not in overrides:
+        raise ValueError(
+            f"{checkpoint.path} does not tell its model's number of heads: it carries no HF config, and "
+            "there is no config.yaml or config.pt beside it. Give num_attention_heads=... (in a run: "
+            "model.n_heads) and whatever else differs from Llama 2, such as rope_theta=... ."
+        )
+    weights = checkpoint.weights
+    fused = weights.get(f"{PREFIX}blocks.0.attn.query_key_value.weight")
+    rows = weights[f"{PREFIX}blocks.0.attn.wq.weight"].shape[0] if fused is None else fused.shape[0] // 3
+    return rows // overrides["num_attention_heads"]
+
+
+def _check_overrides(
+    hf: Mapping[str, Any], overrides: Mapping[str, Any], family: str, source: str | Path
+) -> None:
+    """Refuse overrides that no config of the family has, or that the weights contradict."""
+    if "model_class" in overrides and family_of_class(overrides["model_class"]) != family:
+        raise ValueError(
+            f"model_class={overrides['model_class']} was given, but {source} is of family {family}."
+        )
+    known = [*architecture_to_hf(architecture_from_hf(hf)), *hf, *_NO_SHAPE]
+    for key, value in overrides.items():
+        if key not in known:
+            raise ValueError(f"{key} is not a key of the HF config{nearest(key, known)}.")
+        if key in size_keys(family) and value != hf.get(key):
+            raise ValueError(
+                f"{key}={value} was given, but the weights of {source} have {hf.get(key)}; leave {key} out: "
+                "sizes are read from the weights."
+            )

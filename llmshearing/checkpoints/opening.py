@@ -1,0 +1,131 @@
+"""Checkpoints of every kind, opened: weights by our names, and the record that travels with them."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmshearing.checkpoints import run_folder
+from llmshearing.checkpoints.hf_files import CONFIG, from_hf, is_hf, read_hf
+from llmshearing.checkpoints.safe_load import load_tensors
+from llmshearing.checkpoints.weights import section_of
+from llmshearing.shapes.key_map import PREFIX
+
+RECORD_KEY = "llmshearing"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and their record.
+
+    Attributes:
+        path: where they were read.
+        weights: by our names, masks and multipliers included; mapped from the file where possible.
+        record: `hf_files` (name -> text or bytes of the HF config and tokenizer files) and `config` (YAML
+            of the run, or None); None when the checkpoint carries none.
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    record: dict[str, Any] | None
+
+    @property
+    def hf_files(self) -> dict[str, str | bytes]:
+        """HF files that travel with the weights, by name."""
+        return dict((self.record or {}).get("hf_files") or {})
+
+    @property
+    def hf_config(self) -> dict[str, Any] | None:
+        """The HF config that travels with the weights."""
+        text = self.hf_files.get(CONFIG)
+        return None if text is None else json.loads(text)
+
+    @property
+    def section(self) -> str | None:
+        """The section of the pruning method trained with the weights; None: they are a plain model's."""
+        return next(filter(None, map(section_of, self.weights)), None)
+
+    @property
+    def method_tensors(self) -> dict[str, Tensor]:
+        """Tensors of the pruning method, by their names inside it."""
+        prefix = f"model.{self.section}."
+        return {n.removeprefix(prefix): w for n, w in self.weights.items() if n.startswith(prefix)}
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """`open_checkpoint`, which must be as it was written where a run's manifest tells how that was.
+
+    Raises:
+        FileNotFoundError: when there is nothing at `path`.
+        ValueError: when it is no checkpoint, damaged, holds more than data, or has no model weights.
+    """
+    place = Path(path).resolve()
+    manifest = run_folder.read_manifest(place)
+    if manifest is not None:
+        run_folder.refuse(place, run_folder.damage(place, manifest["files"]))
+    return open_checkpoint(path)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Map a Composer checkpoint (whole or sharded), a bare state dict or an HF model: weights alone.
+
+    Raises:
+        FileNotFoundError: when there is nothing at `path`.
+        ValueError: when it is no checkpoint, truncated, holds more than data, or has no model weights.
+    """
+    path = Path(path)
+    if is_hf(path):
+        model = read_hf(path)
+        return Checkpoint(path, from_hf(model)[0], {"hf_files": model.files, "config": None})
+    loaded = _load_sharded(path) if path.is_dir() else load_tensors(path)
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}; expected a checkpoint or a state dict.")
+    state = loaded.get("state")
+    state = state if isinstance(state, Mapping) else {}
+    weights = state.get("model", loaded)
+    weights = weights if isinstance(weights, Mapping) else {}
+    strange = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if strange or f"{PREFIX}wte.weight" not in weights:
+        found = ", ".join(map(str, list(weights or loaded)[:4])) or "nothing"
+        raise ValueError(
+            f"{path} has no weights of a model under state.model or at its top, where {PREFIX}wte.weight is "
+            f"expected; found {found}."
+        )
+    record = loaded.get(RECORD_KEY) or (state.get("callbacks") or {}).get("RunRecord")
+    return Checkpoint(path, dict(weights), record)
+
+
+def in_pieces(checkpoint: Checkpoint, size: int = 2**28) -> Iterator[dict[str, Tensor]]:
+    """The weights of a checkpoint in pieces of about `size` bytes.
+
+    Each piece of a file is mapped anew, so that memory holds the pages of one piece, not of all that were
+    read before it.
+    """
+    pieces: list[list[str]] = [[]]
+    held = 0
+    for name, weight in checkpoint.weights.items():
+        if held >= size:
+            pieces.append([])
+            held = 0
+        pieces[-1].append(name)
+        held += weight.nbytes
+    for names in pieces:
+        is_file = checkpoint.path.is_file()
+        weights = open_checkpoint(checkpoint.path).weights if is_file else checkpoint.weights
+        yield {name: weights[name] for name in names}
+
+
+def _load_sharded(path: Path) -> Any:
+    # Imported here: torch.distributed.checkpoint takes seconds, and a single file has no use for it.
+    from llmshearing.checkpoints.sharded import INDEX, is_sharded, load_sharded
+
+    if not is_sharded(path):
+        latest = path / run_folder.LATEST
+        advice = f"take the run's {latest}" if latest.exists() else "expected a checkpoint or a folder of one"
+        raise FileNotFoundError(
+            f"{path} is the folder of no model, it has neither {CONFIG} nor {INDEX}: {advice}."
+        )
+    return load_sharded(path)

@@ -1,0 +1,85 @@
+"""Checkpoints written to a file, and loaded into a model."""
+
+import logging
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.serialization import config as serialization
+
+from llmshearing.checkpoints import run_folder
+from llmshearing.checkpoints.opening import RECORD_KEY, Checkpoint
+from llmshearing.checkpoints.weights import check_weights, section_of, total_bytes
+from llmshearing.files import replacing
+from llmshearing.progress import writing
+
+logger = logging.getLogger(__name__)
+
+
+def check_output(out: str | Path, source: str | Path) -> None:
+    """Refuse to write a checkpoint over what it is made from, over a run's, or over anything else.
+
+    Raises:
+        FileExistsError: when `out` is neither new nor a checkpoint that a command wrote.
+    """
+    path, origin = Path(out), Path(source)
+    if not (path.exists() or path.is_symlink()):
+        return
+    if origin.exists() and path.resolve().is_relative_to(origin.resolve()):
+        what = f"a part of {origin}, which is read"
+    elif path.is_symlink() or run_folder.read_manifest(path):
+        what = "a checkpoint of a run" if path.exists() else "a link to nothing"
+    elif not (path.is_file() and zipfile.is_zipfile(path)):
+        what = "no checkpoint"
+    else:
+        logger.warning("%s exists and is replaced", path)
+        return
+    raise FileExistsError(f"{path} exists and is {what}: choose another name, or remove it first.")
+
+
+def write_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write weights and their record as a checkpoint that `read_checkpoint` and Composer read, or nothing.
+
+    Without checksums, which no reader of mapped files looks at; they would take a quarter of the time.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    with (
+        replacing(Path(path)) as temporary,
+        writing(temporary, total_bytes(weights), Path(path).name),
+        serialization.patch("save.compute_crc32", False),  # type: ignore[attr-defined]
+    ):
+        torch.save({"state": {"model": dict(weights)}, RECORD_KEY: dict(record)}, temporary)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's weights into a `ComposerMosaicLlama`, strictly.
+
+    What the checkpoint lacks of the model's pruning method keeps its initial values.
+
+    Raises:
+        ValueError: when weights and model differ, or only the checkpoint is of a pruning method.
+    """
+    decoder = model.model
+    if decoder.method is None and checkpoint.section:  # type: ignore[union-attr]
+        raise ValueError(
+            f"{checkpoint.path} is the checkpoint of a pruning run, whose masks are not applied yet, and "
+            f"this run has no model.{checkpoint.section}. Run `llmshearing prune "
+            f"{checkpoint.path}` and start from the file that it writes."
+        )
+    check_weights(checkpoint.weights, decoder.arch, checkpoint.path)  # type: ignore[union-attr,arg-type]
+    # Imported here: it takes seconds, and conversion has no use for it.
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, strict=checkpoint.section is not None)
+    try:  # unlike model.load_state_dict, this also fills a sharded model, each process its part
+        missing, _ = set_model_state_dict(model, dict(checkpoint.weights), options=options)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The masks of {checkpoint.path} do not fit model.{checkpoint.section}: {error}"
+        ) from error
+    assert all(section_of(name) for name in missing)
