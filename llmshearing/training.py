@@ -45,7 +45,7 @@ from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
 from llmshearing.checkpoints.writing import load_weights
 from llmshearing.config.keys import Config, FsdpConfig
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
-from llmshearing.datasets.manifest import manifest_sha256
+from llmshearing.datasets.manifest import read_manifest
 from llmshearing.files import occupied
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.model_registry import model_class
@@ -327,7 +327,8 @@ def _record(config: Config, source: Checkpoint | None) -> dict[str, Any]:
     files = source.hf_files if source is not None else {}
     if config.tokenizer_name and Path(config.tokenizer_name).is_dir():
         files = {**read_travelling(Path(config.tokenizer_name)), **files}
-    data = manifest_sha256(config.train_loader.dataset.local)
+    manifest = read_manifest(config.train_loader.dataset.local)
+    data = None if manifest is None else manifest.sha256
     return {"config": OmegaConf.to_yaml(OmegaConf.structured(config)), "hf_files": files, "data": data}
 
 

@@ -12,7 +12,7 @@ from llmshearing.config.loader import DatasetConfig, LoaderConfig
 from llmshearing.data import prepare, stages
 from llmshearing.data.splits import BINS, SplitPlan, document_bin
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
-from llmshearing.datasets.manifest import manifest_sha256, read_manifest
+from llmshearing.datasets.manifest import read_manifest
 from llmshearing.datasets.sequence_folder import SequenceFolder
 from tests.data.preparing import (
     BOS,
@@ -106,7 +106,7 @@ def test_manifest_says_what_was_made_of_what(prepared):
         folder = SequenceFolder(out / split / "book", SEQ_LEN)
         assert manifest.domains["book"]["splits"][split]["sequences"] == len(folder)
         assert folder.dtype == np.dtype("uint16")
-    assert manifest_sha256(out) == tree_hash(out)["manifest.json"]
+    assert read_manifest(out).sha256 == tree_hash(out)["manifest.json"]
     assert str(out) not in (out / "manifest.json").read_text()
 
 
