@@ -13,8 +13,7 @@ from transformers import CONFIG_MAPPING
 
 from llmshearing.config.keys import ModelConfig, TargetConfig
 from llmshearing.shapes.architecture import Architecture
-
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+from llmshearing.shapes.rope_config import older_spelling, plain_scaling, read_rope
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,10 @@ _NEOX_KEYS = {
     "parallel_residual": "use_parallel_residual",
     "activation": "hidden_act",
 }
+
+
+_ROPE = ("rope_theta", "rope_scaling", "rotary_pct")
+_ROPE_KEYS = (*_ROPE, "rope_parameters", "rotary_emb_base", "partial_rotary_factor")
 
 
 def _one_attention_bias(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,31 +124,35 @@ def architecture_from_hf(hf: Mapping[str, Any]) -> Architecture:
         )
     if hf.get("quantization_config"):
         raise ValueError("The checkpoint is quantized; pruning needs the weights in fp32, bf16 or fp16.")
-    _rope_scaling(hf.get("rope_scaling"))
+    family, rope = FAMILIES[name], read_rope(hf)
     hf = _with_defaults(hf)
-    family = FAMILIES[name]
-    values = {ours: hf[theirs] for ours, theirs in family.keys.items() if hf.get(theirs) is not None}
-    values |= dict(family.fixed) | family.adjust(hf)
+    values = {
+        ours: hf[theirs]
+        for ours, theirs in family.keys.items()
+        if hf.get(theirs) is not None and ours not in _ROPE
+    }
+    values |= read_rope(_class_defaults(name)) | rope | dict(family.fixed) | family.adjust(hf)
     for ours in ("d_model", "n_heads"):
         if not isinstance(values.get(ours), int) or values[ours] < 1:
             key = family.keys[ours]
             raise ValueError(f"{key} is {hf.get(key)!r} in the HF config; expected a whole number above 0.")
     values.setdefault("n_kv_heads", values["n_heads"])
     values.setdefault("head_dim", values["d_model"] // values["n_heads"])
-    values["rope_scaling"] = _rope_scaling(values.get("rope_scaling"))
     return Architecture(family=name, **values)
 
 
 def architecture_to_hf(arch: Architecture, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The HF config of `arch` as a dict: `base` if it says the same, else with every key that `arch` fixes.
 
+    Its rotary embedding is spelt as transformers 4 does, which transformers 5 reads too.
+
     Raises:
         ValueError: when the family's config cannot say what `arch` is.
     """
-    if base and architecture_from_hf(base) == arch:
+    if base and "rope_parameters" not in base and architecture_from_hf(base) == arch:
         return dict(base)
     family = FAMILIES[arch.family]
-    hf = {"architectures": [hf_class_name(arch.family)], **(base or {})}
+    hf = {"architectures": [hf_class_name(arch.family)], **older_spelling(base or {})}
     hf["model_type"] = arch.family
     hf.update({theirs: getattr(arch, ours) for ours, theirs in family.keys.items()})
     if arch.family in ("llama", "qwen3"):
@@ -188,23 +195,18 @@ def size_keys(family: str) -> list[str]:
 
 
 def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """`hf` with the values that transformers gives to keys left out."""
+    """`hf` with the values that transformers gives to keys left out; of rotary embeddings it is not asked."""
+    asked = {key: value for key, value in hf.items() if key not in _ROPE_KEYS}
     try:
-        return CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(dict(hf))).to_dict()
+        return CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(asked)).to_dict()
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"The HF config does not hold together: {error}") from error
 
 
-def _rope_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """`scaling` under the key `rope_type`, or None when it scales nothing."""
-    if not scaling:
-        return None
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind not in ROPE_TYPES:
-        raise ValueError(f"rope_scaling has type {kind!r}; supported: {', '.join(ROPE_TYPES)}.")
-    if kind == "default":
-        return None
-    return {**{k: v for k, v in scaling.items() if k != "type"}, "rope_type": kind}
+def _class_defaults(model_type: str) -> dict[str, Any]:
+    """What transformers takes for the rotary embedding of a config that does not mention it."""
+    defaults = CONFIG_MAPPING[model_type]().to_dict()
+    return {key: value for key, value in defaults.items() if key in _ROPE_KEYS}
 
 
 # ------------------------------------------------------------- `model` section
@@ -242,7 +244,7 @@ def architecture_of(cfg: ModelConfig) -> Architecture:
         )
     values.setdefault("n_kv_heads", cfg.n_heads)
     values.setdefault("head_dim", cfg.d_model // cfg.n_heads)  # type: ignore[operator]
-    values["rope_scaling"] = _rope_scaling(values.get("rope_scaling"))
+    values["rope_scaling"] = plain_scaling(values.get("rope_scaling"))
     if values["family"] == "gpt_neox":
         values = {"parallel_residual": True, "rotary_pct": 0.25, "activation": "gelu"} | values
     return Architecture(**{**dict(FAMILIES[values["family"]].fixed), **values})

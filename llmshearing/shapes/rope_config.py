@@ -1,0 +1,125 @@
+"""Rotary embeddings in HF configs: both spellings read, whichever version of transformers is installed.
+
+transformers 4 writes `rope_theta` and `rope_scaling` (GPT-NeoX: `rotary_emb_base`, `rotary_pct`) at the top of
+a config; transformers 5 writes one `rope_parameters` that holds base, scaling and rotated part. The older
+spelling is written, which both versions read.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+# The keys of each type of scaling, those without which it means nothing first.
+_NEEDED = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_OPTIONAL = {
+    "dynamic": ("original_max_position_embeddings",),
+    "yarn": (
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+}
+ROPE_TYPES = tuple(_NEEDED)
+_BASE = ("rope_theta", "rotary_emb_base")
+_PART = ("partial_rotary_factor", "rotary_pct")
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def read_rope(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_theta`, `rope_scaling` and `rotary_pct` of an HF config, as far as it says them.
+
+    Raises:
+        ValueError: for a type, key or layout that is not understood, spellings that contradict each other, and
+            a config of transformers 5 that says nothing of its rotary embedding.
+    """
+    new = hf.get("rope_parameters") or {}
+    _check_layout(new)
+    found = {
+        "rope_theta": _agreed(hf, new, _BASE),
+        "rotary_pct": _agreed(hf, new, _PART),
+        "rope_scaling": _scaling(hf, new),
+    }
+    if all(value is None for value in found.values()) and not new and _major_version(hf) >= 5:
+        raise ValueError(
+            f"The HF config was written by transformers {hf['transformers_version']} and has neither "
+            "rope_parameters nor rope_theta; expected one of them: a guess could be wrong. Add rope_theta."
+        )
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def plain_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A scaling under the key `rope_type`; None when it scales nothing.
+
+    Raises:
+        ValueError: for a type that is not supported, a key that it does not have or one that it needs.
+    """
+    if not scaling:
+        return None
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"rope_scaling has type {kind!r}; supported: {', '.join(ROPE_TYPES)}.")
+    values = {key: value for key, value in scaling.items() if key not in ("type", "rope_type")}
+    known = (*_NEEDED[kind], *_OPTIONAL.get(kind, ()))
+    if missing := [key for key in _NEEDED[kind] if values.get(key) is None]:
+        raise ValueError(f"rope_scaling of type {kind} lacks {', '.join(missing)}.")
+    unknown = [key for key, value in values.items() if key not in known and value is not None]
+    if unknown and kind != "default":
+        raise ValueError(
+            f"rope_scaling of type {kind} has {', '.join(map(str, unknown))}, which is not understood; "
+            f"known: {', '.join(known)}."
+        )
+    kept = {key: value for key, value in values.items() if value is not None}
+    return None if kind == "default" else {**kept, "rope_type": kind}
+
+
+def older_spelling(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with its rotary embedding in transformers 4's spelling alone."""
+    return {key: value for key, value in hf.items() if key != "rope_parameters"}
+
+
+def _check_layout(new: Mapping[str, Any]) -> None:
+    if not isinstance(new, Mapping):
+        raise ValueError(f"rope_parameters is {new!r}; expected keys and values.")
+    by_layer = [key for key, value in new.items() if isinstance(value, Mapping) or key in _LAYER_TYPES]
+    if by_layer:
+        raise ValueError(
+            f"rope_parameters differ by type of layer ({', '.join(by_layer)}), which this family is not known "
+            "to have; supported are rotary embeddings that all layers share."
+        )
+
+
+def _agreed(hf: Mapping[str, Any], new: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The one value under any of these names, in either spelling; None where none has one."""
+    places = {f"rope_parameters.{name}": new.get(name) for name in names} | {n: hf.get(n) for n in names}
+    given = {place: value for place, value in places.items() if value is not None}
+    if len(set(given.values())) > 1:
+        said = " and ".join(f"{place} is {value}" for place, value in given.items())
+        raise ValueError(f"The HF config contradicts itself: {said}; keep the right one.")
+    return next(iter(given.values()), None)
+
+
+def _scaling(hf: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any] | None:
+    apart = (*_BASE, *_PART)
+    inside = {key: value for key, value in new.items() if key not in apart}
+    newer = plain_scaling(inside or None)
+    older = plain_scaling(hf.get("rope_scaling"))
+    if new and hf.get("rope_scaling") and newer != older:
+        raise ValueError(
+            f"The HF config contradicts itself: rope_parameters say {newer or 'no scaling'} and rope_scaling "
+            f"says {older or 'no scaling'}; keep the right one."
+        )
+    return newer or older
+
+
+def _major_version(hf: Mapping[str, Any]) -> int:
+    first = str(hf.get("transformers_version", "")).partition(".")[0]
+    return int(first) if first.isdigit() else 0
