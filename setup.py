@@ -15,7 +15,7 @@ def requirements() -> list[str]:
 setup(
     name="llmshearing",
     version="0.1.0",
-    description="Prune a large language model to a smaller shape that you name, then continue pre-training it.",
+    description="Prune a large language model to a smaller shape, then continue pre-training it.",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

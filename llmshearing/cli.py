@@ -94,13 +94,17 @@ def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
 
     Its `--help` shows the module's documentation as it is.
     """
-    called_as = sys.argv[0]
     return _Parser(
-        prog=called_as if called_as.startswith("llmshearing ") else f"python -m {module}",
+        prog=called_as(f"python -m {module}"),
         description=doc,
         epilog=DEBUG_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def called_as(otherwise: str) -> str:
+    """How the command was called: `llmshearing NAME`, which sys.argv[0] then is, or `otherwise`."""
+    return sys.argv[0] if sys.argv[0].startswith("llmshearing ") else otherwise
 
 
 def nearest(word: str, known: Iterable[str], dashes: str = "") -> str:

@@ -1,7 +1,7 @@
 """Commands that are plain functions: `fire` hands the words of a command line to their parameters.
 
-A value is given by position or by name: `OUT`, `--out OUT` and `--out=OUT` are the same. What becomes of a word
-is said by the annotation of its parameter:
+A value is given by position or by name: `OUT`, `--out OUT` and `--out=OUT` are the same. The annotation of a
+parameter says what becomes of its word:
 
     str, Path           the text as it was typed; fire alone would make a number of 1e5 and a list of [a]
     Sequence[str]       several words, or one: a b c, a,b,c, [a,b,c]
@@ -29,7 +29,7 @@ _PAIR = re.compile(r"[A-Za-z_]\w*=")
 _NUMBER = re.compile(r"-[\d.]")
 
 
-def choose(program: str, doc: str, *commands: Command) -> None:
+def choose(program: str, doc: str | None, *commands: Command) -> None:
     """Call the command that the first word of the command line names, with the other words.
 
     Raises:
@@ -41,9 +41,7 @@ def choose(program: str, doc: str, *commands: Command) -> None:
         call(known[words[0]], f"{program} {words[0]}", words[1:])
     elif words and words[0] in _HELP:
         lines = [f"  {name:<22} {_parts(command)[0].splitlines()[0]}" for name, command in known.items()]
-        cli.say(
-            "\n".join([f"usage: {program} COMMAND ...\n", f"{doc.strip()}\n", "commands:", *lines, _FOOT])
-        )
+        cli.say("\n".join([f"usage: {program} COMMAND ...\n", f"{doc}\n", "commands:", *lines, _FOOT]))
     else:
         found = f"unknown command {words[0]}" if words else "no command is given"
         near = cli.nearest(words[0], known) if words else ""
@@ -71,7 +69,7 @@ def bind(command: Command, words: Sequence[str]) -> tuple[list[Any], dict[str, A
     """The positional and the named values that the words of a command line are for a command.
 
     Raises:
-        ValueError: for a word that fits no parameter, a parameter without a value, and a value of another type.
+        ValueError: for a word without a parameter, a parameter without a value, a value of another type.
     """
     meanings, pairs = _meanings(command)
     bound: list[tuple[list[Any], dict[str, Any]]] = []
@@ -86,7 +84,7 @@ def bind(command: Command, words: Sequence[str]) -> tuple[list[Any], dict[str, A
     SetParseFns(**{name: _reader(name, meaning) for name, meaning in meanings.items()})(stub)
     SetParseFn(cli.scalar)(stub)
     # The separator is by default a word that a user may type.
-    fire.Fire(stub, [*_unambiguous(command, words), "--", "--separator=\n"], name=command.__name__)
+    fire.Fire(stub, [*_unambiguous(command, words), "--", "--separator=\0"], name=command.__name__)
     values, named = bound[0]
     if pairs:
         named = {
@@ -97,7 +95,7 @@ def bind(command: Command, words: Sequence[str]) -> tuple[list[Any], dict[str, A
 
 
 def _unambiguous(command: Command, words: Sequence[str]) -> list[str]:
-    """Words in the form in which fire guesses nothing: values by position, then `--name=value` for the others."""
+    """Words in the form in which fire guesses nothing: values by position, then `--name=value`."""
     meanings, pairs = _meanings(command)
     placed, named, rest = [], {}, list(words)
     while rest:
@@ -108,7 +106,8 @@ def _unambiguous(command: Command, words: Sequence[str]) -> list[str]:
         key, equals, value = word.lstrip("-").partition("=")
         name = key.replace("-", "_")
         near = cli.nearest(name, meanings, "--")
-        if name not in meanings and (not pairs or not name or (near and _is_name(word))):
+        may_be_pair = pairs and name and ((word.startswith("--") and not near) or not _is_name(word))
+        if name not in meanings and not may_be_pair:
             raise ValueError(f"unknown argument {word}{near}")
         meaning = meanings.get(name)
         found = [value] if equals else []

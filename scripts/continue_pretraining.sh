@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/launch.sh
 
-MODEL=${MODEL:?the pruned model, made by: python -m llmshearing.utils.post_pruning_processing prune_and_save_model CHECKPOINT}
-DATA=${DATA:?the folder made by: python -m llmshearing.data.prepare}
+MODEL=${MODEL:?the pruned model, made by: llmshearing prune CHECKPOINT}
+DATA=${DATA:?the folder made by: llmshearing prepare}
 TARGET=${TARGET:-1.3b} # 2.7b | 1.3b | 370m
 CONFIG=${CONFIG:-configs/llama2/$TARGET.yaml}
 RUN_NAME=${RUN_NAME:-llama2_${TARGET}_continued}

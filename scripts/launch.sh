@@ -15,7 +15,7 @@ esac
 launch() {
   if [ "${DRY_RUN:-0}" = 1 ]; then
     printf 'composer train.py'; printf ' %q' "$@"; printf '\n\n'
-    python -m llmshearing.utils.plan "$@" --devices "$((${GPUS:-8} * ${NODES:-1}))"
+    llmshearing plan "$@" --devices "$((${GPUS:-8} * ${NODES:-1}))"
   elif [ "${LAUNCHER:-local}" = slurm ]; then
     sbatch --job-name "${RUN_NAME:-llmshearing}" --nodes "${NODES:-1}" --gpus-per-node "${GPUS:-8}" \
       scripts/slurm.sbatch "$@"

@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/launch.sh
 
-MODEL=${MODEL:?the source model, made by: python -m llmshearing.utils.composer_to_hf save_hf_to_composer HF_FOLDER MODEL}
-DATA=${DATA:?the folder made by: python -m llmshearing.data.prepare}
+MODEL=${MODEL:?the source model, made by: llmshearing convert HF_FOLDER MODEL}
+DATA=${DATA:?the folder made by: llmshearing prepare}
 TARGET=${TARGET:-1.3b} # 2.7b | 1.3b | 370m
 CONFIG=${CONFIG:-configs/llama2/7b.yaml}
 RUN_NAME=${RUN_NAME:-llama2_7b_pruning_$TARGET}

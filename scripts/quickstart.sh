@@ -19,21 +19,21 @@ step "1/9  Text of four domains, and a tokenizer for it"
 run python scripts/quickstart_corpus.py $out
 
 step "2/9  Tokenize, split and pack it"
-run python -m llmshearing.data.prepare --input $out/text --output $out/mds --tokenizer $out/tokenizer \
+run llmshearing prepare --input $out/text --output $out/mds --tokenizer $out/tokenizer \
   --seq_length 256 --eval_tokens 8192 --prune_tokens 400000
 
 step "3/9  A source model (yours would come from elsewhere)"
 run python train.py configs/quickstart/source.yaml tokenizer_name=$out/tokenizer
 
 step "4/9  The source as a Hugging Face model, and back to Composer's weights"
-run python -m llmshearing.utils.composer_to_hf save_composer_to_hf $out/source/latest-rank0.pt $out/source-hf
-run python -m llmshearing.utils.composer_to_hf save_hf_to_composer $out/source-hf $out/source.pt
+run llmshearing export $out/source/latest-rank0.pt $out/source-hf
+run llmshearing convert $out/source-hf $out/source.pt
 
 step "5/9  Prune: learn masks until the model has the target's shape"
 run python train.py configs/quickstart/prune.yaml
 
 step "6/9  Cut what the masks closed"
-run python -m llmshearing.utils.post_pruning_processing prune_and_save_model $out/prune/latest-rank0.pt
+run llmshearing prune $out/prune/latest-rank0.pt
 
 step "7/9  Continue pre-training the small model"
 run python train.py configs/quickstart/target.yaml model.path=$out/prune/pruned-latest-rank0.pt \
@@ -43,6 +43,6 @@ step "8/9  The control: the same shape from scratch, on as many tokens as 5 and 
 run python train.py configs/quickstart/target.yaml save_folder=$out/scratch max_duration=110ba save_interval=110ba eval_interval=55ba
 
 step "9/9  Export to Hugging Face, report, reload, generate"
-run python -m llmshearing.utils.composer_to_hf save_composer_to_hf $out/continue/latest-rank0.pt $out/hf
-run python -m llmshearing.report $out/prune $out/continue $out/scratch --out $out/report.html
+run llmshearing export $out/continue/latest-rank0.pt $out/hf
+run llmshearing report $out/prune $out/continue $out/scratch --out $out/report.html
 run python scripts/quickstart_table.py $out

@@ -1,15 +1,11 @@
 """What README and docs tell people to type, and a place where it can be typed: all is there, only tiny."""
 
-import multiprocessing
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
-from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
 from transformers import LlamaConfig
@@ -17,12 +13,9 @@ from transformers import LlamaConfig
 from tests.data.texts import documents, write_jsonl
 from twins import make, save
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["llmshearing.training"])
-
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAM = r"(?:\w+=\S* )*(?:python|bash|composer|torchrun) "
+PROGRAM = r"(?:\w+=\S* )*(?:python|bash|composer|torchrun|llmshearing) "
 DOMAINS = ["cc", "github", "book", "stackexchange", "wiki", "arxiv", "c4-rp"]
 
 # What the recipes' files say about sizes, and what the tiny stand-ins say.
@@ -51,15 +44,6 @@ SETTINGS = {
     "LR_WARMUP": "1ba",
     "LAG_WARMUP": "1ba",
 }
-SHIM = """#!{python} -ISs
-import os, sys
-from multiprocessing.connection import Client
-with Client({address!r}) as server:
-    server.send((sys.argv, dict(os.environ), os.getcwd()))
-    status, said = server.recv()
-sys.stdout.write(said)
-sys.exit(status)
-"""
 
 
 def blocks(page: Path) -> list[str]:
@@ -123,73 +107,33 @@ def _shrink(path: Path, changes: dict[str, str]) -> None:
     path.write_text(text)
 
 
-class Shell:
-    """Runs lines of bash in a folder.
+def run_in_bash(commands: Sequence[str], folder: Path) -> str:
+    """Run commands one after the other in one shell, and return what they printed.
 
-    `python` and `composer` there are forks of a process that imported everything: each command starts in a
-    moment. `composer` starts one process; `sbatch` only says what it was given.
+    `python`, `llmshearing` and `composer` are those of this environment; `sbatch` only prints its arguments.
+    Fails with the first command that fails.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._listener = Listener(family="AF_UNIX")
-        programs = folder / ".bin"
-        programs.mkdir()
-        shim = SHIM.format(python=sys.executable, address=self._listener.address)
-        for name, text in (
-            ("python", shim),
-            ("composer", shim),
-            ("sbatch", '#!/bin/sh\necho Submitted "$@"\n'),
-        ):
-            (programs / name).write_text(text)
-            (programs / name).chmod(0o755)
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def run(self, commands: Sequence[str]) -> str:
-        """Run commands one after the other in one shell; what they said. Fails with the first that fails."""
-        script = "set -euo pipefail\ntrap 'echo \"FAILED: $BASH_COMMAND\"' ERR\n" + "\n".join(commands)
-        environment = {**os.environ, **SETTINGS, "PATH": f"{self.folder}/.bin:{os.environ['PATH']}"}
-        done = subprocess.run(
-            ["bash", "-c", script],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
-        return done.stdout
-
-    def _serve(self) -> None:
-        while True:
-            with self._listener.accept() as client:
-                self._answer(client)
-
-    def _answer(self, client: Connection) -> None:
-        words, environment, folder = client.recv()
-        log = self.folder / ".log"
-        process = _SERVER.Process(target=_command, args=(words, environment, folder, str(log)))
-        process.start()
-        process.join()
-        client.send((process.exitcode, log.read_text()))
+    programs = folder / ".bin"
+    programs.mkdir(exist_ok=True)
+    (programs / "sbatch").write_text('#!/bin/sh\necho Submitted "$@"\n')
+    (programs / "sbatch").chmod(0o755)
+    script = "set -euo pipefail\ntrap 'echo \"FAILED: $BASH_COMMAND\"' ERR\n" + "\n".join(commands)
+    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=folder,
+        env={**os.environ, **SETTINGS, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
 
 
-def _command(words: list[str], environment: dict[str, str], folder: str, log: str) -> None:
-    """What `python` or `composer` does with its arguments, in a process of its own."""
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    os.cpu_count = lambda: 1  # workers of prepare
-    with Path(log).open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-    sys.path.insert(0, folder)
-    program, *sys.argv = words
-    if Path(program).name == "composer":
-        sys.argv = sys.argv[sys.argv.index("train.py") :]
-    if sys.argv[0] == "-m":
-        sys.argv = sys.argv[1:]
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+def words_of(command: str) -> list[str]:
+    """The words that bash makes of a command."""
+    done = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()

@@ -17,26 +17,19 @@ from pathlib import Path
 
 import pytest
 
+from command_line import status
+from llmshearing.__main__ import COMMANDS
 from llmshearing.commands import config_reference
 from llmshearing.config.reading import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = [
-    *(f"llmshearing.data.{name}" for name in ("prepare", "merge_data", "inspect")),
-    *(
-        f"llmshearing.utils.{path.stem}"
-        for path in sorted((ROOT / "llmshearing" / "utils").glob("*.py"))
-        if "def main()" in path.read_text()
-    ),
-    "llmshearing.report",
-]
 BENCHMARKS = [
     f"benchmarks.{path.stem}"
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
     if '__name__ == "__main__"' in path.read_text()
 ]
-CHOICES = {"save_hf_to_composer", "save_composer_to_hf", "prune_and_save_model", "measure", "fit"}
+CHOICES = ("save_hf_to_composer", "save_composer_to_hf", "prune_and_save_model", "measure", "fit")
 
 
 @dataclass
@@ -70,14 +63,11 @@ def all_commands() -> list[tuple[str, str]]:
     return [(page.name, line) for page in PAGES for line in commands(page)]
 
 
-def help_of(module: str, words: list[str], monkeypatch, capsys) -> str:
-    """What `python -m module words --help` prints."""
-    loaded = importlib.import_module(module)
-    if not hasattr(loaded, "main"):
-        loaded = importlib.import_module(f"{module}.__main__")
-    monkeypatch.setattr(sys, "argv", [module, *words, "--help"])
+def help_of(module: str, monkeypatch, capsys) -> str:
+    """What `python -m module --help` prints, for a benchmark."""
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
     with pytest.raises(SystemExit) as stop:
-        loaded.main()
+        importlib.import_module(module).main()
     assert stop.value.code == 0
     return capsys.readouterr().out
 
@@ -99,15 +89,21 @@ def test_every_command_exists(page: str, command: str, monkeypatch, capsys) -> N
         words.pop(0)  # settings of the environment
     if not words:
         return
-    if words[:2] == ["python", "-m"] and words[2].split(".")[0] in ("llmshearing", "benchmarks"):
-        subcommand = [word for word in words[3:4] if word in CHOICES]
-        text = help_of(words[2], subcommand, monkeypatch, capsys)
-        options = [word.split("=")[0] for word in words[3:] if word.startswith("--")]
+    options = [word.split("=")[0] for word in words if word.startswith("--")]
+    if words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+        text = help_of(words[2], monkeypatch, capsys)
+        assert all(option in text for option in options)
+    elif words[0] == "llmshearing" or words[:2] == ["python", "-m"]:
+        subcommand = [word for word in words[2:4] if word in CHOICES]
+        program = words[:2] if words[0] == "llmshearing" else words[:3]
+        named = program if "--help" in program else [*program, *subcommand, "--help"]
+        assert status(named) == 0
+        text = capsys.readouterr().out
         assert all(option in text for option in options)
     elif words[0] in ("bash", "sbatch"):
         assert (ROOT / words[1]).is_file()
-    if "train.py" in words or "llmshearing.utils.plan" in words:
-        start = 1 + words.index("train.py" if "train.py" in words else "llmshearing.utils.plan")
+    if "train.py" in words or words[:2] == ["llmshearing", "plan"]:
+        start = 1 + words.index("train.py" if "train.py" in words else "plan")
         path = ROOT / words[start]
         if not path.exists():  # a copy that the page had made
             path = ROOT / "configs" / "any" / words[start]
@@ -115,9 +111,9 @@ def test_every_command_exists(page: str, command: str, monkeypatch, capsys) -> N
 
 
 @pytest.mark.usefixtures("no_benchmark")
-@pytest.mark.parametrize("module", COMMANDS + BENCHMARKS)
-def test_help_says_what_a_command_does_and_shows_one(module: str, monkeypatch, capsys) -> None:
-    text = help_of(module, [], monkeypatch, capsys)
+@pytest.mark.parametrize("module", BENCHMARKS)
+def test_help_of_a_benchmark_shows_how_to_run_it(module: str, monkeypatch, capsys) -> None:
+    text = help_of(module, monkeypatch, capsys)
     assert text.startswith(f"usage: python -m {module}")
     example = " ".join(text.split("Example:")[1].split("\n\noptions")[0].split())
     assert f"python -m {module} " in f"{example} "
@@ -127,7 +123,7 @@ def test_help_says_what_a_command_does_and_shows_one(module: str, monkeypatch, c
 @pytest.mark.usefixtures("no_benchmark")
 @pytest.mark.parametrize("module", BENCHMARKS)
 def test_a_benchmark_says_what_it_measures_and_where_it_writes(module: str, monkeypatch, capsys) -> None:
-    text = help_of(module, [], monkeypatch, capsys)
+    text = help_of(module, monkeypatch, capsys)
     assert (sys.modules[module].__doc__ or "").splitlines()[0] in text
     name = "NAME" if module == "benchmarks.run_all" else module.split(".")[1]
     assert f"rites `benchmarks/results/{name}.json`" in text
@@ -185,6 +181,8 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_every_module_named_exists(page: Path) -> None:
     for name in re.findall(r"python -m ((?:llmshearing|benchmarks)[\w.]*)", page.read_text()):
         assert importlib.util.find_spec(name.rstrip(".")) is not None, name
+    for name in re.findall(r"`llmshearing (\w+)", page.read_text()):
+        assert name in COMMANDS
     for path in re.findall(
         r"`((?:llmshearing|scripts|configs|tests|benchmarks)/[\w./-]*)`", page.read_text()
     ):
@@ -194,7 +192,7 @@ def test_every_module_named_exists(page: Path) -> None:
 def test_configuration_reference_is_up_to_date() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text()
     assert written == config_reference.reference() + "\n", (
-        "run: python -m llmshearing.utils.config_reference > docs/configuration.md"
+        "run: llmshearing config_reference > docs/configuration.md"
     )
 
 

@@ -1,6 +1,7 @@
 """Every command that README and docs tell people to type is run, where all is there but tiny.
 
-Commands run as they stand, those of a page in one shell: its blocks, then its sentences. What cannot be is
+README's five steps run in bash, as a user would run them. The other commands begin where these end, and run
+in this process, where a debugger can follow them. Commands run as they are written; those that cannot are
 listed here with the reason: run in another form, or not at all. A listed command must still be on a page.
 """
 
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from documented import PAGES, Shell, blocks, make_place, mentions
+from command_line import status
+from documented import PAGES, blocks, make_place, mentions, run_in_bash, words_of
 from tests.data.conftest import tokenizer_folder
 
 assert tokenizer_folder  # a fixture
@@ -22,43 +24,67 @@ NOT_RUN = {
     "python -m benchmarks.data_tokenizing": "takes minutes",
     "python -m benchmarks.growth": "takes minutes",
     "python -m benchmarks.gpu": "needs a GPU",
-    "python -m llmshearing.utils.family_table docs/models.md": "run by tests/commands/test_family_table.py",
+    "python -m llmshearing": "lists the commands",
+    "llmshearing --help": "run by tests/commands/test_subcommands.py",
+    "llmshearing family_table docs/models.md": "run by tests/commands/test_family_table.py",
+    "export MODEL=models/llama2-7b.pt DATA=data/mds TARGET=1.3b": "README sets the same before its scripts",
+    "export MODEL=runs/llama2_7b_pruning_1.3b/pruned-latest-rank0.pt DATA=data/mds TARGET=1.3b": "so it does",
+    "bash scripts/pruning.sh": "README runs it",
+    "bash scripts/continue_pretraining.sh": "README runs it",
 }
-MODULE, RUNS = "python -m llmshearing", "runs/llama2_7b_pruning_1.3b runs/llama2_1.3b_continued"
-PLAN = f"{MODULE}.utils.plan configs/llama2/7b.yaml data_local=data/mds --devices 8"
-CONVERT, CUT = (
-    f"{MODULE}.utils.composer_to_hf",
-    f"{MODULE}.utils.post_pruning_processing prune_and_save_model",
-)
-EQUAL, MEASURE = f"{MODULE}.utils.test_composer_hf_eq", f"{MODULE}.utils.reference_loss measure"
+RUNS = "runs/llama2_7b_pruning_1.3b runs/llama2_1.3b_continued"
+OLD = "python -m llmshearing.utils"
 SHARES = "cc=0.67 github=0.045 book=0.045 stackexchange=0.02 wiki=0.045 arxiv=0.025 c4-rp=0.15"
 PREPARE = (
-    f"{MODULE}.data.prepare --input text --output data --tokenizer path/to/llama --seq_length 4096 "
+    "llmshearing prepare --input text --output data --tokenizer path/to/llama --seq_length 4096 "
     f"--eval_tokens 2048000 --prune_tokens 0.42B --ft_tokens 50B --proportion {SHARES}"
 )
 SOURCE, MASKED = "models/Llama-2-7b-hf models/llama2-7b.pt", "runs/llama2_7b_pruning_1.3b/latest-rank0.pt"
 SMALL_RUN = "global_train_batch_size=1 device_train_microbatch_size=1 max_duration=1ba eval_interval=0ba"
+DRY_RUN = "DRY_RUN=1 bash scripts/pruning.sh"
+SETTINGS = "MODEL=models/llama2-7b.pt DATA=data/mds TARGET=1.3b"
+SLURM = f"LAUNCHER=slurm NODES=2 {SETTINGS} bash scripts/pruning.sh"
+MERGE = "--input_dir data/eval --output_dir data --output_split eval_two --split_names"
 INSTEAD = {
     # A step takes long enough.
     **{
         f"composer train.py {name}.yaml": f"composer train.py {name}.yaml {SMALL_RUN}"
         for name in ("prune", "continue")
     },
-    # There is no data yet, which the plan counts as a problem.
-    f"{PLAN} --gpu a100": f"{PLAN} --gpu a100 | tee plan.txt || grep 'There is no data folder' plan.txt",
     # The stand-ins are smaller.
-    f"{EQUAL} {SOURCE} 7B": f"{EQUAL} {SOURCE} 0.06M",
+    f"llmshearing compare {SOURCE} 7B": f"llmshearing compare {SOURCE} 0.06M",
     PREPARE: PREPARE.replace("--ft_tokens 50B", "--ft_tokens 0.42B"),
+    # The page has its settings exported, and its run begins after this.
+    DRY_RUN: f"{SETTINGS} SAVE_FOLDER=runs/later {DRY_RUN} | grep 'composer train.py configs'",
+    SLURM: f"{SLURM} | grep 'Submitted --job-name llama2_7b_pruning_1.3b --nodes 2'",
     # Forms, with words to be filled in.
     "composer train.py CONFIG.yaml key=value ...": f"composer train.py configs/llama2/1.3b.yaml {SMALL_RUN}",
-    f"{MODULE}.report RUN...": f"{MODULE}.report {RUNS}",
-    f"{MEASURE} MODEL --data DATA": f"{MEASURE} models/llama2-7b.pt --data data/mds",
-    f"{CONVERT} save_hf_to_composer HF OUT.pt": f"{CONVERT} save_hf_to_composer {SOURCE}",
-    f"{CONVERT} save_composer_to_hf CKPT OUT_FOLDER [key=value ...]": f"{CONVERT} save_composer_to_hf "
-    "models/llama2-7b.pt models/again hidden_size=32",
-    f"{EQUAL} HF CKPT [SIZE]": f"{EQUAL} {SOURCE}",
-    f"{CUT} CKPT [OUT] [--hf FOLDER]": f"{CUT} {MASKED} models/cut.pt --hf models/cut",
-    f"{MODULE}.utils.test_pruning CKPT": f"{MODULE}.utils.test_pruning {MASKED}",
+    "llmshearing report RUN...": f"llmshearing report {RUNS}",
+    "llmshearing reference_loss measure MODEL --data DATA": "llmshearing reference_loss measure "
+    "models/llama2-7b.pt --data data/mds",
+    "llmshearing convert HF OUT.pt": f"llmshearing convert {SOURCE}",
+    "llmshearing convert HF OUT": f"llmshearing convert {SOURCE}",
+    "llmshearing export CKPT OUT_FOLDER [key=value ...]": "llmshearing export models/llama2-7b.pt "
+    "models/again hidden_size=32",
+    "llmshearing export CKPT OUT key=value ...": "llmshearing export models/llama2-7b.pt models/once-more "
+    "--hidden_size=32",
+    "llmshearing compare HF CKPT [SIZE]": f"llmshearing compare {SOURCE}",
+    "llmshearing compare HF CKPT SIZE": f"llmshearing compare {SOURCE} 0.06M",
+    "llmshearing prune CKPT [OUT] [--hf FOLDER]": f"llmshearing prune {MASKED} models/cut.pt --hf models/cut",
+    "llmshearing prune CKPT": f"llmshearing prune {MASKED}",
+    "llmshearing merge ...": f"llmshearing merge {MERGE} book wiki".replace("data/", "data/mds/"),
+    "llmshearing check CKPT": f"llmshearing check {MASKED}",
+    f"{OLD}.composer_to_hf save_hf_to_composer HF OUT": f"{OLD}.composer_to_hf save_hf_to_composer {SOURCE}",
+    f"{OLD}.composer_to_hf save_composer_to_hf CKPT OUT key=value ...": f"{OLD}.composer_to_hf "
+    "save_composer_to_hf models/llama2-7b.pt models/as-there model_class=LlamaForCausalLM hidden_size=32",
+    f"{OLD}.test_composer_hf_eq HF CKPT SIZE": f"{OLD}.test_composer_hf_eq {SOURCE} 0.06M",
+    f"{OLD}.post_pruning_processing prune_and_save_model CKPT": f"{OLD}.post_pruning_processing "
+    f"prune_and_save_model {MASKED}",
+    f"{OLD}.test_pruning CKPT": f"{OLD}.test_pruning {MASKED}",
+    "python -m llmshearing.data.merge_data --input_dir DIR --output_dir DIR --output_split NAME "
+    "--split_names NAME ...": f"python -m llmshearing.data.merge_data {MERGE} book wiki".replace(
+        "data/", "data/mds/"
+    ),
 }
 
 
@@ -69,51 +95,63 @@ def to_run(name: str) -> list[str]:
     return [INSTEAD.get(command, command) for command in written if command not in NOT_RUN]
 
 
-@pytest.fixture
-def place(tmp_path: Path, tokenizer_folder: Path) -> Path:
-    make_place(tmp_path, tokenizer_folder)
-    return tmp_path
+def five_steps() -> list[str]:
+    """README's commands from text to an exported model."""
+    commands = to_run("README.md")
+    return commands[: 1 + next(i for i, command in enumerate(commands) if "llmshearing export" in command)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """Where README's five steps have been run."""
+    place = tmp_path_factory.mktemp("place")
+    make_place(place, tokenizer_folder)
+    (place / "said.txt").write_text(run_in_bash(five_steps(), place))
+    # Names that pages have for what is there: a quickstart, a run, a tokenizer.
+    (place / "runs" / "quickstart").mkdir()
+    for name, target in {
+        "runs/quickstart/prune": "runs/llama2_7b_pruning_1.3b",
+        "runs/quickstart/continue": "runs/llama2_1.3b_continued",
+        "runs/quickstart/scratch": "runs/llama2_1.3b_continued",
+        "runs/prune": "runs/llama2_7b_pruning_1.3b",
+        "path/to/llama": "models/Llama-2-7b-hf",
+        "path/to/source": "models/Llama-2-7b-hf",
+    }.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).symlink_to(place / target)
+    return place
 
 
 @pytest.mark.slow
-def test_readme(place: Path) -> None:
-    """The five steps, and the report of a quickstart whose runs are these."""
-    quickstart = place / "runs" / "quickstart"
-    quickstart.mkdir(parents=True)
-    for name, run in (
-        ("prune", "7b_pruning_1.3b"),
-        ("continue", "1.3b_continued"),
-        ("scratch", "1.3b_continued"),
-    ):
-        (quickstart / name).symlink_to(place / "runs" / f"llama2_{run}")
-    said = Shell(place).run(to_run("README.md"))
-    assert "models/sheared-1.3b: llama, d_model 16, 2 heads" in said
-    assert "Submitted --job-name llama2_7b_pruning_1.3b --nodes 2" in said
+def test_five_steps(place: Path) -> None:
+    assert "models/sheared-1.3b: llama, d_model 16, 2 heads" in (place / "said.txt").read_text()
     assert (place / "models" / "sheared-1.3b" / "tokenizer.json").exists()
-    assert (quickstart / "report.html").exists()
 
 
 @pytest.mark.slow
-def test_recipe_and_the_pages_that_begin_where_it_ends(place: Path) -> None:
-    shell = Shell(place)
-    said = shell.run(to_run("recipe.md"))
-    assert "composer train.py configs/llama2/7b.yaml" in said  # the dry run
-    assert "models/sheared-1.3b: llama, d_model 16, 2 heads" in said
-    assert (place / "report.html").exists()
-    (place / "runs" / "prune").symlink_to("llama2_7b_pruning_1.3b")
-    for name in ("troubleshooting.md", "models.md", "coming-from-the-original.md", "configuration.md"):
-        shell.run(to_run(name))
-    assert (place / "models" / "cut" / "config.json").exists()
-
-
-@pytest.mark.slow
-def test_data(place: Path) -> None:
-    (place / "path" / "to").mkdir(parents=True)
-    for name in ("llama", "source"):
-        (place / "path" / "to" / name).symlink_to(place / "models" / "Llama-2-7b-hf")
-    assert "1345423360" in " ".join(to_run("data.md"))
-    Shell(place).run(to_run("data.md"))
-    assert (place / "data" / "eval_merge" / "index.json").exists()
+@pytest.mark.parametrize(
+    ("page", "makes"),
+    [
+        ("README.md", "runs/quickstart/report.html"),
+        ("recipe.md", "report.html"),
+        ("troubleshooting.md", "runs/prune/pruned-latest-rank0.pt"),
+        ("models.md", "models/cut/config.json"),
+        ("data.md", "data/eval_code/index.json"),
+        ("coming-from-the-original.md", "models/as-there/config.json"),
+        ("configuration.md", "configs/llama2/7b.yaml"),
+    ],
+)
+def test_page(page: str, makes: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(place)
+    ran = five_steps() if page == "README.md" else to_run("README.md")
+    for command in to_run(page):
+        if command in ran:
+            continue
+        if command.startswith(("llmshearing ", "python ", "composer ")):
+            assert status(words_of(command)) == 0, f"{command}: {capsys.readouterr()}"
+        else:
+            run_in_bash([command], place)
+    assert (place / makes).exists()
 
 
 def test_no_command_is_left_out() -> None:

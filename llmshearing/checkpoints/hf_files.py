@@ -71,7 +71,7 @@ def read_hf(path: str | Path) -> HFModel:
     if place.is_file() and not is_hf(place) and place.name not in _WEIGHT_FILES:
         raise ValueError(
             f"{place} is no HF model: expected a folder with {CONFIG}, or a safetensors or GGUF file. A "
-            "Composer checkpoint is converted by save_composer_to_hf."
+            "Composer checkpoint is converted by `llmshearing export`."
         )
     folder = place if place.is_dir() else place.parent
     files = read_travelling(folder)

@@ -1,4 +1,4 @@
-"""Whether the masked model in a pruning run's checkpoint equals its pruned, exported one: `llmshearing check`."""
+"""Whether a pruning run's masked model equals its pruned, exported one: `llmshearing check`."""
 
 import tempfile
 from collections.abc import Mapping

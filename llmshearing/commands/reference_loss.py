@@ -170,7 +170,8 @@ def measure(
     checkpoint = read_checkpoint(model_path)
     if checkpoint.section:
         raise ValueError(
-            f"{model_path} is of a pruning run: measure the source model, or prune_and_save it first"
+            f"{model_path} is the checkpoint of a pruning run: measure the source model, or the one that "
+            "`llmshearing prune` makes of it"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_ours(checkpoint).to(device)
@@ -236,6 +237,7 @@ def parse_arguments() -> argparse.Namespace:
         "measure",
         help="losses of a model on the evaluation data",
         description=_MEASURE,
+        epilog=parser.epilog,
         formatter_class=parser.formatter_class,
     )
     measuring.add_argument("model", help="HF folder or Composer checkpoint")
@@ -250,6 +252,7 @@ def parse_arguments() -> argparse.Namespace:
         "fit",
         help="losses at another size, by a scaling law",
         description=_FIT,
+        epilog=parser.epilog,
         formatter_class=parser.formatter_class,
     )
     fitting.add_argument(

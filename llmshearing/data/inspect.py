@@ -27,9 +27,7 @@ def find_folders(root: Path) -> list[Path]:
     Raises FileNotFoundError if there is none.
     """
     if not (folders := sorted(index.parent for index in root.rglob(INDEX) if not _is_hidden(index, root))):
-        raise FileNotFoundError(
-            f"{root} holds no {INDEX}: expected what `python -m llmshearing.data.prepare` has completed"
-        )
+        raise FileNotFoundError(f"{root} holds no {INDEX}: expected what `llmshearing prepare` has completed")
     found = set(folders)
     return [folder for folder in folders if found.isdisjoint(folder.parents)]
 

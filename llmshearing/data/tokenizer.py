@@ -31,8 +31,8 @@ _CHAT = re.compile(
 
 _ITS_FOLDER = "give the folder that holds it"
 _FOLDER_OF = {
-    ".gguf": "convert the model with save_hf_to_composer and save_composer_to_hf of "
-    "llmshearing.utils.composer_to_hf, and give the folder that comes out"
+    ".gguf": "convert the model with `llmshearing convert` and `llmshearing export`, and give the "
+    "folder that comes out"
 }
 
 Encode = Callable[[list[str]], Iterable[Sequence[int]]]

@@ -113,11 +113,11 @@ class ShardFolder:
             if parts := sorted(path.parent.name for path in self.path.glob(f"*/{INDEX}")):
                 raise FileNotFoundError(
                     f"{index} not found, but {len(parts)} folders below have one, such as {parts[0]}: name one "
-                    "of them, or put them together with `python -m llmshearing.data.merge_data` or streaming's "
+                    "of them, or put them together with `llmshearing merge` or streaming's "
                     "merge_index"
                 )
             raise FileNotFoundError(
-                f"{index} not found: expected a folder made by `python -m llmshearing.data.prepare`; check "
+                f"{index} not found: expected a folder made by `llmshearing prepare`; check "
                 "the path: in a configuration data_local, the split and set_names"
             )
         return read_index(index)

@@ -2,5 +2,5 @@
 
 config --findings--> problems, shapes, sequences of each domain
        --estimates--> parameters, memory, time, disk
-       --text--> what `python -m llmshearing.utils.plan` prints and a run logs before its first step
+       --text--> what `llmshearing plan` prints and a run logs before its first step
 """

@@ -206,7 +206,7 @@ def _data_exists(config: Config, found: Findings) -> bool:
     found.add(
         [
             f"There is no data folder {dataset.local}; set data_local to the folder that "
-            "`python -m llmshearing.data.prepare` wrote."
+            "`llmshearing prepare` wrote."
         ]
     )
     return False

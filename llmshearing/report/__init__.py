@@ -4,7 +4,7 @@
                --figures--> what to show, thinned out to what an eye can see
                --charts, maps--> SVG and PNG  --page--> one HTML file that needs nothing else
 
-`write_report(folders, path)` makes it; `python -m llmshearing.report` is the command.
+`write_report(folders, path)` makes it; `llmshearing report` is the command.
 """
 
 from llmshearing.report.page import write_report

@@ -332,7 +332,7 @@ def test_loading_copies_every_weight_and_leaves_fresh_masks(tmp_path):
 def test_a_masked_checkpoint_is_not_trained_on_without_its_masks(tmp_path):
     checkpoint = read_checkpoint(masked_checkpoint(tmp_path / "m.pt", n_layers=1))
     with pytest.raises(
-        ValueError, match=r"pruning run, whose masks are not applied.*prune_and_save_model .*m\.pt"
+        ValueError, match=r"pruning run, whose masks are not applied.*llmshearing prune .*m\.pt"
     ):
         load_weights(model_for(checkpoint), checkpoint)
     model = model_for(checkpoint, l0_module=L0Config(target_model=TargetConfig(n_layers=1)))

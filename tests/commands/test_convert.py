@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from command_line import status_of
 from llmshearing.checkpoints import hf_files
 from llmshearing.checkpoints.opening import read_checkpoint
-from llmshearing.commands import compare as test_composer_hf_eq
-from llmshearing.commands import convert as composer_to_hf
+from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
+from llmshearing.utils import composer_to_hf, test_composer_hf_eq
 from twins import CONFIGS, SIZES, make, masked_checkpoint, save, tokens
 
 
@@ -50,7 +50,7 @@ def test_a_config_tells_the_type_that_training_gave_the_weights(tmp_path):
     save_hf_to_composer(save(make(CONFIGS["llama"]).bfloat16(), tmp_path / "hf"), tmp_path / "c.pt")
     checkpoint = read_checkpoint(tmp_path / "c.pt")
     trained = {name: weight.float() for name, weight in checkpoint.weights.items()}
-    composer_to_hf.write_checkpoint(tmp_path / "c.pt", trained, checkpoint.record)
+    write_checkpoint(tmp_path / "c.pt", trained, checkpoint.record)
     save_composer_to_hf(tmp_path / "c.pt", tmp_path / "back")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "back", torch_dtype="auto").dtype == torch.float32
 
@@ -63,7 +63,7 @@ def test_a_model_from_scratch_gets_the_special_tokens_of_its_tokenizer(tmp_path,
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, **ends)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     record = {"hf_files": hf_files.read_travelling(tmp_path / "tokenizer"), "config": None}
-    composer_to_hf.write_checkpoint(tmp_path / "c.pt", read_checkpoint(tmp_path / "c.pt").weights, record)
+    write_checkpoint(tmp_path / "c.pt", read_checkpoint(tmp_path / "c.pt").weights, record)
     save_composer_to_hf(
         tmp_path / "c.pt", tmp_path / "back", {"num_attention_heads": SIZES["num_attention_heads"]}
     )
@@ -145,7 +145,7 @@ def test_the_check_fails_on_another_model_or_size(tmp_path, monkeypatch, capsys)
 
 def test_a_masked_checkpoint_is_not_exported(tmp_path):
     masked_checkpoint(tmp_path / "m.pt", n_layers=1)
-    with pytest.raises(ValueError, match=r"prune_and_save_model .*m\.pt --hf .*out"):
+    with pytest.raises(ValueError, match=r"llmshearing prune .*m\.pt --hf .*out"):
         save_composer_to_hf(tmp_path / "m.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -142,7 +142,9 @@ def test_the_command_measures_what_the_datas_manifest_names(data, model, monkeyp
 
 def test_a_pruning_run_is_not_measured(data, tmp_path):
     path = masked_checkpoint(tmp_path / "m.pt", n_layers=1)
-    with pytest.raises(ValueError, match=r"m\.pt is of a pruning run: measure the source model"):
+    with pytest.raises(
+        ValueError, match=r"m\.pt is the checkpoint of a pruning run: measure the source model"
+    ):
         measure(str(path), data, ["book", "cc"], "eval_merge", SEQ_LEN, 2)
 
 

@@ -1,27 +1,24 @@
 """Merging keeps every sequence and spreads the folders evenly."""
 
-import sys
-
 import pytest
 
+from llmshearing import fired
 from llmshearing.data import merge_data
 from llmshearing.datasets.sequence_folder import SequenceFolder
 from tests.datasets.folders import SEQ_LEN, write_folder
 
 
-def test_the_command_spreads_folders_evenly(monkeypatch, tmp_path, capsys):
+def test_the_command_spreads_folders_evenly(tmp_path, capsys):
     for name, count in (("cc", 6), ("book", 3), ("wiki", 1)):
         write_folder(tmp_path / "eval" / name, count, name)
     words = ["--input_dir", f"{tmp_path}/eval", "--output_dir", str(tmp_path), "--output_split", "eval_merge"]
-    monkeypatch.setattr(sys, "argv", ["merge_data", *words, "--split_names", "cc", "book", "wiki"])
-    merge_data.main()
+    fired.call(merge_data.merge_data, "merge", [*words, "--split_names", "cc", "book", "wiki"])
     assert "10 sequences of 3 folders" in capsys.readouterr().out
     merged = SequenceFolder(tmp_path / "eval_merge", SEQ_LEN)
     order = [merged.domain(i) for i in range(10)]
     assert order == ["cc", "book", "cc", "cc", "book", "wiki", "cc", "cc", "book", "cc"]
     assert [int(merged[i].tokens[0]) for i in range(10) if order[i] == "cc"] == list(range(6))
-    monkeypatch.setattr(sys, "argv", ["merge_data", *words, "--split_names", "cc,", "book,wiki"])
-    merge_data.main()
+    fired.call(merge_data.merge_data, "merge", [*words, "--split_names", "cc,", "book,wiki"])
     assert [SequenceFolder(tmp_path / "eval_merge", SEQ_LEN).domain(i) for i in range(10)] == order
 
 
@@ -105,12 +102,10 @@ def test_a_damaged_shard_is_refused_and_nothing_is_left(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", "/tmp/x", "..", ".", ""])
-def test_a_name_that_leads_out_of_the_output_folder_is_refused(tmp_path, monkeypatch, name):
+def test_a_name_that_leads_out_of_the_output_folder_is_refused(tmp_path, name):
     write_folder(tmp_path / "cc", 3)
-    words = ["--input_dir", str(tmp_path), "--output_dir", f"{tmp_path}/out", "--output_split", name]
-    monkeypatch.setattr(sys, "argv", ["merge_data", *words, "--split_names", "cc"])
     with pytest.raises(
         ValueError, match=r"--output_split is .*: expected the name of a folder in --output_dir"
     ):
-        merge_data.main()
+        merge_data.merge_data(tmp_path, tmp_path / "out", name, ["cc"])
     assert [path.name for path in tmp_path.iterdir()] == ["cc"]

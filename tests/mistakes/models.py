@@ -67,14 +67,14 @@ CASES: dict[str, list[Case]] = {
             "masks in a run without",
             TRAIN,
             "{y} model.path={f}/run/latest-rank0.pt model.l0_module=null save_folder={f}/new",
-            ("whose masks are not applied yet", "prune_and_save_model"),
+            ("whose masks are not applied yet",),
             trained(),
         ),
         Case(
             "masks in an export",
             CONVERT,
             "save_composer_to_hf {f}/run/latest-rank0.pt {f}/out",
-            ("whose masks are not applied yet", "prune_and_save_model"),
+            ("whose masks are not applied yet",),
             trained(),
         ),
         Case(

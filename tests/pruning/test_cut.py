@@ -10,11 +10,11 @@ from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.hf_files import HFModel, from_hf
 from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.checkpoints.writing import write_checkpoint
-from llmshearing.commands import check_pruning as test_pruning
-from llmshearing.commands import prune as post_pruning_processing
+from llmshearing.commands import prune as prune_command
 from llmshearing.commands.prune import prune_and_save_model, prune_checkpoint
 from llmshearing.pruning.cut import cut
 from llmshearing.shapes.families import architecture_from_hf
+from llmshearing.utils import post_pruning_processing, test_pruning
 from twins import CONFIGS, make, masked_checkpoint
 
 PREFIX = "model.transformer."
@@ -198,7 +198,7 @@ def test_the_check_fails_when_pruning_is_wrong(tmp_path, monkeypatch, capsys):
         pruned[f"{PREFIX}ln_f.weight"] = pruned[f"{PREFIX}ln_f.weight"] * 1.1
         return pruned, smaller
 
-    monkeypatch.setattr(post_pruning_processing, "cut", wrong)
+    monkeypatch.setattr(prune_command, "cut", wrong)
     assert status_of(monkeypatch, test_pruning, path, *WORDS) == 2
     assert "error: The models are not equal" in capsys.readouterr().err
 
