@@ -7,7 +7,7 @@ The frequency of pair i of R / 2 is theta^(-2 i / R); a scaling changes it:
 - linear: divided by `factor` (positions are interpolated).
 - dynamic: theta grows with the length beyond the trained one (NTK-aware).
 - llama3: low frequencies divided by `factor`, high ones kept, those between interpolated.
-- yarn: the same by the number of rotations within the trained length, and attention is scaled (arXiv 2309.00071).
+- yarn: the same by the number of rotations, and attention is scaled (arXiv 2309.00071).
 """
 
 import math

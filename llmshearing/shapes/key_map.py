@@ -36,6 +36,7 @@ _GPT_NEOX = {
     "embed_out": "output",
 }
 _OF_FAMILY = {"gpt_neox": _GPT_NEOX}  # every other family carries LLaMA's names
+_NEWER = {"gpt_neox": {"lm_head": "output"}}  # of transformers 5, read; the older one is written
 _NOT_WEIGHTS = re.compile(r"\.rotary_emb\.inv_freq$|\.attention\.(bias|masked_bias)$")
 
 
@@ -50,7 +51,8 @@ def to_composer(hf_name: str, family: str) -> str:
     Raises:
         ValueError: for a name that the table does not have.
     """
-    return PREFIX + _look_up(hf_name, _OF_FAMILY.get(family, _LLAMA), f"HF models of family {family}")
+    table = _OF_FAMILY.get(family, _LLAMA) | _NEWER.get(family, {})
+    return PREFIX + _look_up(hf_name, table, f"HF models of family {family}")
 
 
 def to_hf(name: str, family: str) -> str:

@@ -1,7 +1,7 @@
 """Rotary embeddings in HF configs: both spellings read, whichever version of transformers is installed.
 
-transformers 4 writes `rope_theta` and `rope_scaling` (GPT-NeoX: `rotary_emb_base`, `rotary_pct`) at the top of
-a config; transformers 5 writes one `rope_parameters` that holds base, scaling and rotated part. The older
+transformers 4 writes `rope_theta` and `rope_scaling` (GPT-NeoX: `rotary_emb_base`, `rotary_pct`) at the top
+of a config; transformers 5 writes one `rope_parameters` that holds base, scaling and rotated part. The older
 spelling is written, which both versions read.
 """
 
@@ -38,8 +38,8 @@ def read_rope(hf: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_theta`, `rope_scaling` and `rotary_pct` of an HF config, as far as it says them.
 
     Raises:
-        ValueError: for a type, key or layout that is not understood, spellings that contradict each other, and
-            a config of transformers 5 that says nothing of its rotary embedding.
+        ValueError: for a type, key or layout that is not understood, spellings that contradict each other,
+            and a config of transformers 5 that says nothing of its rotary embedding.
     """
     new = hf.get("rope_parameters") or {}
     _check_layout(new)
@@ -92,8 +92,8 @@ def _check_layout(new: Mapping[str, Any]) -> None:
     by_layer = [key for key, value in new.items() if isinstance(value, Mapping) or key in _LAYER_TYPES]
     if by_layer:
         raise ValueError(
-            f"rope_parameters differ by type of layer ({', '.join(by_layer)}), which this family is not known "
-            "to have; supported are rotary embeddings that all layers share."
+            f"rope_parameters differ by type of layer ({', '.join(by_layer)}), which this family is not "
+            "known to have; supported are rotary embeddings that all layers share."
         )
 
 
