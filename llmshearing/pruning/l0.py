@@ -16,7 +16,7 @@ from llmshearing.pruning.replicated import local
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import expected_parameters, prunable_parameters
 from llmshearing.shapes.families import architecture_of, target_of
-from llmshearing.shapes.reachable import pruning_problems
+from llmshearing.shapes.reachable import export_warnings, pruning_problems
 from llmshearing.shapes.units import KINDS, Gates, chosen_kinds, drive, kept_size, row_size, rows, to_z
 
 
@@ -96,7 +96,9 @@ class L0Module(Method):
             kinds,
             None if target else l0.target_sparsity,
             problems,
-            _falling_targets(l0, source, target, kinds) if target and not problems else [],
+            _falling_targets(l0, source, target, kinds) + export_warnings(target)
+            if target and not problems
+            else [],
             {"model.l0_module.lagrangian_warmup_steps": l0.lagrangian_warmup_steps},
         )
 

@@ -93,6 +93,17 @@ def _uncovered(source: Architecture, target: Architecture, names: list[str], sec
     return problems
 
 
+def export_warnings(target: Architecture) -> list[str]:
+    """What of an exported `target` only some versions of transformers load."""
+    if target.family == "llama" and target.d_model % target.n_heads:
+        return [
+            f"target_model has d_model {target.d_model}, no multiple of its {target.n_heads} heads: "
+            "transformers 5 rejects such a Llama, transformers 4 loads it. Choose a multiple of n_heads to "
+            "have both."
+        ]
+    return []
+
+
 def _export_problems(target: Architecture) -> list[str]:
     if target.family == "gpt_neox" and target.n_heads * target.head_dim != target.d_model:
         return [

@@ -11,7 +11,7 @@ from llmshearing.shapes import counts, units
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_from_hf, complete
 from llmshearing.shapes.key_map import PREFIX
-from llmshearing.shapes.reachable import pruning_problems
+from llmshearing.shapes.reachable import export_warnings, pruning_problems
 from twins import CONFIGS
 
 MHA = Architecture(
@@ -154,3 +154,10 @@ def test_a_row_of_the_table_is_all_that_a_new_gate_needs(monkeypatch):
     small.load_state_dict(weights)
     torch.testing.assert_close(small(batch)["logits"], masked)
     assert (plain - masked).abs().max() > 1e-3
+
+
+def test_a_width_that_transformers_5_rejects_is_warned_about():
+    (warning,) = export_warnings(GQA.resized(d_model=60))
+    assert "d_model 60, no multiple of its 8 heads: transformers 5 rejects" in warning
+    assert not export_warnings(GQA)
+    assert not export_warnings(GQA.resized(d_model=60, family="mistral"))
