@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
-from omegaconf import OmegaConf
 from streaming.base.format.mds import MDSWriter
 
 from benchmarks.common import BODY_25M, write_result
 from benchmarks.steps import our_step
 from llmshearing import cli
-from llmshearing.config.keys import Config, build
+from llmshearing.config import Config, build
 from llmshearing.config.reading import load_config
+from llmshearing.config.writing import to_yaml
 from llmshearing.training import build_trainer
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +103,7 @@ def _config(folder: Path) -> Config:
     }
     config = build(Config, values)
     (folder / "run").mkdir()
-    OmegaConf.save(OmegaConf.structured(config), folder / "run" / "config.yaml")
+    (folder / "run" / "config.yaml").write_text(to_yaml(config))
     return config
 
 

@@ -21,7 +21,6 @@ from composer.optim import (
     LinearWithWarmupScheduler,
 )
 from composer.utils import dist, reproducibility
-from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from llmshearing.callbacks.checkpointing import Checkpointing
@@ -43,13 +42,15 @@ from llmshearing.checkpoints.describing import completed
 from llmshearing.checkpoints.hf_files import read_travelling
 from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
 from llmshearing.checkpoints.writing import load_weights
-from llmshearing.config.keys import Config, FsdpConfig
+from llmshearing.config import Config, FsdpConfig
+from llmshearing.config.writing import to_yaml
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.manifest import read_manifest
-from llmshearing.files import occupied
+from llmshearing.files import occupied, replacing
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.model_registry import model_class
 from llmshearing.planning.findings import check
+from llmshearing.planning.sizes import settle
 from llmshearing.planning.text import describe
 from llmshearing.sharding import parallelize
 
@@ -173,6 +174,7 @@ def build_loaders(config: Config, model: ComposerMosaicLlama) -> tuple[DataLoade
         dynamic=True,
         set_names=domains.set_names,
         proportion=domains.proportion,
+        weights_change=domains.dynamic,
         vocab_size=model.model.arch.vocab_size,
     )
     if config.eval_loader is None:
@@ -305,6 +307,7 @@ def _preflight(config: Config, source: Checkpoint | None) -> None:
     """Log what the run would do, and refuse it with every problem at once if it cannot."""
     devices = dist.get_world_size()
     found = check(config, devices, source)
+    settle(config, found.epoch_sequences)
     if dist.get_global_rank() == 0:
         logger.info("Before the first step:\n%s", describe(config, found, [devices]))
         for warning in found.warnings:
@@ -329,11 +332,12 @@ def _record(config: Config, source: Checkpoint | None) -> dict[str, Any]:
         files = {**read_travelling(Path(config.tokenizer_name)), **files}
     manifest = read_manifest(config.train_loader.dataset.local)
     data = None if manifest is None else manifest.sha256
-    return {"config": OmegaConf.to_yaml(OmegaConf.structured(config)), "hf_files": files, "data": data}
+    return {"config": to_yaml(config), "hf_files": files, "data": data}
 
 
 def _write_config(config: Config) -> None:
     assert config.save_folder is not None
     folder = Path(config.save_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
+    with replacing(folder / "config.yaml") as temporary:
+        temporary.write_text(to_yaml(config))

@@ -71,11 +71,10 @@ def make_place(folder: Path, tokenizer: Path) -> None:
     _shrink(folder / "scripts/pruning.sh", {_row(LARGE): _row(TARGET)})
     for name, sizes, tiny in (("7b", SEVEN_B, SOURCE), ("1.3b", LARGE, TARGET)):
         changes = {f"\n  {key}: {sizes[key]}\n": f"\n  {key}: {tiny[key]}\n" for key in sizes}
-        changes |= {
-            "vocab_size: 32000": f"vocab_size: {VOCABULARY}",
-            "precision: amp_bf16": "precision: fp32",
-        }
         _shrink(folder / f"configs/llama2/{name}.yaml", changes)
+    vocabulary = {"vocab_size: 32000": f"vocab_size: {VOCABULARY}"}
+    _shrink(folder / "configs/llama2/7b.yaml", vocabulary)
+    _shrink(folder / "configs/llama2/common.yaml", vocabulary | {"precision: amp_bf16": "precision: fp32"})
     target = {f"\n      {key}: {LARGE[key]}\n": f"\n      {key}: {TARGET[key]}\n" for key in LARGE}
     _shrink(folder / "configs/llama2/7b.yaml", target)
     domains = {

@@ -12,7 +12,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -30,13 +29,6 @@ BENCHMARKS = [
     if '__name__ == "__main__"' in path.read_text()
 ]
 CHOICES = ("save_hf_to_composer", "save_composer_to_hf", "prune_and_save_model", "measure", "fit")
-
-
-@dataclass
-class Undocumented:
-    first: int = 1
-    """Documented."""
-    second: int = 2
 
 
 @pytest.fixture
@@ -194,8 +186,3 @@ def test_configuration_reference_is_up_to_date() -> None:
     assert written == config_reference.reference() + "\n", (
         "run: llmshearing config_reference > docs/configuration.md"
     )
-
-
-def test_a_field_without_documentation_is_refused() -> None:
-    with pytest.raises(ValueError, match="Undocumented has fields without a line of documentation: second"):
-        config_reference.documented_fields(Undocumented)

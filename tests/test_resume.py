@@ -8,10 +8,10 @@ import torch
 from composer.core import Callback
 
 from llmshearing import training
-from llmshearing.callbacks.resume import changes
 from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.checkpoints.safe_load import load_tensors
+from llmshearing.config.resuming import changes
 from llmshearing.files import occupied
 from processes import Ranks, assert_close, assert_same, run, weights, write_config
 from reliability import faults
@@ -180,15 +180,15 @@ def test_changes_names_what_a_run_cannot_go_on_with_and_what_else_differs():
     assert fixed == [
         "model.d_model was 8, is 16",
         "model.l0_module.noise was 'shared', is None",
-        "optimizer.lr was 1, is 2",
-        "seed was None, is 18",
-        "train_loader.dataset.split was None, is 'for_ft'",
+        "optimizer.lr was 1.0, is 2.0",
+        "seed was 17, is 18",
+        "train_loader.dataset.split was '', is 'for_ft'",
         "callbacks.data_loading.set_names was None, is ['a']",
-        "callbacks.data_loading.proportion was None, is [1]",
+        "callbacks.data_loading.proportion was None, is [1.0]",
     ]
     assert others == [
-        "precision was None, is 'fp32'",
-        "callbacks.data_loading.dynamic was None, is True",
+        "precision was 'amp_bf16', is 'fp32'",
+        "callbacks.data_loading.dynamic was False, is True",
     ]
 
 

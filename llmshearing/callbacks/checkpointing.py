@@ -84,7 +84,9 @@ class Checkpointing(Callback):
         if self.weights_only:
             record = {c: s for c, s in state.state_dict()["callbacks"].items() if c == "RunRecord"}
             return {"state": {"model": state.get_model_state_dict(), "callbacks": record}}
-        return {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}
+        saved = state.state_dict()
+        saved.pop("run_name", None)  # the record has it, as it is written in the file
+        return {"state": saved, "rng": reproducibility.get_rng_state()}
 
     def _commit(self, written: Path, step: int, files: dict[str, Any]) -> None:
         final = run_folder.commit(written, step, files)

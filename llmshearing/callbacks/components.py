@@ -9,7 +9,7 @@ import composer.algorithms
 import composer.callbacks
 import composer.loggers
 
-from llmshearing.config.keys import Config
+from llmshearing.config import Config
 
 REGISTRIES: dict[str, dict[str, Any]] = {
     "callbacks": {
@@ -38,7 +38,6 @@ def named(config: Config, section: str) -> dict[str, dict[str, Any]]:
     parts = dict(getattr(config, section))
     if section == "callbacks":
         parts = _ALWAYS | parts
-        parts.pop("data_loading", None)
     return {name: arguments or {} for name, arguments in parts.items()}
 
 

@@ -5,9 +5,11 @@ import time
 from datetime import timedelta
 from typing import Any, TextIO
 
-from composer.core import State, Time
+from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
+
+from llmshearing.config.durations import batches
 
 
 class ProgressLines(LoggerDestination):
@@ -24,7 +26,7 @@ class ProgressLines(LoggerDestination):
     """
 
     def __init__(self, interval: str = "1ba", stream: TextIO | None = None) -> None:
-        self.interval = int(Time.from_timestring(interval).value)
+        self.interval = batches(interval)
         self.stream = stream or sys.stderr
         self._values: dict[str, Any] = {}
         self._begun = self._last = (0.0, 0.0)  # when, and at which part of the run or which token

@@ -13,7 +13,6 @@ from typing import Any
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
-from omegaconf import OmegaConf
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -25,49 +24,13 @@ from torch.distributed.checkpoint.state_dict import (
 from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.sharded import is_sharded, load_sharded
+from llmshearing.config.resuming import changes
 
 log = logging.getLogger(__name__)
 
 # What Composer's state restores by itself. Left out: the name of this run and its algorithms are its own
 # (Composer would evaluate the text it finds there), metrics begin anew with each evaluation.
 _PLAIN = ("callbacks", "dataset_state", "rank_zero_seed", "scaler", "schedulers", "timestamp")
-# Keys that a checkpoint decides: another value would have no effect, or none that makes sense.
-_SAME = (
-    "model",
-    "optimizer",
-    "seed",
-    "train_loader.dataset.split",
-    "callbacks.data_loading.set_names",
-    "callbacks.data_loading.proportion",
-)
-# Keys that say where and how a run runs, not what it computes.
-_FREE = (
-    "model.path",
-    "model.init_device",
-    "model.attn_impl",
-    "model.loss_chunk_tokens",
-    "data_local",
-    "data_remote",
-    "train_loader.dataset.local",
-    "train_loader.dataset.remote",
-    "eval_loader.dataset.local",
-    "eval_loader.dataset.remote",
-    "run_name",
-    "load_",
-    "save_",
-    "autoresume",
-    "max_duration",
-    "max_skipped_steps",
-    "progress_bar",
-    "log_to_console",
-    "console_log_interval",
-    "python_log_level",
-    "loggers",
-    "device_",
-    "fsdp_config",
-    "compile_config",
-    "dist_timeout",
-)
 
 
 class Resume(Callback):
@@ -221,31 +184,6 @@ def _check_undamaged(checkpoint: Path) -> None:
     mine = files[dist.get_global_rank() :: dist.get_world_size()]
     shares = dist.all_gather_object(run_folder.damage(checkpoint, mine) if mine else [])
     run_folder.refuse(checkpoint, [problem for share in shares for problem in share])
-
-
-def changes(recorded: str, current: str) -> tuple[list[str], list[str]]:
-    """How two configurations (YAML) differ: in keys that must not change while a run goes on, and in others.
-
-    Keys that may change without a word are left out.
-    """
-    before, now = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (recorded, current))
-    differing = {
-        key: f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in before | now
-        if before.get(key) != now.get(key) and not key.startswith(_FREE)
-    }
-    fixed = [key for key in differing if key.startswith(_SAME)]
-    return [differing.pop(key) for key in fixed], list(differing.values())
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {
-        name: leaf
-        for key, value in values.items()
-        for name, leaf in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
 
 
 def _name(optimizer: Any) -> str:

@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from tokenizers import Tokenizer
 
 from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.checkpoints.safe_load import load_omegaconf
 from llmshearing.checkpoints.special_tokens import special_token_ids
 from llmshearing.checkpoints.weights import check_weights, sizes_of
-from llmshearing.config.keys import ModelConfig, as_model_config
+from llmshearing.config import ModelConfig, as_model_config
+from llmshearing.config.reading import load_values, parse_record
+from llmshearing.config.references import resolve_references
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import (
     architecture_from_hf,
@@ -87,16 +89,15 @@ def run_config(checkpoint: Checkpoint) -> ModelConfig | None:
     beside = checkpoint.path.parent
     text = (checkpoint.record or {}).get("config")
     if text:
-        loaded = OmegaConf.create(text)
+        values = parse_record(text)
     elif (beside / "config.yaml").is_file():
-        loaded = OmegaConf.load(beside / "config.yaml")
+        values = load_values(beside / "config.yaml")
     elif (beside / "config.pt").is_file():
-        loaded = load_omegaconf(beside / "config.pt")
+        loaded: Any = OmegaConf.to_container(load_omegaconf(beside / "config.pt"))
+        values = resolve_references(loaded)
     else:
         return None
-    assert isinstance(loaded, DictConfig)
-    OmegaConf.resolve(loaded)
-    return as_model_config(loaded.model)
+    return as_model_config(values.get("model"))
 
 
 def _described_by(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Architecture:

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 
 from llmshearing import cli
-from llmshearing.config.keys import Config
+from llmshearing.config import Config
 from llmshearing.config.reading import read_what_fits
 from llmshearing.planning import text
 from llmshearing.planning.findings import Findings, examine
+from llmshearing.planning.sizes import settled
 
 
 def render(
@@ -79,8 +80,10 @@ def main() -> None:
         raise ValueError(f"--tokens_per_second is {arguments.tokens_per_second:g}; expected more than 0.")
     config, problems = read_what_fits(arguments.config, arguments.overrides)
     found = examine(config, arguments.devices)
-    found.problems[:0] = problems
+    told = [problem.removeprefix(f"{arguments.config}: ") for problem in problems]
+    found.problems = problems + [problem for problem in found.problems if problem not in told]
     devices = powers_of_two(arguments.devices)
+    config = settled(config, found.epoch_sequences)
     cli.say(render(config, found, devices, arguments.gpu, arguments.tokens_per_second))
     if found.problems:
         sys.exit(1)

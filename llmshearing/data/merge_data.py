@@ -15,6 +15,9 @@ from llmshearing.files import replacing_folder
 
 logger = logging.getLogger(__name__)
 
+_SHUFFLE = "the sequences of all folders are spread evenly, and training reads them in random order"
+_ROWS = "every folder is merged whole; eval_subset_num_batches limits what an evaluation reads"
+
 
 def merge(inputs: Sequence[Path], output: Path) -> int:
     """Write the sequences of all input folders to one; returns how many there are.
@@ -90,7 +93,12 @@ def _columns(folder: ShardFolder) -> tuple[dict[str, str], int | None]:
 
 
 def merge_data(
-    input_dir: str | Path, output_dir: str | Path, output_split: str, split_names: Sequence[str]
+    input_dir: str | Path,
+    output_dir: str | Path,
+    output_split: str,
+    split_names: Sequence[str],
+    shuffle: bool = False,
+    split_rows: int | None = None,
 ) -> None:
     """Merge folders of prepared data into one, their sequences spread evenly.
 
@@ -104,6 +112,8 @@ def merge_data(
         output_dir: folder that gets the merged one.
         output_split: name of the merged folder, such as eval_merge.
         split_names: names of the folders to merge.
+        shuffle: accepted for the original's commands, without effect.
+        split_rows: accepted for the original's commands, without effect.
 
     Raises:
         ValueError: for an output that is not a plain name, and as `merge` does.
@@ -114,6 +124,9 @@ def merge_data(
             f"--output_split is {output_split!r}: expected the name of a folder in --output_dir, "
             "such as eval_merge"
         )
+    for flag, given, about in (("--shuffle", shuffle, _SHUFFLE), ("--split_rows", split_rows, _ROWS)):
+        if given:
+            logger.warning("%s has no effect: %s", flag, about)
     if not split_names:
         raise ValueError("--split_names is empty: expected the names of the folders to merge")
     output = Path(output_dir, output_split)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing import cli
+from llmshearing.config.key import SUM_TOLERANCE
 from llmshearing.data.executors import EXECUTORS, run_stages
 from llmshearing.data.job import MAX_BROKEN_SHARE, Job
 from llmshearing.data.sources import list_tasks, open_folder, sha256
@@ -31,7 +32,6 @@ from llmshearing.data.splits import SPLITS
 from llmshearing.data.stages import EVAL_MERGE, pack_tasks
 from llmshearing.data.tokenizer import TextTokenizer, load_tokenizer
 from llmshearing.datasets.manifest import MANIFEST, Manifest, read_manifest
-from llmshearing.datasets.mixture import SUM_TOLERANCE
 from llmshearing.files import occupied
 
 logger = logging.getLogger(__name__)

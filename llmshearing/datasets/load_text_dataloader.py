@@ -11,7 +11,7 @@ from llmshearing.config.loader import DatasetConfig, LoaderConfig
 from llmshearing.datasets.mixture import Mixture
 from llmshearing.datasets.opening import DataSection, dataset_manifest
 from llmshearing.datasets.ranks import Ranks, current_ranks
-from llmshearing.datasets.sequence_folder import SequenceFolder
+from llmshearing.datasets.sequence_folder import DomainSequences, SequenceFolder
 from llmshearing.datasets.streaming_dataset import Sample, TextDynamicStreamingDataset, TextStreamingDataset
 
 
@@ -22,6 +22,7 @@ def build_text_dataloader(
     set_names: Sequence[str] | None = None,
     proportion: Sequence[float] | None = None,
     vocab_size: int | None = None,
+    weights_change: bool = True,
 ) -> DataLoader:
     """Open the data of a section, and a loader of its token sequences.
 
@@ -33,6 +34,7 @@ def build_text_dataloader(
         set_names: the domains. None with `dynamic`: the split itself is the only one.
         proportion: starting weights of the domains, needed with `set_names` and `dynamic`.
         vocab_size: the model's; data with larger token ids is refused.
+        weights_change: whether the domains' weights do (`places.py`).
 
     Raises FileNotFoundError and ValueError for data that is missing, broken, or other than configured.
     """
@@ -41,14 +43,15 @@ def build_text_dataloader(
     data = DataSection(cfg, section, dataset_manifest(cfg.dataset), vocab_size, ranks)
     if not dynamic:
         return evaluation_loader(cfg, TextStreamingDataset(data.open(), set_names), device_batch_size, ranks)
-    folders = [data.open(name) for name in (set_names if set_names is not None else [""])]
+    names = set_names if set_names is not None else [""]
+    folders = [data.open_domain(name, weights_change) for name in names]
     mixture = build_mixture(cfg.dataset, folders, set_names, proportion)
     return training_loader(folders, mixture, device_batch_size, ranks)
 
 
 def build_mixture(
     cfg: DatasetConfig,
-    folders: Sequence[SequenceFolder],
+    folders: Sequence[SequenceFolder | DomainSequences],
     set_names: Sequence[str] | None,
     proportion: Sequence[float] | None,
 ) -> Mixture:
@@ -67,7 +70,10 @@ def build_mixture(
 
 
 def training_loader(
-    folders: Sequence[SequenceFolder], mixture: Mixture, device_batch_size: int, ranks: Ranks
+    folders: Sequence[SequenceFolder | DomainSequences],
+    mixture: Mixture,
+    device_batch_size: int,
+    ranks: Ranks,
 ) -> DataLoader:
     """Whole batches of a mixture of opened folders, without end."""
     dataset = TextDynamicStreamingDataset(folders, mixture, device_batch_size, ranks.rank, ranks.world_size)

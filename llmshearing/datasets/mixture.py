@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmshearing.config.key import SUM_TOLERANCE
+
 EXHAUSTED_POLICIES = ("repeat", "stop", "renormalize")
-SUM_TOLERANCE = 1e-3 + 1e-9  # how far from 1 the weights that a user writes may sum, and rounding
 
 _PHILOX_WORDS = 4  # 64-bit words that one Philox counter yields
 _ROUNDS = 6  # of the Feistel network; four are enough for pseudo-randomness in theory

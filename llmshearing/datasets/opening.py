@@ -6,9 +6,10 @@ from pathlib import Path
 
 from llmshearing.config.loader import DatasetConfig, LoaderConfig
 from llmshearing.datasets.manifest import MANIFEST, Manifest, read_manifest
+from llmshearing.datasets.places import place_of
 from llmshearing.datasets.ranks import Ranks
 from llmshearing.datasets.remote import Remote, check_apart, parse_cache_limit
-from llmshearing.datasets.sequence_folder import TOKEN_DTYPES, SequenceFolder
+from llmshearing.datasets.sequence_folder import TOKEN_DTYPES, DomainSequences, SequenceFolder
 from llmshearing.files import LOCK, lock
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class DataSection:
         self._cfg = cfg = loader.dataset
         self._manifest = manifest
         self._vocab_size = vocab_size
+        self._mixed: dict[Path, SequenceFolder] = {}
         problems = [] if loader.name == "text" else [f"{name}.name is {loader.name!r}: expected text"]
         limit, root = cfg.cache_limit, cfg.remote
         if limit is not None:
@@ -51,6 +53,29 @@ class DataSection:
             raise ValueError("\n".join(problems))
         self._remote = _open_remote(cfg, name, ranks) if root else None
 
+    def open_domain(self, name: str, dynamic: bool = True) -> SequenceFolder | DomainSequences:
+        """The training sequences of a domain, wherever they lie (`places.py`); "" is the split as a whole.
+
+        Args:
+            dynamic: whether the weights of the domains change.
+
+        Raises:
+            FileNotFoundError: as `open`.
+            ValueError: as `open`, and where a folder of several domains has none of this one.
+        """
+        place, domain = place_of(self._cfg, name, dynamic)
+        if domain is None:
+            return self._open(place)
+        if place not in self._mixed:
+            self._mixed[place] = self._open(place)
+        found = self._mixed[place].only(domain)
+        if not len(found):
+            raise ValueError(
+                f"{found.path} holds no sequences of domain {domain}: prepare more text of it, or leave it "
+                "out"
+            )
+        return found
+
     def open(self, name: str = "") -> SequenceFolder:
         """The folder of this name below the split; "" is the split itself.
 
@@ -58,8 +83,10 @@ class DataSection:
             FileNotFoundError: for a missing folder, index or shard.
             ValueError: for one that is empty or broken, or holds other data than configured.
         """
+        return self._open(Path(self._cfg.split, name))
+
+    def _open(self, place: Path) -> SequenceFolder:
         cfg = self._cfg
-        place = Path(cfg.split, name)
         path = Path(cfg.local) / place
         if cfg.remote:
             check_apart(f"{cfg.remote.rstrip('/')}/{place.as_posix()}", path)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,18 @@ class SequenceFolder:
         """Name of the domain that was written beside this sequence."""
         return self._shards.entry(index).get("set", "")
 
+    def only(self, domain: str) -> "DomainSequences":
+        """The sequences of one domain, of a folder that holds several."""
+        return DomainSequences(self, self._by_domain.get(domain, []))
+
+    @cached_property
+    def _by_domain(self) -> dict[str, list[int]]:
+        """Which sequences each domain has; reads the whole folder."""
+        found: dict[str, list[int]] = {}
+        for index in range(len(self)):
+            found.setdefault(self.domain(index), []).append(index)
+        return found
+
     def _ids(self, stored: Any, index: int) -> NDArray[Any]:
         """The ids of a sequence, from bytes or from an array that tells its own type."""
         if isinstance(stored, np.ndarray) and (stored.ndim, stored.itemsize) != (1, self.dtype.itemsize):
@@ -174,3 +187,23 @@ def _array_dtype(stored: NDArray[Any], seq_len: int, where: str) -> str:
             "max_seq_len to the length the data was prepared with, or prepare it again"
         )
     return found
+
+
+class DomainSequences:
+    """Some of the sequences of a folder, as a list: those of one domain.
+
+    Args:
+        folder: the folder that holds them.
+        indices: their places in it.
+    """
+
+    def __init__(self, folder: SequenceFolder, indices: Sequence[int]):
+        self.path = folder.path
+        self._folder = folder
+        self._indices = np.asarray(indices, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> TokenSequence:
+        return self._folder[int(self._indices[index])]

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from llmshearing.datasets.mixture import Mixture, Plan
-from llmshearing.datasets.sequence_folder import SequenceFolder, TokenSequence
+from llmshearing.datasets.sequence_folder import DomainSequences, SequenceFolder, TokenSequence
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class TextDynamicStreamingDataset(IterableDataset[Sample]):
 
     def __init__(
         self,
-        folders: Sequence[SequenceFolder],
+        folders: Sequence[SequenceFolder | DomainSequences],
         mixture: Mixture,
         device_batch_size: int,
         rank: int = 0,

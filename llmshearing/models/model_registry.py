@@ -21,5 +21,6 @@ def model_class(name: str) -> type[ComposerMosaicLlama]:
         if re.fullmatch(pattern, name):
             return cls
     raise ValueError(
-        f"model.name is {name!r}; expected a name that begins with mosaic_llama or mosaic_pythia."
+        f"model.name is {name!r}; expected a name that begins with mosaic_llama or mosaic_pythia. Other "
+        "families are mosaic_llama too: the checkpoint says which, or model.family does."
     )

@@ -19,12 +19,13 @@ from llmshearing.checkpoints.describing import completed
 from llmshearing.checkpoints.opening import Checkpoint, open_checkpoint
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.weights import check_weights
+from llmshearing.config import Config
 from llmshearing.config.checks import config_problems, domain_problems
-from llmshearing.config.keys import Config
+from llmshearing.config.durations import parse
 from llmshearing.data.tokenizer import check_tokenizer, is_made_with, load_tokenizer
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader, dataset_manifest
 from llmshearing.models.model_registry import model_class
-from llmshearing.planning.sizes import planned_steps, steps_in
+from llmshearing.planning.sizes import planned_steps, settled, steps_in
 from llmshearing.pruning import aim_of, without_method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_of
@@ -53,6 +54,11 @@ class Findings:
     evaluation: dict[str, int] = field(default_factory=dict)
     """Sequences of each domain that one evaluation reads."""
 
+    @property
+    def epoch_sequences(self) -> int | None:
+        """Sequences that the training domains hold together; None when they were not found."""
+        return sum(self.training.values()) or None
+
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Note what the block refuses instead of raising it; each problem once."""
@@ -78,7 +84,6 @@ def examine(config: Config, devices: int = 1, checkpoint: Checkpoint | None = No
     checkpoint = _examine_model(config, checkpoint, found)
     _examine_target(config, found)
     _examine_updates(config, found)
-    _examine_warmups(config, found)
     _examine_folder(config, found)
     _examine_compilation(config, found)
     _examine_batch(config, devices, found)
@@ -86,6 +91,7 @@ def examine(config: Config, devices: int = 1, checkpoint: Checkpoint | None = No
         _examine_tokenizers(config, checkpoint, found)
         _examine_training_data(config, found)
         _examine_evaluation_data(config, devices, found)
+    _examine_warmups(settled(config, found.epoch_sequences), found)
     return found
 
 
@@ -140,9 +146,10 @@ def _examine_updates(config: Config, found: Findings) -> None:
     if domains.set_names and not domain_problems(domains):  # which are noted, in other words
         with found.collecting():
             build_dynamic_loading(domains)
-    if domains.updates and config.eval_interval == "0ba":
+    evaluates = bool(parse(config.eval_interval).number)
+    if domains.updates and not evaluates:
         found.warnings.append("eval_interval is 0ba: without evaluations the domain weights never change.")
-    if config.eval_loader is None and (config.eval_interval != "0ba" or config.eval_first):
+    if config.eval_loader is None and (evaluates or config.eval_first):
         found.add(
             ["eval_loader is not set, but eval_interval or eval_first is; set it, or eval_interval=0ba."]
         )
@@ -242,7 +249,12 @@ def _examine_training_data(config: Config, found: Findings) -> None:
     for name in names or [""]:
         with found.collecting():
             loader = _open(
-                config, found, config.train_loader, dynamic=True, set_names=[name] if name else None
+                config,
+                found,
+                config.train_loader,
+                dynamic=True,
+                set_names=[name] if name else None,
+                weights_change=config.data_loading.dynamic,
             )
             found.training[name] = len(loader.dataset.folders[0])
 

@@ -1,24 +1,68 @@
 """Steps, evaluations and tokens: arithmetic on a configuration alone."""
 
-import math
-import re
+import copy
+from collections.abc import Iterator
+from typing import Any
 
-from llmshearing.config.keys import Config
+from llmshearing.config import Config, durations
+from llmshearing.config.key import keys_of
 
 
 def planned_steps(config: Config) -> int:
-    """Steps of the whole run."""
+    """Steps of the whole run; 0 for one in epochs, unless `settled` has converted them."""
     return steps_in(config.max_duration, config)
 
 
 def steps_in(duration: str, config: Config) -> int:
-    """Steps in a duration such as 3200ba, 50000000tok or 1000sp (sequences)."""
-    match = re.fullmatch(r"(\d+)(ba|tok|sp)", duration)
-    if match is None:
+    """Steps in a duration such as 3200ba, 50000000tok, 1000sp (sequences) or 0.03dur; 0 for one in epochs."""
+    parsed = durations.parse(duration)
+    if parsed.unit == "ep":
         return 0
-    sequences = config.global_train_batch_size
-    per_step = {"ba": 1, "tok": sequences * config.max_seq_len, "sp": sequences}[match[2]]
-    return math.ceil(int(match[1]) / max(per_step, 1))
+    steps = planned_steps(config) if parsed.unit == "dur" else None
+    batch, seq_len = max(1, config.global_train_batch_size), max(1, config.max_seq_len)
+    return durations.steps_in(duration, batch, seq_len, steps=steps)
+
+
+def settled(config: Config, epoch_sequences: int | None) -> Config:
+    """A copy of a configuration, after `settle`."""
+    config = copy.deepcopy(config)
+    settle(config, epoch_sequences)
+    return config
+
+
+def settle(config: Config, epoch_sequences: int | None) -> None:
+    """Convert to batches, in place, what nothing else could: the stream of training data has no end, a model
+    knows no run, and Composer's schedules want the run and its warm-up in one unit.
+
+    Args:
+        epoch_sequences: sequences that the training domains hold together; None leaves epochs as they are.
+    """
+    batch, seq_len = max(1, config.global_train_batch_size), max(1, config.max_seq_len)
+
+    def batches(duration: str, steps: int | None = None) -> str:
+        if durations.parse(duration).unit == "ep" and epoch_sequences is None:
+            return duration
+        return f"{durations.steps_in(duration, batch, seq_len, epoch_sequences, steps)}ba"
+
+    for key in ("max_duration", "eval_interval", "save_interval"):
+        if durations.parse(getattr(config, key)).unit == "ep":
+            setattr(config, key, batches(getattr(config, key)))
+    run, warmup = (durations.parse(text).unit for text in (config.max_duration, config.scheduler.t_warmup))
+    if warmup not in (run, "dur"):
+        config.max_duration = batches(config.max_duration)
+        config.scheduler.t_warmup = batches(config.scheduler.t_warmup)
+    for section, key in _durations(config.model):
+        setattr(section, key, batches(getattr(section, key), planned_steps(config)))
+
+
+def _durations(section: Any) -> Iterator[tuple[Any, str]]:
+    """The keys of a section, and of those inside it, that hold a duration."""
+    for name, known in keys_of(type(section)).items():
+        value = getattr(section, name)
+        if known.section is not None and value is not None:
+            yield from _durations(value)
+        elif known.key.units and value is not None:
+            yield section, name
 
 
 def evaluations(config: Config) -> int:

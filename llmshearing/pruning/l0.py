@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmshearing.config.keys import L0Config, ModelConfig, OptimizerConfig, TargetConfig, as_model_config
+from llmshearing.config import L0Config, ModelConfig, OptimizerConfig, TargetConfig, as_model_config
+from llmshearing.config.durations import batches
 from llmshearing.config.strict import build
 from llmshearing.pruning import hard_concrete, lagrangian
 from llmshearing.pruning.method import Aim, Convergence, Method, one_step
@@ -64,7 +65,7 @@ class L0Module(Method):
         self.target = aim.target
         self.eval_target_model = l0.eval_target_model
         self.start_sparsity = l0.start_sparsity
-        self.warmup_steps = warmup_batches(l0.lagrangian_warmup_steps)
+        self.warmup_steps = batches(l0.lagrangian_warmup_steps)
         self.target_sparsity = self._overall_target(l0.target_sparsity, aim.kinds)
         self.masks = nn.ModuleDict({kind: Mask(KINDS[kind].shape(self.arch), device) for kind in aim.kinds})
         pairs = ["", *(f"_{kind}" for kind in aim.kinds)] if self.target else [""]
@@ -278,17 +279,3 @@ def _falling_targets(l0: L0Config, source: Architecture, target: Architecture, k
 
 def _rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def warmup_batches(duration: str | int) -> int:
-    """The number in `640ba`, or in `640`.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    number = str(duration).removesuffix("ba")
-    if not number.isdigit():
-        raise ValueError(
-            f"model.l0_module.lagrangian_warmup_steps is {duration!r}; expected batches, such as 640ba."
-        )
-    return int(number)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from llmshearing.config.keys import Config
-from llmshearing.config.reading import read_config
+from llmshearing.config import Config
+from llmshearing.config.reading import read_record
 from llmshearing.pruning import Aim, aim_of, method_class
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_of
@@ -128,7 +128,7 @@ def read_run(folder: Path) -> Run:
             raise FileNotFoundError(
                 f"There is no {path}; expected the save_folder of a run, which holds {CONFIG} and {METRICS}."
             )
-    config = read_config(folder / CONFIG)
+    config = read_record(folder / CONFIG)
     mask_files = _mask_files(folder) if method_class(config.model) else {}
     run = Run(folder, config, read_metrics(folder / METRICS), mask_files)
     try:

@@ -37,7 +37,7 @@ def test_command_prints_plan_and_problems(
         "64 evaluations",
         "80.9 GB",
         "There is no data folder",
-        "seed: Value 'three'",
+        "seed is 'three'; expected a whole number.",
     ):
         assert part in printed
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llmshearing.config.keys import ModelConfig
-from llmshearing.config.reading import read_config
+from llmshearing.config.reading import load_config
 from llmshearing.models.decoder import Block, Decoder
 from llmshearing.models.rope import rope_tables
 from llmshearing.planning import estimates, sizes
@@ -85,7 +85,7 @@ def test_saved_bytes_are_what_a_real_block_keeps(masked: bool) -> None:
 
 
 def test_sharded_memory_falls_with_devices_and_states_add_up() -> None:
-    config, found = read_config(SEVEN), examine(read_config(SEVEN))
+    config, found = load_config(SEVEN), examine(load_config(SEVEN))
     one, eight = (estimates.memory(config, found, n) for n in (1, 8))
     count = 6_738_415_616
     assert one.weights + one.gradients + one.optimizer == 16 * count

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
+from llmshearing.config.writing import to_yaml
 from runs import run_config
 
 SHAPE = {"d_model": 64, "n_heads": 8, "n_layers": 4, "intermediate_size": 96, "vocab_size": 64}
@@ -42,7 +42,7 @@ def write_run(
     if config.model.l0_module and config.model.l0_module.target_model:
         for key, value in target.items():
             setattr(config.model.l0_module.target_model, key, value)
-    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
+    (folder / "config.yaml").write_text(to_yaml(config))
     lines = [json.dumps(line) for line in _metrics(steps, interval, prune, domains, target, shape)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     for step in range(interval, steps + 1, interval) if prune else ():

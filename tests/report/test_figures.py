@@ -81,7 +81,7 @@ def test_distances_are_above_the_reference_and_below_it(run: Run, drawn) -> None
 
 def test_runs_of_other_domains_or_without_references_leave_cells_empty(run: Run, tmp_path: Path) -> None:
     other = read_run(write_run(tmp_path / "other", domains=("books", "wiki")))
-    other.config.callbacks["data_loading"]["target_loss"] = None
+    other.config.data_loading.target_loss = None
     assert figures.excess_losses(other) is None
     assert rows(figures.losses_table([run, other])) == [
         ["run", "1.5000", "2.7500", ""],

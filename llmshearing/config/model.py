@@ -1,0 +1,128 @@
+"""The section `model`: the source, its sizes, and the masks that a pruning run learns."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmshearing.config.key import FREE, key
+from llmshearing.config.strict import build
+
+
+@dataclass
+class TargetConfig:
+    """The shape to prune to; a size left out stays that of the source."""
+
+    d_model: int | None = key(None, "Hidden size.")
+    n_heads: int | None = key(None, "Query heads of each layer.")
+    n_kv_heads: int | None = key(
+        None,
+        "KV heads of each layer; default: `n_heads` with multi-head attention, else those of the source.",
+    )
+    n_layers: int | None = key(None, "Decoder layers.")
+    intermediate_size: int | None = key(None, "Width of each MLP.")
+    vocab_size: int | None = key(
+        None,
+        "Accepted for original files; a vocabulary is not pruned, so it must equal the source's.",
+    )
+
+
+@dataclass
+class L0Config:
+    """Masks and the constraint that drives them to the target."""
+
+    start_sparsity: float = key(0.0, "Sparsity at which every target starts.", least=0, below=1)
+    target_sparsity: float = key(
+        0.0, "Overall sparsity to reach where no `target_model` is given.", least=0, below=1
+    )
+    pruning_modules: list[str] | None = key(
+        None,
+        "Masks: head, kv_head, head_layer, intermediate, mlp, layer, hidden; default: those of the target.",
+    )
+    lagrangian_warmup_steps: str = key(
+        "0ba",
+        "How long targets rise from `start_sparsity`, such as 640ba.",
+        units=("ba", "tok", "sp", "ep", "dur"),
+        bare=True,
+    )
+    eval_target_model: bool = key(
+        True, "Evaluate with the target's shape; false: with as many units as the masks expect to keep now."
+    )
+    target_model: TargetConfig | None = key(
+        None, "The shape to prune to; null: prune to `target_sparsity` of the whole model."
+    )
+    noise: str = key(
+        "per_rank",
+        "`per_rank`: each rank and microbatch draws its own masks; `shared`: all use the same of a step.",
+        choices=("per_rank", "shared"),
+    )
+
+
+@dataclass
+class ModelConfig:
+    """The model. Sizes left out are read from the checkpoint at `path`."""
+
+    name: str = key(
+        "mosaic_llama",
+        "Registry name: any that begins with mosaic_llama, such as mosaic_llama2_7b, or with mosaic_pythia.",
+    )
+    path: str | None = key(
+        None,
+        "Weights to start from: a Composer checkpoint or state dict, or an HF folder; null: random weights.",
+        resume=FREE,
+    )
+    init_device: str = key(
+        "cpu",
+        "Where a model has its parameters at first; a run decides that itself.",
+        choices=("cpu", "meta", "mixed"),
+        resume=FREE,
+    )
+    family: str | None = key(
+        None,
+        "Architecture family when there is no checkpoint to tell: llama, mistral, qwen2, qwen3, gpt_neox.",
+    )
+    d_model: int | None = key(None, "Hidden size.")
+    n_heads: int | None = key(None, "Query heads.")
+    n_kv_heads: int | None = key(None, "KV heads; default: `n_heads`.")
+    head_dim: int | None = key(None, "Size of one head; default: d_model / n_heads.")
+    n_layers: int | None = key(None, "Decoder layers.")
+    intermediate_size: int | None = key(None, "Width of each MLP.")
+    vocab_size: int | None = key(None, "Rows of the embedding.")
+    max_seq_len: int | None = key(None, "Positions the model is trained for, in tokens.")
+    rms_norm_eps: float | None = key(None, "Epsilon of the norms.")
+    layer_norm_eps: float | None = key(None, "Epsilon of the norms, by Pythia's name.")
+    rope_theta: float | None = key(None, "Base of the rotary embedding.")
+    rope_scaling: dict[str, Any] | None = key(
+        None, "Rotary scaling as in an HF config: rope_type and its parameters."
+    )
+    rotary_pct: float | None = key(None, "Part of a head that rotates (Pythia).")
+    sliding_window: int | None = key(None, "Tokens a position can look back; null: all.")
+    qkv_bias: bool | None = key(None, "Whether the q, k and v projections have biases.")
+    out_bias: bool | None = key(None, "Whether the attention output projection has a bias.")
+    mlp_bias: bool | None = key(None, "Whether the MLP projections have biases.")
+    qk_norm: bool | None = key(None, "Whether q and k are normalised by head (Qwen3).")
+    tie_embeddings: bool | None = key(None, "Whether the output projection is the embedding.")
+    activation: str | None = key(
+        None, "Activation of the MLP by its HF name; default: silu, or gelu for gpt_neox."
+    )
+    use_parallel_residual: bool | None = key(None, "Whether attention and MLP read the same input (Pythia).")
+    init_std: float = key(0.02, "Standard deviation of random initial weights.", least=0)
+    attn_pdrop: float = key(0.0, "Must be 0: the published recipe has no dropout.")
+    resid_pdrop: float = key(0.0, "Must be 0: the published recipe has no dropout.")
+    emb_pdrop: float = key(0.0, "Must be 0: the published recipe has no dropout.")
+    attn_impl: str = key(
+        "sdpa", "Attention: sdpa, flash or eager; flash needs the package flash-attn.", resume=FREE
+    )
+    loss_chunk_tokens: int | None = key(
+        None,
+        "Tokens whose logits exist at once in training; default: about 64 MiB of logits.",
+        least=1,
+        resume=FREE,
+    )
+    set_names: list[str] | None = key(
+        None, "Domains whose losses the model reports; default: those of `callbacks.data_loading`."
+    )
+    l0_module: L0Config | None = key(None, "Masks to learn; null: train the model as it is.")
+
+
+def as_model_config(cfg: Any) -> ModelConfig:
+    """`cfg` as a `ModelConfig`: itself, or built from a mapping or DictConfig."""
+    return cfg if isinstance(cfg, ModelConfig) else build(ModelConfig, cfg, source="model")
