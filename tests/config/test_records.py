@@ -3,7 +3,8 @@
 import pytest
 import torch
 import yaml
-from llmshearing.checkpoints.checkpoint import open_checkpoint, run_config
+from llmshearing.checkpoints.describing import run_config
+from llmshearing.checkpoints.opening import open_checkpoint
 
 from llmshearing.config import as_model_config
 from llmshearing.config.plain import parse
