@@ -3,9 +3,9 @@
 import pytest
 import torch
 import yaml
+
 from llmshearing.checkpoints.describing import run_config
 from llmshearing.checkpoints.opening import open_checkpoint
-
 from llmshearing.config import as_model_config
 from llmshearing.config.plain import parse
 from llmshearing.config.reading import load_config, parse_record, read_record
