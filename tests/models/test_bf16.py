@@ -22,7 +22,7 @@ GRADIENT, LOSS = 0.06, 1e-3
 
 def step(model: ComposerMosaicLlama, number: int, bf16: bool) -> dict[str, Any]:
     """Forward and backward pass of a step over random tokens; its outputs."""
-    model.model.l0_module.set_step(number)
+    model.model.l0_module.begin_step(number)
     model.zero_grad()
     torch.manual_seed(number)
     ids = tokens(24, rows=4)

@@ -1,5 +1,7 @@
 """The product with a masked weight: values and gradients are those of its definition."""
 
+import math
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,8 @@ MASKS = ("row_vector", "row_scalar", "columns")
 
 def ours(x: Tensor, linear: nn.Linear, masks: dict[str, Tensor]) -> Tensor:
     """The masked product, called as the decoder calls it."""
-    return masked_linear(x, linear, [masks.get("row_vector"), masks.get("row_scalar")], masks.get("columns"))
+    rows = [masks[name] for name in ("row_vector", "row_scalar") if name in masks]
+    return masked_linear(x, linear, math.prod(rows) if rows else None, masks.get("columns"))
 
 
 def definition(x: Tensor, weight: Tensor, bias: Tensor | None, masks: dict[str, Tensor]) -> Tensor:
