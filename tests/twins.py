@@ -79,6 +79,11 @@ for _name, _config in CONFIGS.items():
 TWO_A_FAMILY = [name for names in BY_FAMILY.values() for name in names[:2]]
 
 
+def shares_kv_heads(name: str) -> bool:
+    """Whether the model `name` has fewer KV heads than query heads, half as many."""
+    return getattr(CONFIGS[name], "num_key_value_heads", None) == GROUPED["num_key_value_heads"]
+
+
 def make(config: PretrainedConfig) -> PreTrainedModel:
     """A model of `config` in fp32 whose every parameter, norms and biases included, is random."""
     own = copy.deepcopy(config)  # saving a model writes its type there
