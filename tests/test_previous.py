@@ -81,7 +81,7 @@ def test_every_key_of_a_previous_configuration_keeps_its_value(folder, name):
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
 def test_previous_checkpoint_prunes_to_the_same_model(folder, kind):
-    prune_and_save_model(CHECKPOINTS[kind], "pruned.pt", "pruned-hf")
+    prune_and_save_model(CHECKPOINTS[kind], out="pruned.pt", hf="pruned-hf")
     assert hf_loss(folder / "pruned-hf") == pytest.approx(FIGURES["hf_loss"]["pruned"], rel=1e-6)
     save_composer_to_hf("pruned.pt", "again-hf")
     pruned, again = (load_file(folder / name / "model.safetensors") for name in ("pruned-hf", "again-hf"))

@@ -72,6 +72,17 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "gpt_neox tied": GPTNeoXConfig(**SIZES, tie_word_embeddings=True, hidden_act="gelu_new"),
 }
 
+# The names of CONFIGS by family: the one list of families that tests go through.
+BY_FAMILY: dict[str, list[str]] = {}
+for _name, _config in CONFIGS.items():
+    BY_FAMILY.setdefault(_config.model_type, []).append(_name)
+TWO_A_FAMILY = [name for names in BY_FAMILY.values() for name in names[:2]]
+
+
+def shares_kv_heads(name: str) -> bool:
+    """Whether the model `name` has fewer KV heads than query heads, half as many."""
+    return getattr(CONFIGS[name], "num_key_value_heads", None) == GROUPED["num_key_value_heads"]
+
 
 def make(config: PretrainedConfig) -> PreTrainedModel:
     """A model of `config` in fp32 whose every parameter, norms and biases included, is random."""
@@ -95,6 +106,17 @@ def tokens(length: int, vocab_size: int = SIZES["vocab_size"], rows: int = 2) ->
     return torch.randint(0, vocab_size, (rows, length))
 
 
+def masked_model(name: str, l0: L0Config) -> ComposerMosaicLlama:
+    """The model `name` with random weights and random masks, of which some gates close in each draw."""
+    hf = HFModel("twin", CONFIGS[name].to_dict(), dict(make(CONFIGS[name]).state_dict()), {})
+    weights, arch = from_hf(hf)
+    model = ComposerMosaicLlama(complete(ModelConfig(l0_module=l0), arch, name))
+    model.load_state_dict(weights, strict=False)
+    for mask in model.model.l0_module.masks.values():
+        torch.nn.init.uniform_(mask.z_loga, -4.6, 4.6)
+    return model
+
+
 def masked_checkpoint(
     path: Path, name: str = "llama grouped", config: str | None = None, **target: int
 ) -> Path:
@@ -103,13 +125,7 @@ def masked_checkpoint(
     Args:
         config: the run's configuration in the record, as YAML.
     """
-    hf = HFModel("twin", CONFIGS[name].to_dict(), dict(make(CONFIGS[name]).state_dict()), {})
-    weights, arch = from_hf(hf)
-    cfg = ModelConfig(l0_module=L0Config(target_model=TargetConfig(**target)))
-    model = ComposerMosaicLlama(complete(cfg, arch, name))
-    model.load_state_dict(weights, strict=False)
-    for mask in model.model.l0_module.masks.values():
-        torch.nn.init.uniform_(mask.z_loga, -4.6, 4.6)
-    files = {"config.json": json.dumps(hf.config)}
+    model = masked_model(name, L0Config(target_model=TargetConfig(**target)))
+    files = {"config.json": json.dumps(CONFIGS[name].to_dict())}
     write_checkpoint(path, model.state_dict(), {"hf_files": files, "config": config})
     return path

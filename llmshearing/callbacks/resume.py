@@ -60,6 +60,7 @@ class Resume(Callback):
         self._check(contents, state)
         options = StateDictOptions(full_state_dict=not sharded, strict=True)
         saved = contents["state"]
+        _check_complete(saved["model"], state, self.path)
         try:
             set_model_state_dict(state.model, saved["model"], options=options)
         except RuntimeError as error:
@@ -117,6 +118,17 @@ def check_contents(contents: Any, path: Path, optimizer: str, weights_only: bool
         raise ValueError(
             f"{path} cannot be gone on from: its optimizer state is of {found}, this run's is of "
             f"{optimizer}. Begin a new run from its weights: load_weights_only=true."
+        )
+
+
+def _check_complete(weights: Mapping[str, Any], state: State, path: Path) -> None:
+    """Raise ValueError when the model has weights that a checkpoint lacks, which torch would keep as is."""
+    expected = get_model_state_dict(state.model, options=StateDictOptions(full_state_dict=False))
+    missing = [name for name in expected if name not in weights]
+    if missing:
+        raise ValueError(
+            f"{path} does not match this run's model: it lacks {len(missing)} of {len(expected)} weights, "
+            f"such as {missing[0]}. Take model sizes and pruning sections of the run that wrote it."
         )
 
 

@@ -21,7 +21,7 @@ from llmshearing.checkpoints.writing import load_weights, write_checkpoint
 from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import architecture_from_hf, complete
-from twins import CONFIGS, make, masked_checkpoint, save
+from twins import BY_FAMILY, CONFIGS, make, masked_checkpoint, save
 
 SECTION = {
     "d_model": 16,
@@ -249,7 +249,8 @@ def test_weights_alone_need_the_number_of_heads_and_are_then_llama_2(tmp_path):
     assert (arch.n_layers, arch.intermediate_size, arch.vocab_size) == (2, 56, 96)
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "qwen2", "qwen3", "llama biases", "llama tied"])
+# Mistral's weights are those of a Llama model.
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in BY_FAMILY["mistral"]])
 def test_weights_alone_tell_their_family_and_options(tmp_path, name):
     expected = architecture_from_hf(CONFIGS[name].to_dict())
     found = describe(bare(tmp_path, name), {"num_attention_heads": 4})[0]

@@ -42,7 +42,7 @@ def test_targets_are_those_of_the_step_in_the_batch(model, steps):
 
 
 def test_targets_are_those_of_the_step_last_set_when_the_batch_has_none(model):
-    model.model.l0_module.set_step(STEP)
+    model.model.l0_module.begin_step(STEP)
     loss, _ = model(batch())["l0_output"]
-    model.model.l0_module.set_step(0)
+    model.model.l0_module.begin_step(0)
     assert loss.item() == pytest.approx(model.model.l0_module.lagrangian(STEP)[0].item())

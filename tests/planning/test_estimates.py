@@ -1,7 +1,6 @@
 """The figures of a plan: against published ones and against real models."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,9 +14,10 @@ from llmshearing.planning.activations import saved_bytes
 from llmshearing.planning.findings import examine
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import parameters
-from llmshearing.shapes.families import complete
+from llmshearing.shapes.families import architecture_from_hf, complete
 from llmshearing.shapes.units import GATES, LayerGates, weight_table
 from runs import DOMAINS, SEQ_LEN, run_config, write_data
+from twins import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 SEVEN = ROOT / "configs" / "llama2" / "7b.yaml"
@@ -46,18 +46,9 @@ def test_parameters_are_the_published_ones(
     assert parameters(arch) == count
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"family": "qwen2", "qkv_bias": True, "tie_embeddings": True},
-        {"family": "qwen3", "qk_norm": True},
-        {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
-        {"family": "gpt_neox", "n_kv_heads": 4, "qkv_bias": True, "out_bias": True, "mlp_bias": True},
-    ],
-)
-def test_parameters_are_those_of_the_model(options: dict[str, Any]) -> None:
-    arch = TINY.resized(**options)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_are_those_of_the_model(name: str) -> None:
+    arch = architecture_from_hf(CONFIGS[name].to_dict())
     model = Decoder(complete(ModelConfig(init_device="meta"), arch, "test"))
     assert parameters(arch) == sum(parameter.numel() for parameter in model.parameters())
 

@@ -15,7 +15,7 @@ from llmshearing.commands.prune import prune_and_save_model, prune_checkpoint
 from llmshearing.pruning.cut import cut
 from llmshearing.shapes.families import architecture_from_hf
 from llmshearing.utils import post_pruning_processing, test_pruning
-from twins import CONFIGS, make, masked_checkpoint
+from twins import CONFIGS, TWO_A_FAMILY, make, masked_checkpoint, shares_kv_heads
 
 PREFIX = "model.transformer."
 
@@ -167,7 +167,7 @@ def test_half_layers_are_refused_by_name(tmp_path):
         prune_and_save_model(path, target={"n_layers": 1})
 
 
-@pytest.mark.parametrize("name", ["llama grouped", "llama tied", "qwen3 tied, biases", "mistral window"])
+@pytest.mark.parametrize("name", [name for name in TWO_A_FAMILY if shares_kv_heads(name)])
 def test_the_command_writes_both_forms_and_the_check_passes(tmp_path, monkeypatch, capsys, name):
     path = masked_checkpoint(tmp_path / "m.pt", name, **TARGET)
     words = ["prune_and_save_model", path, tmp_path / "small.pt", "--hf", tmp_path / "hf", *WORDS]

@@ -10,13 +10,14 @@ from llmshearing.config.keys import ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import (
+    FAMILIES,
     architecture_from_hf,
     architecture_of,
     architecture_to_hf,
     complete,
     target_of,
 )
-from twins import CONFIGS, LIMIT, make, tokens
+from twins import BY_FAMILY, CONFIGS, LIMIT, make, tokens
 
 TOLERANCE = 1e-4
 
@@ -27,6 +28,10 @@ def ours(hf) -> ComposerMosaicLlama:
     model = ComposerMosaicLlama(complete(ModelConfig(), arch, "twin")).eval()
     model.load_state_dict(weights)
     return model
+
+
+def test_every_family_has_its_twins():
+    assert set(BY_FAMILY) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -105,9 +110,7 @@ def test_published_shapes_have_the_published_number_of_parameters(shape, paramet
 
 @pytest.mark.parametrize("model_type", ["mixtral", "t5", "gpt2", "gemma2", None])
 def test_an_unsupported_family_is_named_with_those_that_are_supported(model_type):
-    with pytest.raises(
-        ValueError, match=f"model_type is '{model_type}'.*llama, mistral, qwen2, qwen3, gpt_neox"
-    ):
+    with pytest.raises(ValueError, match=f"model_type is '{model_type}'.*{', '.join(FAMILIES)}"):
         architecture_from_hf({"model_type": model_type})
 
 
