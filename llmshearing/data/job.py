@@ -77,6 +77,10 @@ def whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+class TokenizerPanicError(Exception):
+    """The tokenizers library gave up in its native code."""
+
+
 def within(function: Callable[[], T], seconds: float) -> T:
     """What a function returns; in a thread, so that Ctrl-C and the limit end the wait for native code.
 
@@ -84,14 +88,16 @@ def within(function: Callable[[], T], seconds: float) -> T:
 
     Raises:
         TimeoutError: after that many seconds; the thread is left behind.
+        TokenizerPanicError: where native code gave up.
     """
+    limit = seconds
     done: list[T] = []
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
             done.append(function())
-        except BaseException as error:  # raised again below, in the thread that waits
+        except BaseException as error:  # a panic of native code is no Exception; raised again below
             failed.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -100,10 +106,12 @@ def within(function: Callable[[], T], seconds: float) -> T:
         waits = min(seconds, 1.0)
         thread.join(waits)
         seconds -= waits
+    if failed and type(failed[0]).__name__ == "PanicException":
+        raise TokenizerPanicError(str(failed[0])) from None
     if failed:
         raise failed[0]
     if not done:
-        raise TimeoutError
+        raise TimeoutError(f"it did not end in {limit:,.0f} s")
     return done[0]
 
 

@@ -112,9 +112,9 @@ class ShardFolder:
         if not index.is_file():
             if parts := sorted(path.parent.name for path in self.path.glob(f"*/{INDEX}")):
                 raise FileNotFoundError(
-                    f"{index} not found, but {len(parts)} folders below have one, such as {parts[0]}: name one "
-                    "of them, or put them together with `python -m llmshearing.data.merge_data` or streaming's "
-                    "merge_index"
+                    f"{index} not found, but {len(parts)} folders below have one, such as {parts[0]}: "
+                    "name one of them, or put them together with `python -m llmshearing.data.merge_data` or "
+                    "streaming's merge_index"
                 )
             raise FileNotFoundError(
                 f"{index} not found: expected a folder made by `python -m llmshearing.data.prepare`; check "
