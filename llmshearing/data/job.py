@@ -58,6 +58,24 @@ class Job:
         return Path(self.work) / "tokens" / f"{number:06d}"
 
 
+def remove_partials(work: Path) -> None:
+    """Remove what processes of this machine that are gone had begun to write below `work`."""
+    for path in work.rglob(f"*.{socket.gethostname()}-*.partial"):
+        process = int(path.name.split("-")[-1].removesuffix(".partial"))
+        if process == os.getpid() or not _is_alive(process):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
 @contextlib.contextmanager
 def whole(folder: Path) -> Iterator[Path]:
     """A folder to write to that takes its name once it is complete.
