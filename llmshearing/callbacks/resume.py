@@ -137,8 +137,8 @@ class Resume(Callback):
         changed, differing = ([], []) if record is None else changes(record, self.config)
         if saved_record.get("data", self.data) != self.data and dist.get_global_rank() == 0:
             log.warning(
-                "the training data differs from that of the run that wrote %s: the SHA-256 of its "
-                "manifest.json is %s, that run's was %s. Restore that data, or begin a new run from these weights: "
+                "the training data differs from that of the run that wrote %s: its manifest.json has SHA-256 "
+                "%s, that run's had %s. Restore that data, or begin a new run from these weights: "
                 "load_weights_only=true.",
                 *(self.path, self.data, saved_record["data"]),
             )
