@@ -249,7 +249,7 @@ def build_callbacks(
     record = _record(config, source)
     callbacks: list[Callback] = [RunRecord(record)]
     if begin is not None:
-        callbacks.append(Resume(begin, record["config"], config.load_weights_only))
+        callbacks.append(Resume(begin, record["config"], config.load_weights_only, data=record["data"]))
     if model.model.method is not None:
         callbacks.append(PruningCallback(config.save_folder))
     if config.save_folder:

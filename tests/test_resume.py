@@ -12,10 +12,11 @@ from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.config.resuming import changes
+from llmshearing.datasets.manifest import Manifest, read_manifest
 from llmshearing.files import occupied
 from processes import Ranks, assert_close, assert_same, run, weights, write_config
 from reliability import faults
-from runs import run_config, write_data
+from runs import SEQ_LEN, VOCABULARY, run_config, write_data
 
 SHARDED = {"state_dict_type": "sharded"}
 
@@ -67,6 +68,22 @@ def test_a_complete_run_is_left_alone_and_a_longer_one_goes_on(tmp_path, data):
     assert all(torch.equal(before[name], value) for name, value in weights(tmp_path / "run").items())
     run([path, "autoresume=true", "max_duration=6ba"])
     assert run_folder.step_of(run_folder.checkpoints(tmp_path / "run")[0]) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.world_size
+def test_data_that_was_replaced_is_reported(tmp_path):
+    """Also where it has the same number of sequences, so that nothing else shows it."""
+    data = write_data(tmp_path / "data")
+    made_with = {"name": "words", "vocab_size": VOCABULARY, "vocabulary_sha256": "0" * 64}
+    Manifest(SEQ_LEN, "uint16", made_with, {"seed": 1}, {}, {}, {}).write(data)
+    path = write_config(tmp_path / "run", data, max_duration="2ba", save_interval="2ba")
+    run([path])
+    assert "training data differs" not in run([path, "autoresume=true", "max_duration=3ba"])
+    Manifest(SEQ_LEN, "uint16", made_with, {"seed": 2}, {}, {}, {}).write(data)
+    output = run([path, "autoresume=true", "max_duration=4ba"])
+    assert "the training data differs from that of the run that wrote" in output
+    assert f"its manifest.json has SHA-256 {read_manifest(data).sha256}" in " ".join(output.split())
 
 
 @pytest.mark.slow

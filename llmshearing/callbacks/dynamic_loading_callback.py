@@ -73,7 +73,7 @@ class DynamicLoadingCallback(Callback):
 
     Args:
         target_loss: reference loss of each domain, in nats a token; None for `constant` only.
-        proportion: starting weights, as the training dataset got them.
+        proportion: starting weights, as the training dataset got them; a domain of weight 0 keeps it.
         set_names: the domains.
         update_type: `doremi`, `bandit` (softmax of weight + excess) or `constant`.
         clip_excess: True takes a domain below its reference as being at it (the paper's).
@@ -97,7 +97,8 @@ class DynamicLoadingCallback(Callback):
         max_weight: float | None = None,
     ):
         check_weights(proportion, set_names)
-        _check_settings(target_loss, set_names, update_type, smoothing, step_size, max_weight)
+        used = sum(weight > 0 for weight in proportion)
+        _check_settings(target_loss, set_names, update_type, smoothing, step_size, max_weight, used)
         self.target_loss = list(target_loss or [])
         self.set_names = list(set_names)
         self.update_type = update_type
@@ -111,9 +112,11 @@ class DynamicLoadingCallback(Callback):
     def update_proportion(self, current_prop: Sequence[float], losses: Sequence[float]) -> list[float]:
         """The next weights from the current ones and this evaluation's losses, in the order of `set_names`.
 
+        A domain of weight 0 keeps it: the rule is applied to the others alone.
+
         Raises ValueError for a loss that is not finite.
         """
-        weights, loss = np.asarray(current_prop, np.float64), np.asarray(losses, np.float64)
+        weights, loss = np.array(current_prop, np.float64), np.asarray(losses, np.float64)
         for name, value in zip(self.set_names, loss, strict=True):
             if not np.isfinite(value):
                 raise ValueError(f"evaluation loss of domain {name} is {value}: the model has diverged")
@@ -123,8 +126,12 @@ class DynamicLoadingCallback(Callback):
         if self.clip_excess:
             excess = excess.clip(min=0)
         rule = doremi_weights if self.update_type == "doremi" else bandit_weights
-        weights = rule(weights, excess, self.step_size, self.smoothing)
-        return (weights if self.max_weight is None else cap_weights(weights, self.max_weight)).tolist()
+        used = weights > 0
+        grown = rule(weights[used], excess[used], self.step_size, self.smoothing)
+        if self.max_weight is not None:
+            grown = cap_weights(grown, max(self.max_weight, 1 / grown.size))
+        weights[used] = grown
+        return weights.tolist()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         dataset = _train_dataset(state)
@@ -240,6 +247,7 @@ def _check_settings(
     smoothing: float,
     step_size: float,
     max_weight: float | None,
+    used: int,
 ) -> None:
     if update_type not in UPDATE_TYPES:
         raise ValueError(f"update_type is {update_type!r}: expected one of {', '.join(UPDATE_TYPES)}")
@@ -256,5 +264,7 @@ def _check_settings(
         raise ValueError(f"smoothing is {smoothing}: expected a share from 0 to 1")
     if not 0 < step_size < math.inf:
         raise ValueError(f"step_size is {step_size}: expected a finite number above 0")
-    if max_weight is not None and not 1 / len(set_names) <= max_weight <= 1:
-        raise ValueError(f"max_weight is {max_weight}: expected from 1/{len(set_names)} (the domains) to 1")
+    if max_weight is not None and not 1 / used <= max_weight <= 1:
+        raise ValueError(
+            f"max_weight is {max_weight}: expected from 1/{used} (the domains with a weight above 0) to 1"
+        )

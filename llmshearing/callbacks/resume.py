@@ -41,15 +41,22 @@ class Resume(Callback):
         config: the resolved configuration of this run as YAML.
         weights_only: restore the model alone: a new run from these weights.
         contents: what the file holds, where it has been opened already.
+        data: hash of the manifest of this run's training data, None where it has none.
     """
 
     def __init__(
-        self, path: Path, config: str, weights_only: bool = False, contents: Any | None = None
+        self,
+        path: Path,
+        config: str,
+        weights_only: bool = False,
+        contents: Any | None = None,
+        data: str | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.weights_only = weights_only
         self._contents = contents
+        self.data = data
         self._rng: list[dict[str, Any]] | None = None
 
     def before_load(self, state: State, logger: Logger) -> None:
@@ -89,8 +96,16 @@ class Resume(Callback):
         if self.weights_only:
             return
         saved = contents["state"]
-        record = saved.get("callbacks", {}).get("RunRecord", {}).get("config")
+        saved_record = saved.get("callbacks", {}).get("RunRecord", {})
+        record = saved_record.get("config")
         changed, differing = ([], []) if record is None else changes(record, self.config)
+        if saved_record.get("data", self.data) != self.data and dist.get_global_rank() == 0:
+            log.warning(
+                "the training data differs from that of the run that wrote %s: its manifest.json has SHA-256 "
+                "%s, that run's had %s. Restore that data, or begin a new run from these weights: "
+                "load_weights_only=true.",
+                *(self.path, self.data, saved_record["data"]),
+            )
         if changed:
             raise ValueError(
                 f"{self.path} is of a run with another configuration: " + "; ".join(changed) + ". Restore "

@@ -20,7 +20,7 @@ from datatrove.executor.local import LocalPipelineExecutor
 from tqdm import tqdm
 
 from llmshearing.data import stages
-from llmshearing.data.job import Job, Progress
+from llmshearing.data.job import Job, Progress, remove_partials
 from llmshearing.files import FULL
 from llmshearing.progress import bar, watching
 
@@ -119,7 +119,7 @@ def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, s
     if kind == "slurm":
         return _submit(job, plan, slurm_partition, slurm_time)
     build = _local if kind == "local" else _ray
-    with _showing(job), _disk_full_explained(job):
+    with _showing(job), _disk_full_explained(job), _without_partials(job):
         for function, tasks, at_once in plan:
             executor = build(Step(function, job), tasks, min(at_once, tasks), _logs(job, function))
             executor.run()
@@ -129,6 +129,16 @@ def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, s
                     f"{len(missing)} of {tasks} tasks failed to {function.__name__}: see {logs}, and "
                     "run the same command again; what is complete is kept"
                 )
+
+
+@contextmanager
+def _without_partials(job: Job) -> Iterator[None]:
+    """What was half-written when a worker was killed is removed: by this command or by the next one."""
+    remove_partials(Path(job.work))
+    try:
+        yield
+    finally:
+        remove_partials(Path(job.work))
 
 
 @contextmanager

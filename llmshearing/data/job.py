@@ -58,6 +58,24 @@ class Job:
         return Path(self.work) / "tokens" / f"{number:06d}"
 
 
+def remove_partials(work: Path) -> None:
+    """Remove what processes of this machine that are gone had begun to write below `work`."""
+    for path in work.rglob(f"*.{socket.gethostname()}-*.partial"):
+        process = int(path.name.split("-")[-1].removesuffix(".partial"))
+        if process == os.getpid() or not _is_alive(process):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
 @contextlib.contextmanager
 def whole(folder: Path) -> Iterator[Path]:
     """A folder to write to that takes its name once it is complete.
@@ -77,6 +95,10 @@ def whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+class TokenizerPanicError(Exception):
+    """The tokenizers library gave up in its native code."""
+
+
 def within(function: Callable[[], T], seconds: float) -> T:
     """What a function returns; in a thread, so that Ctrl-C and the limit end the wait for native code.
 
@@ -84,14 +106,16 @@ def within(function: Callable[[], T], seconds: float) -> T:
 
     Raises:
         TimeoutError: after that many seconds; the thread is left behind.
+        TokenizerPanicError: where native code gave up.
     """
+    limit = seconds
     done: list[T] = []
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
             done.append(function())
-        except BaseException as error:  # raised again below, in the thread that waits
+        except BaseException as error:  # a panic of native code is no Exception; raised again below
             failed.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -100,10 +124,12 @@ def within(function: Callable[[], T], seconds: float) -> T:
         waits = min(seconds, 1.0)
         thread.join(waits)
         seconds -= waits
+    if failed and type(failed[0]).__name__ == "PanicException":
+        raise TokenizerPanicError(str(failed[0])) from None
     if failed:
         raise failed[0]
     if not done:
-        raise TimeoutError
+        raise TimeoutError(f"it did not end in {limit:,.0f} s")
     return done[0]
 
 

@@ -129,11 +129,8 @@ def build_job(args: argparse.Namespace) -> Job:
 
 
 def _at_home(name: str) -> Path:
-    """A path whose ~ is the user's folder, or a part of the name where there is no such user."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:
-        return Path(name)
+    """A path whose ~ is the user's own folder; ~other is a name like any other."""
+    return Path(name).expanduser() if name.split("/")[0] == "~" else Path(name)
 
 
 def _load_tokenizer(args: argparse.Namespace) -> TextTokenizer:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmshearing.data.job import Job, Progress, whole, within
+from llmshearing.data.job import Job, Progress, TokenizerPanicError, whole, within
 from llmshearing.data.records import DocumentReader
 from llmshearing.data.sources import open_folder, sha256
 from llmshearing.data.splits import BINS, SPLITS, SplitPlan, cut_bins, document_bin, plan_budgets
@@ -106,18 +106,31 @@ class _TokenWriter:
         self._texts, self._text_bytes = [], 0
 
     def _encode(self, name: str) -> Iterable[Sequence[int]]:
-        """The ids of the collected texts of a file, from a tokenizer that may never come to an end."""
-        seconds = PATIENCE_SECONDS + self._text_bytes / SLOWEST_RATE
+        """The ids of the collected texts of a file, from a tokenizer that may fail or never end."""
         try:
-            return within(lambda: self._tokenizer.encode(self._texts), seconds)
-        except TimeoutError:
-            last = self._reader.documents
+            return self._encode_within(self._texts)
+        except (TimeoutError, TokenizerPanicError) as failure:
+            first = self._reader.documents - len(self._texts) + 1
+            where = f"{name}, documents {first:,} to {self._reader.documents:,}"
+            if isinstance(failure, TokenizerPanicError):
+                where = f"{name}, document {first + self._first_panic():,}"
             raise ValueError(
-                f"{name}: tokenizer {self._tokenizer.name} did not finish documents "
-                f"{last - len(self._texts) + 1:,} to {last:,} ({self._text_bytes:,} bytes) in {seconds:,.0f} "
-                "s: a regular expression in it may take for ever on such text; take that out or use another "
-                "tokenizer"
+                f"{where}: tokenizer {self._tokenizer.name} cannot tokenize the text ({failure}): a regular "
+                "expression in it may take for ever there; take that text out or use another tokenizer"
             ) from None
+
+    def _encode_within(self, texts: list[str]) -> Iterable[Sequence[int]]:
+        seconds = PATIENCE_SECONDS + self._text_bytes / SLOWEST_RATE
+        return within(lambda: self._tokenizer.encode(texts), seconds)
+
+    def _first_panic(self) -> int:
+        """Which of the collected texts fails first."""
+        for number, text in enumerate(self._texts):
+            try:
+                self._encode_within([text])
+            except (TimeoutError, TokenizerPanicError):
+                return number
+        return 0
 
     def finish(self) -> None:
         """Write what goes beside the tokens."""

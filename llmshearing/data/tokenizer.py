@@ -307,7 +307,7 @@ def _from_sentencepiece(name: str) -> TextTokenizer:
     )
 
 
-def _around(bos: int | None, eos: int | None) -> dict[str, tuple[int, ...]]:
+def _around(bos: int | None, eos: int | None) -> dict[str, Any]:
     return {
         "prefix": () if bos is None or bos == eos else (bos,),
         "suffix": () if eos is None else (eos,),

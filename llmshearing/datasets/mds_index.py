@@ -112,7 +112,8 @@ def _foreign_problem(entry: Any) -> str | None:
         return None
     if isinstance(kind := entry.get("format"), str) and kind != "mds":
         return f"format is {kind!r}, expected mds"
-    names, encodings = entry.get("column_names"), entry.get("column_encodings")
+    names: Any = entry.get("column_names")
+    encodings: Any = entry.get("column_encodings")
     if not (_are_texts(names) and _are_texts(encodings) and len(names) == len(encodings)):
         return None
     for name, encoding in zip(names, encodings, strict=True):

@@ -163,9 +163,9 @@ class SequenceFolder:
         if others:
             fits = " or ".join(f"{len(stored) // size} of {size} bytes" for size in others)
             raise ValueError(
-                f"{where}: {len(stored)} bytes for {self.seq_len} tokens would be {found} with tokens up to "
-                f"{highest[width]}, but look like {fits}: set max_seq_len to the length the data was prepared "
-                "with"
+                f"{where}: {len(stored)} bytes for {self.seq_len} tokens would be {found} with tokens up "
+                f"to {highest[width]}, but look like {fits}: set max_seq_len to the length the data was "
+                "prepared with"
             )
 
 

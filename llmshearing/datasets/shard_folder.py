@@ -112,8 +112,8 @@ class ShardFolder:
         if not index.is_file():
             if parts := sorted(path.parent.name for path in self.path.glob(f"*/{INDEX}")):
                 raise FileNotFoundError(
-                    f"{index} not found, but {len(parts)} folders below have one, such as {parts[0]}: name one "
-                    "of them, or put them together with `llmshearing merge` or streaming's "
+                    f"{index} not found, but {len(parts)} folders below have one, such as {parts[0]}: "
+                    "name one of them, or put them together with `llmshearing merge` or streaming's "
                     "merge_index"
                 )
             raise FileNotFoundError(

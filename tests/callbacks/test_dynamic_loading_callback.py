@@ -107,6 +107,24 @@ def test_cap_gives_the_rest_to_the_others_in_proportion():
     assert cap_weights(np.array([1.0, 0.0, 0.0]), 0.4) == pytest.approx([0.4, 0.3, 0.3])
 
 
+@pytest.mark.parametrize("update_type", ["doremi", "bandit"])
+@pytest.mark.parametrize("max_weight", [None, 0.6])
+def test_a_domain_of_weight_0_is_never_used(update_type, max_weight):
+    """However far it lags; the others are mixed as if it were not there."""
+    settings = {"update_type": update_type, "max_weight": max_weight, "smoothing": 0.1}
+    three = DynamicLoadingCallback([2.0, 2.0, 2.0], [0.0, 0.3, 0.7], ["a", "b", "c"], **settings)
+    two = DynamicLoadingCallback([2.0, 2.0], [0.3, 0.7], ["b", "c"], **settings)
+    weights, others = [0.0, 0.3, 0.7], [0.3, 0.7]
+    for losses in ([9.0, 2.5, 2.1], [9.0, 2.0, 4.0]):
+        weights = three.update_proportion(weights, losses)
+        others = two.update_proportion(others, losses[1:])
+        assert weights == [0.0, *others]
+    with pytest.raises(
+        ValueError, match=r"max_weight is 0.4: expected from 1/2 \(the domains with a weight above 0"
+    ):
+        DynamicLoadingCallback([2.0, 2.0, 2.0], [0.0, 0.3, 0.7], ["a", "b", "c"], max_weight=0.4)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

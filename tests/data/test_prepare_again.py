@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from llmshearing.data import merge_data, sources, stages
 from llmshearing.data.executors import LocalExecutor
-from llmshearing.data.job import whole
+from llmshearing.data.job import remove_partials, whole
 from llmshearing.datasets.manifest import read_manifest
 from llmshearing.files import occupied
 from tests.data.preparing import other_words, run, start, tree_hash
@@ -267,6 +268,24 @@ def workers_of(folder, count):
     return {int(path.name): path.read_text() for path in found}
 
 
+def test_parts_of_processes_that_are_gone_are_removed(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    host = socket.gethostname()
+    names = {
+        "gone": f"000000.{host}-{gone.pid}.partial",
+        "mine": f"000001.{host}-{os.getpid()}.partial",
+        "alive": f"000002.{host}-{os.getppid()}.partial",
+        "elsewhere": f"000003.other-{gone.pid}.partial",
+        "complete": "000004",
+    }
+    for name in names.values():
+        (tmp_path / "tokens" / name).mkdir(parents=True)
+    remove_partials(tmp_path)
+    left = {path.name for path in (tmp_path / "tokens").iterdir()}
+    assert left == {names[key] for key in ("alive", "elsewhere", "complete")}
+
+
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "a worker is killed"])
 def test_no_worker_outlives_a_run_that_ends_early(tmp_path, end):
     """An interrupt is left to the command; a process that the system ends is noticed."""
@@ -345,6 +364,46 @@ def test_interrupted_it_says_so_in_one_line_and_goes_on(tmp_path, large, tokeniz
     assert process.returncode == 130
     assert start(text, tmp_path / "out", tokenizer_folder, "--workers", "2").wait() == 0
     assert tree_hash(tmp_path / "out") == hashes
+
+
+@pytest.mark.slow
+@pytest.mark.reliability
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_nothing_half_written_outlives_it(tmp_path, large, tokenizer_folder, end, workers):
+    """After SIGTERM nothing is there at once, after SIGKILL once the same command begins again."""
+    text, hashes = large
+    out = tmp_path / "out"
+    process = start(text, out, tokenizer_folder, "--workers", workers)
+    while not list(out.rglob("*.partial/tokens.bin")):
+        time.sleep(0.01)
+    process.send_signal(end)
+    _, error = process.communicate()
+    if end == signal.SIGTERM:
+        assert (process.returncode, b"Traceback" in error) == (143, False)
+        assert not list(out.rglob("*.partial"))
+    else:
+        assert list(out.rglob("*.partial"))
+    assert start(text, out, tokenizer_folder, "--workers", workers).wait() == 0
+    assert tree_hash(out) == hashes
+    assert not list(out.rglob("*.partial")) + list(out.glob(".prepare-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.reliability
+def test_a_read_only_output_is_named(tmp_path, text, tokenizer_folder):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    try:
+        process = start(text, disk / "out", tokenizer_folder)
+        _, error = process.communicate()
+        assert process.returncode == 2
+        assert error.decode().startswith(f"error: {disk}/out: Read-only file system; ")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.slow
