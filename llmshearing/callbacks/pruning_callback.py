@@ -1,20 +1,22 @@
 """Keeps the L0 module in step with the run, logs its sparsities and saves its masks."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from composer.core import Callback, State
+from composer.core import State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
+from llmshearing.callbacks.step_numbers import StepReader
 from llmshearing.files import replacing, save_tensors
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.pruning.l0 import L0Module, local
 
 
-class PruningCallback(Callback):
+class PruningCallback(StepReader):
     """Tells the L0 module the step, keeps its log_alphas within their limit, and reports.
 
     Logged after every step:
@@ -33,6 +35,7 @@ class PruningCallback(Callback):
 
     def __init__(self, save_folder: str | None = None) -> None:
         self.save_folder = save_folder
+        self._values: dict[str, Tensor] = {}
 
     def fit_start(self, state: State, logger: Logger) -> None:
         module = l0_module(state)
@@ -48,14 +51,13 @@ class PruningCallback(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         l0_module(state).constrain()  # after the optimizer's step, before an evaluation or a checkpoint
 
-    def after_train_batch(self, state: State, logger: Logger) -> None:
-        module = l0_module(state)
-        values: dict[str, Tensor] = {
-            **cast(Any, state.outputs)["l0_output"][1],
-            **{name: local(value).detach() for name, value in module.lambdas.items()},
-        }
-        numbers = torch.stack(list(values.values())).tolist()
-        logger.log_metrics({f"metrics/train/{k}": v for k, v in zip(values, numbers, strict=True)})
+    def own(self, state: State) -> dict[str, Tensor]:
+        multipliers = {name: local(value) for name, value in l0_module(state).lambdas.items()}
+        self._values = {**cast(Any, state.outputs)["l0_output"][1], **multipliers}
+        return self._values
+
+    def take(self, state: State, logger: Logger, numbers: Mapping[str, Any]) -> None:
+        logger.log_metrics({f"metrics/train/{name}": numbers[name] for name in self._values})
 
     def eval_end(self, state: State, logger: Logger) -> None:
         if self.save_folder is None:

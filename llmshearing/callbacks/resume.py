@@ -5,10 +5,11 @@ data and handed to Composer's state by its public methods.
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -21,7 +22,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.optim.lr_scheduler import LambdaLR
 
+from llmshearing.callbacks.checkpointing import division
 from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.sharded import is_sharded, load_sharded
@@ -84,6 +87,7 @@ class Resume(Callback):
         self.config = config
         self.weights_only = weights_only
         self._rng: list[dict[str, Any]] | None = None
+        self._max_duration: str | None = None
 
     def before_load(self, state: State, logger: Logger) -> None:
         sharded = is_sharded(self.path)
@@ -106,7 +110,30 @@ class Resume(Callback):
             warnings.filterwarnings("ignore", f"({stateless}) is not in the state_dict")
             state.load_state_dict({key: saved[key] for key in _PLAIN if key in saved}, logger)
         self._rng = contents["rng"]
+        self._check_division(contents.get("division"), state)
         log.info("going on from %s, step %d", self.path, state.timestamp.batch.value)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Report a schedule that goes on elsewhere than it stopped."""
+        if self.weights_only or dist.get_global_rank() != 0:
+            return
+        for scheduler in cast(list[LambdaLR], state.schedulers):
+            before = [group["lr"] for group in scheduler.optimizer.param_groups]
+            factors = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+            now = [peak * factor(scheduler.last_epoch) for peak, factor in factors]
+            if any(
+                not math.isclose(one, other, rel_tol=1e-6) for one, other in zip(before, now, strict=True)
+            ):
+                log.warning(
+                    "the learning rate jumps at step %d: %s by the schedule of the run that wrote %s, %s by "
+                    "this run's. max_duration or scheduler is not what it was (max_duration was %s, is %s)",
+                    state.timestamp.batch.value,
+                    ", ".join(f"{value:.4g}" for value in before),
+                    self.path,
+                    ", ".join(f"{value:.4g}" for value in now),
+                    self._max_duration,
+                    state.max_duration,
+                )
 
     def batch_start(self, state: State, logger: Logger) -> None:
         if self._rng is not None:  # the trainer seeds anew after loading, and the loader draws a number
@@ -120,6 +147,8 @@ class Resume(Callback):
             return
         saved = contents["state"]
         record = saved.get("callbacks", {}).get("RunRecord", {}).get("config")
+        if record is not None:
+            self._max_duration = OmegaConf.select(OmegaConf.create(record), "max_duration")
         changed, differing = ([], []) if record is None else changes(record, self.config)
         if changed:
             raise ValueError(
@@ -131,6 +160,37 @@ class Resume(Callback):
                 "from here on other settings hold than in the run that wrote %s: %s",
                 self.path,
                 "; ".join(differing),
+            )
+
+    def _check_division(self, saved: Mapping[str, int] | None, state: State) -> None:
+        """Have noise that hangs on the division of a batch be what it was, or reject or report the change.
+
+        Raises:
+            ValueError: when the microbatches of this run are of another size.
+        """
+        if saved is None or not any(
+            getattr(module, "noise_depends_on_division", False) for module in state.model.modules()
+        ):
+            return
+        now = division(state)
+        if now["processes"] != saved["processes"] and dist.get_global_rank() == 0:
+            log.warning(
+                "%s was written by %d processes, this run has %d. The masks' noise is drawn for each "
+                "process, so the run continues with other noise than it would have had (noise=shared does not)",
+                self.path,
+                saved["processes"],
+                now["processes"],
+            )
+        if now["processes"] != saved["processes"] or now["microbatch"] == saved["microbatch"]:
+            return
+        if state.auto_microbatching:
+            state.device_train_microbatch_size = saved["microbatch"]
+        else:
+            raise ValueError(
+                f"{self.path} was written with {saved['microbatch']} sequences in a microbatch, this run "
+                f"has {now['microbatch']}. The masks' noise is drawn for each microbatch, so the run would "
+                f"continue with other masks: set device_train_microbatch_size={saved['microbatch']}, or "
+                "start a new run from its weights: load_weights_only=true."
             )
 
 
@@ -176,14 +236,15 @@ def choose_checkpoint(
     folder: Path | None, load_path: str | None = None, autoresume: bool = False, overwrite: bool = False
 ) -> Path | None:
     """`find_checkpoint` without reading what was found."""
-    own = run_folder.checkpoints(folder) if folder is not None else []
-    strays = run_folder.without_manifest(folder) if folder is not None else []
-    choice = own[0] if own and autoresume else Path(load_path).resolve() if load_path else None
+    place = folder.resolve() if folder is not None else None
+    own = run_folder.checkpoints(place) if place is not None else []
+    strays = run_folder.without_manifest(place) if place is not None else []
+    choice = own[0] if own and autoresume else run_folder.follow(load_path).resolve() if load_path else None
     agreed: list[Any] = [own, strays, choice]
     dist.broadcast_object_list(agreed)
     own, strays, choice = agreed
     _check_strays(strays, own, choice, overwrite)
-    if own and not (autoresume or overwrite or choice in own):
+    if own and not (autoresume or overwrite or choice in own or choice in strays):
         raise FileExistsError(
             f"{folder} holds checkpoints of an earlier run, the last of step {run_folder.step_of(own[0])}: "
             "set autoresume=true to go on from it, save_overwrite=true to begin anew, or another save_folder."
@@ -254,4 +315,4 @@ def _read_sharded(path: Path, state: State) -> dict[str, Any]:
         "model": get_model_state_dict(state.model, options=options),
         "optimizers": {_name(optimizer): get_optimizer_state_dict(state.model, optimizer, options=options)},
     }
-    return load_sharded(path, [("state",), ("rng",)], {"state": like})
+    return load_sharded(path, [("state",), ("rng",), ("division",)], {"state": like})

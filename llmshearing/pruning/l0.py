@@ -123,6 +123,11 @@ class L0Module(nn.Module):
             return self._as_z(gates)
 
     @property
+    def noise_depends_on_division(self) -> bool:
+        """Whether another microbatch size or number of processes draws other masks."""
+        return self.noise == "per_rank"
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
