@@ -8,12 +8,13 @@ Prunes when the configuration has `model.l0_module`, trains otherwise. Example:
 import sys
 
 from llmshearing.cli import run
-from llmshearing.config.reading import load_config
-from llmshearing.training import train
 
 
 def main() -> None:
     """CONFIG.yaml and any number of key=value overrides."""
+    from llmshearing.config.reading import load_config  # not above: Ctrl-C may come during these imports
+    from llmshearing.training import train
+
     arguments = sys.argv[1:]
     if not arguments:
         raise ValueError(

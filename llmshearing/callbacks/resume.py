@@ -5,12 +5,12 @@ data and handed to Composer's state by its public methods.
 """
 
 import logging
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
@@ -114,26 +114,23 @@ class Resume(Callback):
         log.info("going on from %s, step %d", self.path, state.timestamp.batch.value)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Report a schedule that goes on elsewhere than it stopped."""
-        if self.weights_only or dist.get_global_rank() != 0:
+        """Report a learning rate that another duration of the run makes jump."""
+        now, duration = _learning_rates(state), state.max_duration
+        if self._max_duration is None or dist.get_global_rank() != 0:
             return
-        for scheduler in cast(list[LambdaLR], state.schedulers):
-            before = [group["lr"] for group in scheduler.optimizer.param_groups]
-            factors = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-            now = [peak * factor(scheduler.last_epoch) for peak, factor in factors]
-            if any(
-                not math.isclose(one, other, rel_tol=1e-6) for one, other in zip(before, now, strict=True)
-            ):
-                log.warning(
-                    "the learning rate jumps at step %d: %s by the schedule of the run that wrote %s, %s by "
-                    "this run's. max_duration or scheduler is not what it was (max_duration was %s, is %s)",
-                    state.timestamp.batch.value,
-                    ", ".join(f"{value:.4g}" for value in before),
-                    self.path,
-                    ", ".join(f"{value:.4g}" for value in now),
-                    self._max_duration,
-                    state.max_duration,
-                )
+        state.max_duration = self._max_duration  # type: ignore[assignment]
+        before = _learning_rates(state)
+        state.max_duration = duration
+        if not np.allclose(before, now, rtol=1e-6, atol=0):
+            log.warning(
+                "max_duration was %s, is %s: the schedule of learning rates is another. After step %d they "
+                "jump from %s to %s",
+                self._max_duration,
+                duration,
+                state.timestamp.batch.value,
+                ", ".join(f"{value:.4g}" for value in before),
+                ", ".join(f"{value:.4g}" for value in now),
+            )
 
     def batch_start(self, state: State, logger: Logger) -> None:
         if self._rng is not None:  # the trainer seeds anew after loading, and the loader draws a number
@@ -176,7 +173,7 @@ class Resume(Callback):
         if now["processes"] != saved["processes"] and dist.get_global_rank() == 0:
             log.warning(
                 "%s was written by %d processes, this run has %d. The masks' noise is drawn for each "
-                "process, so the run continues with other noise than it would have had (noise=shared does not)",
+                "process, so the run continues with other noise than it would have had (noise=shared not)",
                 self.path,
                 saved["processes"],
                 now["processes"],
@@ -301,6 +298,15 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
         for key, value in values.items()
         for name, leaf in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
     }
+
+
+def _learning_rates(state: State) -> list[float]:
+    """What the schedule gives now, by parameter group."""
+    return [
+        peak * factor(scheduler.last_epoch)
+        for scheduler in cast(list[LambdaLR], state.schedulers)
+        for peak, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
 
 
 def _name(optimizer: Any) -> str:
