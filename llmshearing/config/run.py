@@ -40,7 +40,7 @@ class OptimizerConfig:
     weight_decay: float = key(
         0.0, "Weight decay of the model's parameters; masks and multipliers have none.", least=0
     )
-    lag_lr: float = key(1.0, "Peak learning rate of masks (descending) and multipliers (ascending).", least=0)
+    lag_lr: float = key(1.0, "Peak learning rate of masks (descending) and multipliers (ascending).", above=0)
 
 
 @dataclass

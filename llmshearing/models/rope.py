@@ -97,5 +97,5 @@ def _yarn_attention(factor: float, scaling: dict[str, Any]) -> float:
 
     if scaling.get("attention_factor") is not None:
         return scaling["attention_factor"]
-    parts = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    return grown(parts[0]) / grown(parts[1]) if all(parts) else grown(1.0)
+    above, below = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return grown(above) / grown(below) if above and below else grown(1.0)

@@ -30,6 +30,8 @@ from llmshearing.pruning import aim_of, without_method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_of
 
+_NEEDS_GPU = "which needs a GPU, and there is none here: set amp_bf16 or fp32 where the run has none either."
+
 
 @dataclass
 class Findings:
@@ -83,6 +85,7 @@ def examine(config: Config, devices: int = 1, checkpoint: Checkpoint | None = No
         found.add(component_problems(config, section))
     checkpoint = _examine_model(config, checkpoint, found)
     _examine_target(config, found)
+    _examine_precision(config, found)
     _examine_updates(config, found)
     _examine_folder(config, found)
     _examine_compilation(config, found)
@@ -102,6 +105,7 @@ def check(config: Config, devices: int, checkpoint: Checkpoint | None) -> Findin
         ValueError: with every problem, one a line.
     """
     found = examine(config, devices, checkpoint)
+    found.add([warning for warning in found.warnings if warning.endswith(_NEEDS_GPU)])
     if found.problems:
         raise ValueError("\n".join(found.problems))
     return found
@@ -139,6 +143,11 @@ def _examine_target(config: Config, found: Findings) -> None:
             found.durations |= aim.durations
             found.add(aim.problems)
             found.warnings += aim.warnings
+
+
+def _examine_precision(config: Config, found: Findings) -> None:
+    if config.precision == "amp_fp16" and not torch.cuda.is_available():
+        found.warnings.append(f"precision is amp_fp16, {_NEEDS_GPU}")
 
 
 def _examine_updates(config: Config, found: Findings) -> None:
@@ -265,6 +274,7 @@ def _examine_evaluation_data(config: Config, devices: int, found: Findings) -> N
     names = config.data_loading.set_names
     with found.collecting():
         dataset = _open(config, found, config.eval_loader, set_names=names).dataset
+        found.add(_dropped(config, len(dataset), devices))
         batches = config.eval_subset_num_batches
         first = batches * config.device_eval_batch_size * devices if batches > 0 else len(dataset)
         if names is None:
@@ -272,6 +282,17 @@ def _examine_evaluation_data(config: Config, devices: int, found: Findings) -> N
             return
         found.evaluation = dataset.samples_per_domain(first)
         found.add(_missing_domains(config, found.evaluation))
+
+
+def _dropped(config: Config, sequences: int, devices: int) -> list[str]:
+    """Whether `drop_last` leaves nothing to evaluate on."""
+    size, share = config.device_eval_batch_size, sequences // devices
+    if config.eval_loader is None or not config.eval_loader.drop_last or share >= size:
+        return []
+    return [
+        f"eval_loader.drop_last leaves no batch to evaluate on: of {sequences} sequences each of {devices} "
+        f"devices has {share}, and device_eval_batch_size is {size}. Set drop_last=false or a smaller batch."
+    ]
 
 
 def _missing_domains(config: Config, counts: dict[str, int]) -> list[str]:

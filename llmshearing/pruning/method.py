@@ -68,12 +68,14 @@ class Method(nn.Module):
 
     section: ClassVar[str]
     loss_name: ClassVar[str]
-    noise_depends_on_division = False
-    target: Architecture | None = None
+    noise_depends_on_division: bool
+    target: Architecture | None
 
     def __init__(self) -> None:
         super().__init__()
         self.seed = self.step = self.steps = 0
+        self.noise_depends_on_division = False
+        self.target = None
 
     @classmethod
     def aim(cls, config: ModelConfig, source: Architecture) -> Aim:
