@@ -16,3 +16,20 @@ The path of the work, and where each part of it lives:
 Imports point one way: train -> training -> callbacks -> models, datasets; utils -> models; the files of
 pure mathematics (hard_concrete, lagrangian, masks, mixture, loss) import nothing above them.
 """
+
+import os
+import sys
+from types import TracebackType
+
+
+def _end_on_ctrl_c(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while a command is being imported ends it as it does later (`cli.run`)."""
+    if not issubclass(kind, KeyboardInterrupt) or "--debug" in sys.argv:
+        return sys.__excepthook__(kind, error, trace)
+    sys.stderr.write("interrupted\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+
+if sys.argv[:1] == ["-m"]:  # what `python -m llmshearing.X` has there while it looks for X
+    sys.excepthook = _end_on_ctrl_c

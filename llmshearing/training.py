@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.callbacks.components import build_components
+from llmshearing.callbacks.constraint_watch import ConstraintWatch
 from llmshearing.callbacks.domain_losses import DomainLosses
 from llmshearing.callbacks.dynamic_loading_callback import build_dynamic_loading
 from llmshearing.callbacks.end_of_data import EndOfData
@@ -36,6 +37,7 @@ from llmshearing.callbacks.report_callback import ReportCallback
 from llmshearing.callbacks.resume import Resume, find_checkpoint
 from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.callbacks.signals import StopOnSignal
+from llmshearing.callbacks.step_numbers import StepNumbers
 from llmshearing.callbacks.watchdog import Watchdog
 from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.describing import completed
@@ -52,6 +54,7 @@ from llmshearing.models.model_registry import model_class
 from llmshearing.planning.findings import check
 from llmshearing.planning.sizes import settle
 from llmshearing.planning.text import describe
+from llmshearing.report import write_report
 from llmshearing.sharding import parallelize
 
 logger = logging.getLogger(__name__)
@@ -78,7 +81,10 @@ def train(config: Config) -> None:
 
 
 def _train(config: Config) -> None:
-    watchdog = Watchdog(config.dist_timeout)
+    folder = Path(config.save_folder) if config.save_folder else None
+    if folder is not None and dist.get_global_rank() == 0:
+        run_folder.repair(folder)
+    watchdog = Watchdog(config.dist_timeout, run_folder.place_of_writing(folder) if folder else None)
     trainer = build_trainer(config, watchdog)
     done, duration = trainer.state.timestamp, trainer.state.max_duration
     if duration is not None and done.get(duration.unit) >= duration:
@@ -87,8 +93,10 @@ def _train(config: Config) -> None:
         )
         trainer.close()
         return
-    if dist.get_global_rank() == 0 and config.save_folder:
-        _write_config(config)
+    dist.barrier()  # every rank has read what it begins from
+    if folder is not None and dist.get_global_rank() == 0:
+        _supersede(config, folder, trainer)
+        _write_config(config, folder)
     if config.eval_first and trainer.state.timestamp.batch.value == 0:
         trainer.eval()
     try:
@@ -123,7 +131,10 @@ def build_trainer(config: Config, watchdog: Watchdog | None = None) -> Trainer:
         optimizers=build_optimizer(config, model),
         schedulers=build_scheduler(config),
         algorithms=build_components(config, "algorithms"),
-        callbacks=[*([watchdog] if watchdog else []), *build_callbacks(config, model, source, begin)],
+        callbacks=[
+            *([watchdog] if watchdog else []),
+            *build_callbacks(config, model, source, begin, watchdog),
+        ],
         loggers=build_loggers(config),
         run_name=config.run_name,
         progress_bar=_shows_bar(config),
@@ -238,7 +249,11 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
 
 
 def build_callbacks(
-    config: Config, model: ComposerMosaicLlama, source: Checkpoint | None, begin: Path | None
+    config: Config,
+    model: ComposerMosaicLlama,
+    source: Checkpoint | None,
+    begin: Path | None,
+    watchdog: Watchdog | None = None,
 ) -> list[Callback]:
     """Ours, in the order in which they act, then Composer's by name.
 
@@ -251,19 +266,19 @@ def build_callbacks(
     if begin is not None:
         callbacks.append(Resume(begin, record["config"], config.load_weights_only, data=record["data"]))
     if model.model.method is not None:
-        callbacks.append(PruningCallback(config.save_folder))
+        callbacks += [PruningCallback(config.save_folder), ConstraintWatch()]
     if config.save_folder:
-        callbacks.append(ReportCallback(config.save_folder))
+        callbacks.append(ReportCallback(config.save_folder, write_report))
     domains = config.data_loading
     if domains.set_names:
         callbacks += [DomainLosses(domains.set_names), build_dynamic_loading(domains)]
     callbacks += [EndOfData(), FiniteGuard(config.max_skipped_steps, domains.set_names)]
-    checkpointing = _checkpointing(config) if config.save_folder else None
-    callbacks += [*([checkpointing] if checkpointing else []), StopOnSignal(checkpointing)]
+    checkpointing = _checkpointing(config, watchdog) if config.save_folder else None
+    callbacks += [*([checkpointing] if checkpointing else []), StopOnSignal(checkpointing), StepNumbers()]
     return callbacks + build_components(config, "callbacks")
 
 
-def _checkpointing(config: Config) -> Checkpointing:
+def _checkpointing(config: Config, watchdog: Watchdog | None) -> Checkpointing:
     assert config.save_folder is not None
     sharded = dist.get_world_size() > 1 and _fsdp(config).state_dict_type.lower() == "sharded"
     return Checkpointing(
@@ -272,6 +287,7 @@ def _checkpointing(config: Config) -> Checkpointing:
         config.save_num_checkpoints_to_keep,
         config.save_weights_only,
         sharded,
+        *([watchdog.beat] if watchdog else []),
     )
 
 
@@ -335,9 +351,13 @@ def _record(config: Config, source: Checkpoint | None) -> dict[str, Any]:
     return {"config": to_yaml(config), "hf_files": files, "data": data}
 
 
-def _write_config(config: Config) -> None:
-    assert config.save_folder is not None
-    folder = Path(config.save_folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "config.yaml") as temporary:
-        temporary.write_text(to_yaml(config))
+def _supersede(config: Config, folder: Path, trainer: Trainer) -> None:
+    """Clear `folder` of what belongs to another run than this one."""
+    begin = next((part.path for part in trainer.state.callbacks if isinstance(part, Resume)), None)
+    step = trainer.state.timestamp.batch.value
+    run_folder.supersede(folder, step, begin, config.save_overwrite, config.autoresume)
+
+
+def _write_config(config: Config, folder: Path) -> None:
+    with replacing(folder / run_folder.CONFIG) as draft:
+        draft.write_text(to_yaml(config))

@@ -3,7 +3,10 @@
 import errno
 import logging
 import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +105,67 @@ def test_an_interrupt_ends_with_a_line_and_status_130(monkeypatch, capsys, text,
     monkeypatch.setattr(sys, "argv", ["command", "--debug"])
     with pytest.raises(KeyboardInterrupt):
         cli.run(stop)
+
+
+WRITER = """
+import os, sys, time
+from pathlib import Path
+from llmshearing import cli
+from llmshearing.files import replacing
+
+def main():
+    with replacing(Path(sys.argv[1])) as draft:
+        draft.write_text("half")
+        if not os.fork():
+            time.sleep(60)
+        print("writing", flush=True)
+        time.sleep(60)
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")],
+)
+def test_nothing_half_written_stays_after_a_signal(tmp_path, number, status, said):
+    """A forked worker dies of the signal as it does without us, and says nothing."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "model.pt")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    if number == signal.SIGTERM:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+        process.wait(30)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.communicate(timeout=30)[1] == said
+    assert process.returncode == status
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["train.py", "run.yaml"], ["-m", "llmshearing.utils.plan", "run.yaml"]])
+def test_ctrl_c_while_a_command_is_imported(tmp_path, command):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")

@@ -1,11 +1,15 @@
 """An interrupted run that goes on is the uninterrupted one, on any number of processes."""
 
+import errno
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from composer.core import Callback
+from omegaconf import OmegaConf
 
 from llmshearing import training
 from llmshearing.checkpoints import run_folder
@@ -221,3 +225,138 @@ def test_other_settings_than_the_checkpoints_are_warned_about(tmp_path, data):
     ranks = Ranks([path, "autoresume=true", "max_duration=5ba", "optimizer.lr=0.5"], 1)
     assert ranks.wait() == [2]
     assert "another configuration: optimizer.lr was 0.003, is 0.5. Restore these keys" in ranks.output()
+
+
+SHORT = {"max_duration": "2ba", "eval_interval": "0ba"}
+
+
+def resumed(data, folder, **changes):
+    training.train(
+        run_config(data, folder, **{**SHORT, "max_duration": "3ba", "autoresume": True, **changes})
+    )
+
+
+@pytest.mark.parametrize("fsdp", [{}, SHARDED], ids=["full", "sharded"])
+def test_noise_that_hangs_on_the_microbatch_needs_the_same(tmp_path, data, fsdp):
+    training.train(run_config(data, tmp_path / "run", fsdp_config=fsdp, **SHORT))
+    for size in (2, 8, 16):
+        reason = rf"written with 4 sequences in a microbatch, this run has {min(size, 8)}\. The masks' noise"
+        with pytest.raises(ValueError, match=reason):
+            resumed(data, tmp_path / "run", device_train_microbatch_size=size)
+    resumed(data, tmp_path / "run")
+
+
+@pytest.mark.parametrize("settings", [{"model__l0_module__noise": "shared"}, {"prune": False}])
+def test_another_microbatch_is_accepted_where_nothing_hangs_on_it(tmp_path, data, settings):
+    training.train(run_config(data, tmp_path / "run", **SHORT, **settings))
+    resumed(data, tmp_path / "run", device_train_microbatch_size=2, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.world_size
+@pytest.mark.parametrize("fsdp", [{}, SHARDED], ids=["full", "sharded"])
+def test_noise_that_hangs_on_the_processes_is_reported(tmp_path, data, fsdp):
+    path = write_config(tmp_path / "run", data, fsdp_config=fsdp, **SHORT)
+    run([path])
+    output = run([path, "autoresume=true", "max_duration=3ba"], 2)
+    assert output.count("was written by 1 processes, this run has 2. The masks' noise is drawn for each") == 1
+    output = run([path, "autoresume=true", "max_duration=4ba"], 2)
+    assert "The masks' noise" not in output
+
+
+def test_a_learning_rate_that_jumps_is_reported(tmp_path, data, caplog):
+    training.train(run_config(data, tmp_path / "run", **{**SHORT, "max_duration": "4ba"}))
+    resumed(data, tmp_path / "run", max_duration="12ba")
+    said = "max_duration was 4ba, is 12ba: the schedule of learning rates is another. After step 4 they jump "
+    assert caplog.text.count(said + "from 0.0003, 0.05, 0.05 to 0.002742, 0.457, 0.457") == 1
+
+
+def test_an_unchanged_schedule_is_not_reported(tmp_path, data, caplog, monkeypatch):
+    monkeypatch.setattr(training, "build_callbacks", training.build_callbacks)
+    faults.add(faults.At("batch_checkpoint", 3, stop))
+    config = run_config(data, tmp_path / "run", eval_interval="0ba", save_interval="1ba", max_duration="6ba")
+    with pytest.raises(InterruptedError):
+        training.train(config)
+    monkeypatch.undo()
+    resumed(data, tmp_path / "run", max_duration="6ba")
+    assert run_folder.step_of(run_folder.checkpoints(tmp_path / "run")[0]) == 6
+    assert "the schedule of learning rates" not in caplog.text
+
+
+def stop(state):
+    raise InterruptedError
+
+
+def names(folder, pattern):
+    return sorted(path.name for path in folder.glob(pattern))
+
+
+def test_nothing_of_an_overwritten_run_stays(tmp_path, data):
+    settings = {"eval_interval": "1ba", "eval_first": True, "save_interval": "1ba"}
+    training.train(run_config(data, tmp_path, max_duration="3ba", **settings))
+    training.train(run_config(data, tmp_path, max_duration="1ba", save_overwrite=True, **settings))
+    assert names(tmp_path, "zs_*") == ["zs_s0.safetensors", "zs_s1.safetensors"]
+    assert names(tmp_path, "ep0-*") == ["ep0-ba1-rank0.pt", "ep0-ba1-rank0.pt.json"]
+    training.train(run_config(data, tmp_path / "alone", max_duration="1ba", **settings))
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path, tmp_path / "alone")]
+    steps, alone = ([json.loads(line)["step"] for line in found] for found in lines)
+    assert steps == alone
+    assert not names(tmp_path, "superseded-*")
+
+
+def test_a_run_from_an_earlier_checkpoint_of_its_folder_sets_the_later_ones_aside(tmp_path, data):
+    settings = {"eval_interval": "0ba", "save_interval": "1ba", "save_num_checkpoints_to_keep": 2}
+    training.train(run_config(data, tmp_path, max_duration="3ba", **settings))
+    earlier = str(tmp_path / "ep0-ba2-rank0.pt")
+    training.train(run_config(data, tmp_path, max_duration="3ba", load_path=earlier, **settings))
+    aside = tmp_path / "superseded-1"
+    assert [path.name for path in run_folder.checkpoints(aside)] == ["ep0-ba3-rank0.pt"]
+    assert [run_folder.step_of(path) for path in run_folder.checkpoints(tmp_path)] == [3, 2]
+
+
+def test_a_complete_run_is_repaired(tmp_path, data):
+    training.train(run_config(data, tmp_path, **SHORT))
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "latest-rank0.pt").unlink()
+    (tmp_path / ".incomplete").mkdir()
+    resumed(data, tmp_path, max_duration="2ba")
+    assert (tmp_path / "latest-rank0.pt").resolve() == run_folder.latest_checkpoint(tmp_path)
+    assert (tmp_path / "report.html").is_file()
+    assert not (tmp_path / ".incomplete").exists()
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "copies of what they point to"])
+def test_a_moved_or_copied_run_is_resumed(tmp_path, data, links):
+    training.train(run_config(data, tmp_path / "whole", **{**SHORT, "max_duration": "3ba"}))
+    training.train(run_config(data, tmp_path / "run", **SHORT))
+    shutil.copytree(tmp_path / "run", tmp_path / "other", symlinks=links)
+    shutil.rmtree(tmp_path / "run")
+    resumed(data, tmp_path / "other")
+    saved = run_folder.checkpoints(tmp_path / "other")
+    assert [run_folder.step_of(path) for path in saved] == [3, 2]
+    assert (tmp_path / "other" / "latest-rank0.pt").resolve() == saved[0]
+
+
+def test_a_run_on_a_file_system_without_links_is_resumed_and_read(tmp_path, data, monkeypatch):
+    def refused(self, target, *rest):
+        raise OSError(errno.EPERM, "Operation not permitted", str(self))
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    training.train(run_config(data, tmp_path / "run", **SHORT))
+    latest = tmp_path / "run" / "latest-rank0.pt"
+    assert latest.read_text() == "ep0-ba2-rank0.pt\n"
+    assert read_checkpoint(latest).path == tmp_path / "run" / "ep0-ba2-rank0.pt"
+    training.train(run_config(data, tmp_path / "next", load_path=str(latest), max_duration="3ba"))
+    resumed(data, tmp_path / "run")
+    assert latest.read_text() == "ep0-ba3-rank0.pt\n"
+
+
+def test_configuration_is_written_whole_or_not_at_all(tmp_path, data, monkeypatch):
+    def cut_off(config, path):
+        Path(path).write_text("model: {d_mo")
+        raise InterruptedError
+
+    monkeypatch.setattr(OmegaConf, "save", cut_off)
+    with pytest.raises(InterruptedError):
+        training.train(run_config(data, tmp_path / "run", **SHORT))
+    assert names(tmp_path / "run", "*") == []

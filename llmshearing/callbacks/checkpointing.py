@@ -3,11 +3,13 @@
 import logging
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from composer.core import Callback, Event, State
+import torch.distributed
+from composer.core import Callback, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist, reproducibility
 from composer.utils.parallelism import FSDP2Config
@@ -22,6 +24,8 @@ from llmshearing.files import LITTLE, plain_words
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = timedelta(days=30)  # for others that save: the watchdog tells a slow save from one that hangs
+
 
 class Checkpointing(Callback):
     """Saves the training state every `interval` and at the end of the run (`run_folder.py`).
@@ -34,15 +38,30 @@ class Checkpointing(Callback):
         keep: how many to keep, the last one always; -1: all.
         weights_only: save the model alone.
         sharded: every process writes its part of a folder; else rank 0 writes one file.
+        beat: called now and then while a save makes progress.
     """
 
-    def __init__(self, folder: Path, interval: str, keep: int, weights_only: bool, sharded: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        interval: str,
+        keep: int,
+        weights_only: bool,
+        sharded: bool,
+        beat: Callable[[], object] = lambda: None,
+    ) -> None:
         self.folder = folder
         self.keep = keep
         self.weights_only = weights_only
         self.sharded = sharded
+        self.beat = beat
         self._is_time = create_interval_scheduler(interval)
         self._saved_at: int | None = None
+        self._group: Any = None
+
+    def init(self, state: State, logger: Logger) -> None:
+        if dist.get_world_size() > 1:
+            self._group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
     def before_load(self, state: State, logger: Logger) -> None:
         if self.sharded:  # how the state hands out its tensors from now on
@@ -71,7 +90,7 @@ class Checkpointing(Callback):
         contents = self._contents(state)
         name = run_folder.checkpoint_name(state.timestamp.epoch.value, step, self.sharded)
         written = run_folder.place_of_writing(self.folder) / name
-        write = _write_sharded if self.sharded else _write_whole
+        write = self._write_sharded if self.sharded else self._write_whole
         try:
             self._together(lambda: _on_rank_0(lambda: run_folder.start_writing(self.folder)))
             files = self._together(lambda: write(contents, written))
@@ -86,7 +105,12 @@ class Checkpointing(Callback):
             return {"state": {"model": state.get_model_state_dict(), "callbacks": record}}
         saved = state.state_dict()
         saved.pop("run_name", None)  # the record has it, as it is written in the file
-        return {"state": saved, "rng": reproducibility.get_rng_state()}
+        return {
+            "state": saved,
+            "rng": reproducibility.get_rng_state(),
+            "division": division(state),
+            "max_duration": cast(Time, state.max_duration).to_timestring(),
+        }
 
     def _commit(self, written: Path, step: int, files: dict[str, Any]) -> None:
         final = run_folder.commit(written, step, files)
@@ -105,34 +129,40 @@ class Checkpointing(Callback):
             result = action()
         except (OSError, RuntimeError, CheckpointException) as error:  # torch.save turns OSErrors around
             failure = _reason(error, self.folder)
-        outcomes = dist.all_gather_object((failure, result))
+        outcomes = dist.all_gather_object((failure, result), self._group)
         failures = sorted({failure for failure, _ in outcomes if failure})
         if failures:
             raise OSError("; ".join(failures))
         return {name: value for _, result in outcomes for name, value in (result or {}).items()}
 
+    def _write_whole(self, contents: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Rank 0 writes all of `contents` to one file; what was written, by name."""
+        if dist.get_global_rank() != 0:
+            return {}
+        torch.save(contents, path)
+        run_folder.sync(path)
+        return {path.name: run_folder.describe_file(path, self.beat)}
+
+    def _write_sharded(self, contents: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Every rank writes its part of `contents` to `folder`; what this rank wrote, by name."""
+        planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+        writer = FileSystemWriter(folder)
+        save(contents, storage_writer=writer, planner=planner, process_group=self._group)
+        rank = dist.get_global_rank()
+        mine = [*folder.glob(f"__{rank}_*"), *([folder / INDEX] if rank == 0 else [])]
+        return {path.name: run_folder.describe_file(path, self.beat) for path in mine}
+
+
+def division(state: State) -> dict[str, int]:
+    """How a batch is divided: the processes, and the sequences that one of them takes at a time."""
+    sequences = cast(Any, state.train_dataloader).batch_size
+    micro = cast(int, state.device_train_microbatch_size)
+    return {"processes": dist.get_world_size(), "microbatch": min(micro, sequences)}
+
 
 def _on_rank_0(action: Callable[[], Any]) -> None:
     if dist.get_global_rank() == 0:
         action()
-
-
-def _write_whole(contents: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Rank 0 writes all of `contents` to one file; what was written, by name."""
-    if dist.get_global_rank() != 0:
-        return {}
-    torch.save(contents, path)
-    run_folder.sync(path)
-    return {path.name: run_folder.describe_file(path)}
-
-
-def _write_sharded(contents: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Every rank writes its part of `contents` to `folder`; what this rank wrote, by name."""
-    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-    save(contents, storage_writer=FileSystemWriter(folder), planner=planner)
-    rank = dist.get_global_rank()
-    mine = [*folder.glob(f"__{rank}_*"), *([folder / INDEX] if rank == 0 else [])]
-    return {path.name: run_folder.describe_file(path) for path in mine}
 
 
 def _reason(error: BaseException, folder: Path) -> str:

@@ -5,10 +5,10 @@ import inspect
 import math
 from typing import Any
 
-import composer.algorithms
 import composer.callbacks
 import composer.loggers
 
+from llmshearing.callbacks.clipping import GradientClipping
 from llmshearing.config import Config
 
 REGISTRIES: dict[str, dict[str, Any]] = {
@@ -26,7 +26,7 @@ REGISTRIES: dict[str, dict[str, Any]] = {
         "mlflow": composer.loggers.MLFlowLogger,
         "file_logger": composer.loggers.FileLogger,
     },
-    "algorithms": {"gradient_clipping": composer.algorithms.GradientClipping},
+    "algorithms": {"gradient_clipping": GradientClipping},
 }
 _CLIPPING = ("norm", "value", "adaptive")
 _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}

@@ -1,17 +1,20 @@
 """Training losses by domain."""
 
+import math
+from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
-from composer.core import Callback, State
+from composer.core import State
 from composer.loggers import Logger
-from composer.utils import dist
 from torch import Tensor
 
+from llmshearing.callbacks.step_numbers import StepReader
 from llmshearing.models.metrics import domain_sums
 
+_LARGEST = 700.0  # whose exponential is still a number
 
-class DomainLosses(Callback):
+
+class DomainLosses(StepReader):
     """Logs the training loss of every domain that a step had samples of; the others are left out.
 
     | key | meaning |
@@ -36,15 +39,17 @@ class DomainLosses(Callback):
         sums = domain_sums(token_loss, outputs["predicted"], batch["set"], len(self.set_names))
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def after_train_batch(self, state: State, logger: Logger) -> None:
+    def summed(self, state: State) -> Mapping[str, Tensor]:
         assert self._sums is not None
-        dist.all_reduce(self._sums)
-        totals = self._sums.tolist()
+        return {"domain_sums": self._sums}
+
+    def take(self, state: State, logger: Logger, numbers: Mapping[str, Any]) -> None:
+        totals = numbers["domain_sums"]
         metrics = {
             f"metrics/train/{name}_LanguageCrossEntropy": loss / tokens
             for name, (loss, tokens) in zip(self.set_names, totals, strict=True)
             if tokens
         }
         loss, tokens = (sum(column) for column in zip(*totals, strict=True))
-        metrics["metrics/train/LanguagePerplexity"] = float(torch.tensor(loss / tokens).exp())
+        metrics["metrics/train/LanguagePerplexity"] = math.exp(min(loss / tokens, _LARGEST))
         logger.log_metrics(metrics)

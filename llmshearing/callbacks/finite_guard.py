@@ -1,19 +1,22 @@
 """Stops a run whose loss or gradient is no number, before the optimizer takes it in."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from composer.core import Callback, Precision, State
+from composer.core import Precision, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
-from torch.nn.utils import get_total_norm
+
+from llmshearing.callbacks.clipping import gradient_norm
+from llmshearing.callbacks.step_numbers import StepReader
 
 log = logging.getLogger(__name__)
 
 
-class FiniteGuard(Callback):
+class FiniteGuard(StepReader):
     """Looks at every step's losses and gradient norm after the backward pass.
 
     A step that is not finite is left out, weights and moments as they were, up to `max_skipped_steps` times
@@ -31,6 +34,7 @@ class FiniteGuard(Callback):
         self.skipped = 0
         self._batch: dict[str, Tensor] = {}
         self._loss: Tensor | None = None
+        self._norm: Tensor | None = None
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self._batch = {key: state.batch[key] for key in ("set", "idx")}
@@ -40,19 +44,21 @@ class FiniteGuard(Callback):
         loss = cast(Any, state.loss)["total"].detach()
         self._loss = loss if self._loss is None else self._loss + loss
 
-    def after_train_batch(self, state: State, logger: Logger) -> None:
-        """Runs between the backward pass and the optimizer's step.
+    def summed(self, state: State) -> Mapping[str, Tensor]:
+        assert self._loss is not None
+        scaled = state.precision == Precision.AMP_FP16
+        self._norm = torch.zeros_like(self._loss) if scaled else gradient_norm(state)
+        return {"ranks_not_finite": ~torch.stack([self._loss, self._norm]).isfinite().all()}
+
+    def take(self, state: State, logger: Logger, numbers: Mapping[str, Any]) -> None:
+        """Leave this step out, if it is not finite.
 
         Raises:
             ValueError: on every rank, when no more steps may be left out.
         """
-        assert self._loss is not None
-        norm = torch.zeros_like(self._loss) if state.precision == Precision.AMP_FP16 else gradient_norm(state)
-        finite = torch.stack([self._loss, norm]).isfinite().all().to(torch.uint8).reshape(1)
-        dist.all_reduce(finite, reduce_operation="MIN")
-        if finite.item():
+        if not numbers["ranks_not_finite"]:
             return
-        what = self._describe(state, norm)
+        what = self._describe(state)
         if self.skipped >= self.max_skipped_steps:
             raise ValueError(
                 f"{what} Nothing of this step was learned or saved. Lower optimizer.lr, look at these "
@@ -63,7 +69,7 @@ class FiniteGuard(Callback):
         for optimizer in state.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def _describe(self, state: State, norm: Tensor) -> str:
+    def _describe(self, state: State) -> str:
         losses, samples = [], {}
         mine = (float(cast(Tensor, self._loss)), self._batch["set"].tolist(), self._batch["idx"].tolist())
         for loss, domains, indices in dist.all_gather_object(mine):
@@ -73,7 +79,7 @@ class FiniteGuard(Callback):
         listed = "; ".join(f"{len(ids)} of {name}: {sorted(ids)}" for name, ids in sorted(samples.items()))
         return (
             f"Step {state.timestamp.batch.value} is not finite: loss {', '.join(losses)} by rank, "
-            f"gradient norm {float(norm):.6g}. Its samples: {listed}."
+            f"gradient norm {float(cast(Tensor, self._norm)):.6g}. Its samples: {listed}."
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,10 +87,3 @@ class FiniteGuard(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skipped = state["skipped"]
-
-
-def gradient_norm(state: State) -> Tensor:
-    """The 2-norm of all gradients, over all processes; a scalar."""
-    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-    norm = get_total_norm(gradients)
-    return cast(Any, norm).full_tensor() if hasattr(norm, "full_tensor") else norm

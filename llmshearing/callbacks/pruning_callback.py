@@ -1,21 +1,23 @@
 """Keeps the pruning method in step with the run, logs what it reports and saves its gates."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from composer.core import Callback, State, TimeUnit
+from composer.core import State, TimeUnit
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
+from llmshearing.callbacks.step_numbers import StepReader
 from llmshearing.files import replacing, save_tensors
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.decoder import Decoder
 from llmshearing.pruning import Method
 
 
-class PruningCallback(Callback):
+class PruningCallback(StepReader):
     """Tells the pruning method the step and lets it act around the optimizer's.
 
     Logged after every step, of learned masks:
@@ -34,6 +36,7 @@ class PruningCallback(Callback):
 
     def __init__(self, save_folder: str | None = None) -> None:
         self.save_folder = save_folder
+        self._values: dict[str, Tensor] = {}
 
     def fit_start(self, state: State, logger: Logger) -> None:
         method = pruning_method(state)
@@ -49,10 +52,13 @@ class PruningCallback(Callback):
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Runs between the last backward pass and the optimizer's step."""
         pruning_method(state).after_backward(_decoder(state))
-        values: dict[str, Tensor] = cast(Any, state.outputs)["l0_output"][1]
-        if values:
-            numbers = torch.stack(list(values.values())).tolist()
-            logger.log_metrics({f"metrics/train/{k}": v for k, v in zip(values, numbers, strict=True)})
+
+    def own(self, state: State) -> dict[str, Tensor]:
+        self._values = cast(Any, state.outputs)["l0_output"][1]
+        return self._values
+
+    def take(self, state: State, logger: Logger, numbers: Mapping[str, Any]) -> None:
+        logger.log_metrics({f"metrics/train/{name}": numbers[name] for name in self._values})
 
     def batch_end(self, state: State, logger: Logger) -> None:
         pruning_method(state).after_step(_decoder(state))  # before an evaluation or a checkpoint

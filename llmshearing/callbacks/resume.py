@@ -8,8 +8,9 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
@@ -20,7 +21,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.optim.lr_scheduler import LambdaLR
 
+from llmshearing.callbacks.checkpointing import division
 from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.sharded import is_sharded, load_sharded
@@ -58,6 +61,7 @@ class Resume(Callback):
         self._contents = contents
         self.data = data
         self._rng: list[dict[str, Any]] | None = None
+        self._max_duration: str | None = None
 
     def before_load(self, state: State, logger: Logger) -> None:
         sharded = is_sharded(self.path)
@@ -83,7 +87,28 @@ class Resume(Callback):
             warnings.filterwarnings("ignore", f"({stateless}) is not in the state_dict")
             state.load_state_dict({key: saved[key] for key in _PLAIN if key in saved}, logger)
         self._rng = contents["rng"]
+        self._max_duration = contents.get("max_duration")
+        self._check_division(contents.get("division"), state)
         log.info("going on from %s, step %d", self.path, state.timestamp.batch.value)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Report a learning rate that another duration of the run makes jump."""
+        now, duration = _learning_rates(state), state.max_duration
+        if self._max_duration is None or dist.get_global_rank() != 0:
+            return
+        state.max_duration = self._max_duration  # type: ignore[assignment]
+        before = _learning_rates(state)
+        state.max_duration = duration
+        if not np.allclose(before, now, rtol=1e-6, atol=0):
+            log.warning(
+                "max_duration was %s, is %s: the schedule of learning rates is another. After step %d they "
+                "jump from %s to %s",
+                self._max_duration,
+                duration,
+                state.timestamp.batch.value,
+                ", ".join(f"{value:.4g}" for value in before),
+                ", ".join(f"{value:.4g}" for value in now),
+            )
 
     def batch_start(self, state: State, logger: Logger) -> None:
         if self._rng is not None:  # the trainer seeds anew after loading, and the loader draws a number
@@ -116,6 +141,37 @@ class Resume(Callback):
                 "from here on other settings hold than in the run that wrote %s: %s",
                 self.path,
                 "; ".join(differing),
+            )
+
+    def _check_division(self, saved: Mapping[str, int] | None, state: State) -> None:
+        """Have noise that hangs on the division of a batch be what it was, or reject or report the change.
+
+        Raises:
+            ValueError: when the microbatches of this run are of another size.
+        """
+        if saved is None or not any(
+            getattr(module, "noise_depends_on_division", False) for module in state.model.modules()
+        ):
+            return
+        now = division(state)
+        if now["processes"] != saved["processes"] and dist.get_global_rank() == 0:
+            log.warning(
+                "%s was written by %d processes, this run has %d. The masks' noise is drawn for each "
+                "process, so the run continues with other noise than it would have had (noise=shared not)",
+                self.path,
+                saved["processes"],
+                now["processes"],
+            )
+        if now["processes"] != saved["processes"] or now["microbatch"] == saved["microbatch"]:
+            return
+        if state.auto_microbatching:
+            state.device_train_microbatch_size = saved["microbatch"]
+        else:
+            raise ValueError(
+                f"{self.path} was written with {saved['microbatch']} sequences in a microbatch, this run "
+                f"has {now['microbatch']}. The masks' noise is drawn for each microbatch, so the run would "
+                f"continue with other masks: set device_train_microbatch_size={saved['microbatch']}, or "
+                "start a new run from its weights: load_weights_only=true."
             )
 
 
@@ -172,14 +228,15 @@ def choose_checkpoint(
     folder: Path | None, load_path: str | None = None, autoresume: bool = False, overwrite: bool = False
 ) -> Path | None:
     """`find_checkpoint` without reading what was found."""
-    own = run_folder.checkpoints(folder) if folder is not None else []
-    strays = run_folder.without_manifest(folder) if folder is not None else []
-    choice = own[0] if own and autoresume else Path(load_path).resolve() if load_path else None
+    place = folder.resolve() if folder is not None else None
+    own = run_folder.checkpoints(place) if place is not None else []
+    strays = run_folder.without_manifest(place) if place is not None else []
+    choice = own[0] if own and autoresume else run_folder.follow(load_path).resolve() if load_path else None
     agreed: list[Any] = [own, strays, choice]
     dist.broadcast_object_list(agreed)
     own, strays, choice = agreed
     _check_strays(strays, own, choice, overwrite)
-    if own and not (autoresume or overwrite or choice in own):
+    if own and not (autoresume or overwrite or choice in own or choice in strays):
         raise FileExistsError(
             f"{folder} holds checkpoints of an earlier run, the last of step {run_folder.step_of(own[0])}: "
             "set autoresume=true to go on from it, save_overwrite=true to begin anew, or another save_folder."
@@ -213,6 +270,15 @@ def _check_undamaged(checkpoint: Path) -> None:
     run_folder.refuse(checkpoint, [problem for share in shares for problem in share])
 
 
+def _learning_rates(state: State) -> list[float]:
+    """What the schedule gives now, by parameter group."""
+    return [
+        peak * factor(scheduler.last_epoch)
+        for scheduler in cast(list[LambdaLR], state.schedulers)
+        for peak, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+
+
 def _name(optimizer: Any) -> str:
     return type(optimizer).__qualname__
 
@@ -225,4 +291,4 @@ def _read_sharded(path: Path, state: State) -> dict[str, Any]:
         "model": get_model_state_dict(state.model, options=options),
         "optimizers": {_name(optimizer): get_optimizer_state_dict(state.model, optimizer, options=options)},
     }
-    return load_sharded(path, [("state",), ("rng",)], {"state": like})
+    return load_sharded(path, [("state",), ("rng",), ("division",), ("max_duration",)], {"state": like})

@@ -2,14 +2,17 @@
 
 import logging
 import signal
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
-from composer.core import Callback, State
+from composer.core import State
 from composer.loggers import Logger
 from composer.utils import dist
+from torch import Tensor
 
 from llmshearing.callbacks.checkpointing import Checkpointing
+from llmshearing.callbacks.step_numbers import StepReader
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +24,7 @@ class Interrupted(SystemExit):
     """A signal ended the run after its checkpoint; the process exits with status 75."""
 
 
-class StopOnSignal(Callback):
+class StopOnSignal(StepReader):
     """On SIGTERM or SIGUSR1 to any rank: finish the step and its evaluation, save, exit with status 75.
 
     Args:
@@ -30,21 +33,35 @@ class StopOnSignal(Callback):
 
     def __init__(self, checkpointing: Checkpointing | None) -> None:
         self.checkpointing = checkpointing
-        self._received = 0
+        self._received: set[int] = set()  # by this rank
+        self._agreed: str | None = None  # what any rank received, the same on all of them
         self._before: dict[int, Any] = {}
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
+    def summed(self, state: State) -> Mapping[str, Tensor]:
+        received = torch.tensor([float(number in self._received) for number in SIGNALS])
+        return {"ranks_signalled": cast(Tensor, state.device.tensor_to_device(received))}
+
+    def take(self, state: State, logger: Logger, numbers: Mapping[str, Any]) -> None:
+        signalled = zip(SIGNALS, numbers["ranks_signalled"], strict=True)
+        self._agreed = next((number.name for number, ranks in signalled if ranks), None)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        if self._before:  # what came during a long evaluation does not wait for the next step
+            ranks = self.summed(state)["ranks_signalled"]
+            dist.all_reduce(ranks)
+            self.take(state, logger, {"ranks_signalled": ranks.tolist()})
+
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        received = state.device.tensor_to_device(torch.tensor([self._received]))
-        dist.all_reduce(received, reduce_operation="MAX")
-        if not received.item():
+        if self._agreed is None:
             return
         if self.checkpointing is not None:
             self.checkpointing.save(state)
-        name = signal.Signals(int(received.item())).name
-        log.warning("%s: ending after step %d; start again to go on", name, state.timestamp.batch.value)
+        log.warning(
+            "%s: ending after step %d; start again to go on", self._agreed, state.timestamp.batch.value
+        )
         self._before = {}  # a launcher that ends the other ranks must not cut this one short
         raise Interrupted(INTERRUPTED)
 
@@ -54,4 +71,4 @@ class StopOnSignal(Callback):
         self._before = {}
 
     def _note(self, number: int, frame: Any) -> None:
-        self._received = number
+        self._received.add(number)

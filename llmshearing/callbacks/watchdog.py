@@ -7,7 +7,9 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from composer.core import Callback, Event, State
@@ -17,55 +19,71 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 HUNG = 70  # EX_SOFTWARE of sysexits.h
 _PREFIX = "llmshearing/watchdog"
+_LIMIT = 0.7  # of the timeout: the process group's own, equally long, would end the run without a word
 
 
 class Watchdog(Callback):
-    """Ends this process when it makes no progress for `timeout` seconds, with a picture of all ranks.
+    """Ends this process when no rank makes progress for `timeout` seconds, with a picture of all ranks.
 
-    A thread notes the stage (Composer's event) and its age in the key-value store through which the ranks
-    found each other. When something is wrong the notes are compared: a rank whose notes stop coming is dead,
-    one whose stage grows old is hung or waits for another. Before it ends, each rank prints what all of them
-    were doing, and the stacks of its own threads.
+    Progress is an event of the trainer, a byte of a checkpoint that is being written, or a call of `beat`. A
+    thread notes the stage (Composer's event) and the age of the last progress in the key-value store through
+    which the ranks found each other. When this rank's is old and no other rank's is young, the notes are
+    compared: a rank whose notes stop coming is dead, one whose stage grows old is hung or waits for another.
+    Before it ends, each rank prints what all of them were doing, and the stacks of its own threads.
+
+    Only time in which the thread itself ran counts: a process that was stopped, or a machine that was
+    suspended, starts over. One process alone waits for no other, and is not watched.
 
     Args:
-        timeout: seconds without an event of the trainer after which a run is given up.
+        timeout: seconds without progress after which a run is given up.
+        saving: the folder in which checkpoints are while they are being written.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, saving: Path | None = None) -> None:
         self.timeout = timeout
-        self._beat = min(5.0, timeout / 20)
+        self.saving = saving
+        self._interval = min(5.0, timeout / 20)
         self._stage = "start"
-        self._since = time.monotonic()
+        self._beats = 0
+        self._seen = (0, 0)
+        self._age = 0.0
         self._first: dict[str, Any] | None = None  # the last note of rank 0, whose store dies with it
+        self._others: dict[int, dict[str, Any]] = {}
         self._store: TCPStore | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         self._stage = f"{event.value} of step {state.timestamp.batch.value}"
-        self._since = time.monotonic()
+        self.beat()
         super().run_event(event, state, logger)
 
+    def beat(self) -> None:
+        """Note that this process makes progress."""
+        self._beats += 1
+
     def init(self, state: State, logger: Logger) -> None:
-        if dist.get_world_size() > 1:
-            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            # A connection of the thread's own: the trainer's may be blocked.
-            self._store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=self.timeout))
-            self._publish(self._store)
+        if dist.get_world_size() == 1:
+            return
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        # A connection of the thread's own: the trainer's may be blocked.
+        self._store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=self.timeout))
+        self._publish(self._store)
         self._thread.start()
 
     def close(self, state: State, logger: Logger) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def explain(self) -> str:
         """What every rank was doing, one line each; takes a few beats, to see which still live."""
         rank = dist.get_global_rank()
-        lines = [f"  rank {rank} (this one): {self._stage}, {time.monotonic() - self._since:.0f} s before"]
+        lines = [f"  rank {rank} (this one): {self._stage}, {self._age:.0f} s before"]
         before = self._notes()
         for _ in range(4):
             self._exchange()
-            time.sleep(self._beat)
+            time.sleep(self._interval)
         after = self._notes()
         for other, note in sorted({**before, **after}.items()):
             if other == rank:
@@ -77,11 +95,33 @@ class Watchdog(Callback):
         return "\n".join(lines)
 
     def _watch(self) -> None:
-        while not self._stop.wait(self._beat):
+        while True:
+            begun = time.monotonic()
+            if self._stop.wait(self._interval):
+                return
+            waited = time.monotonic() - begun
+            stopped = waited > 2 * self._interval + 1
+            self._age = 0.0 if self._progressed() or stopped else self._age + waited
+            begun = time.monotonic()
             self._exchange()
-            # A little early: the process group's own timeout, equally long, would end the run without a word.
-            if time.monotonic() - self._since > 0.7 * self.timeout:
+            self._age += time.monotonic() - begun
+            if self._age > _LIMIT * self.timeout and not self._others_progress():
                 self._give_up()
+
+    def _progressed(self) -> bool:
+        """Whether this rank made progress since the last call."""
+        before, self._seen = self._seen, (self._beats, _bytes_below(self.saving))
+        return self._seen != before
+
+    def _others_progress(self) -> bool:
+        """Whether a rank that lives made progress lately: then this one waits for it."""
+        before, self._others = self._others, self._notes()
+        rank, lately = dist.get_global_rank(), _LIMIT * self.timeout / 2
+        return any(
+            note["age"] < lately and note["beat"] != before.get(other, {}).get("beat")
+            for other, note in self._others.items()
+            if other != rank
+        )
 
     def _exchange(self) -> None:
         """Note what this rank does; remember what rank 0 does."""
@@ -108,14 +148,18 @@ class Watchdog(Callback):
         note = {
             "beat": time.time(),
             "stage": self._stage,
-            "age": time.monotonic() - self._since,
+            "age": self._age,
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
         store.set(f"{_PREFIX}/{dist.get_global_rank()}", json.dumps(note))
 
     def _give_up(self) -> None:
-        waited, picture = time.monotonic() - self._since, self.explain()
+        """End this process, unless what it waits for happens while the ranks are asked."""
+        waited, picture = self._age, self.explain()
+        if self._progressed() or self._stop.is_set():
+            self._age = 0.0
+            return
         sys.stderr.write(
             f"No progress for {waited:.0f} s (dist_timeout is {self.timeout:.0f}): the run ends.\n{picture}\n"
             f"Stacks of rank {dist.get_global_rank()}:\n"
@@ -123,3 +167,12 @@ class Watchdog(Callback):
         sys.stderr.flush()
         faulthandler.dump_traceback(all_threads=True)
         os._exit(HUNG)
+
+
+def _bytes_below(folder: Path | None) -> int:
+    """Bytes of the files below a folder, which may come and go."""
+    total = 0
+    for path in folder.rglob("*") if folder is not None else []:
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total

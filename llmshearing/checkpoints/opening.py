@@ -62,11 +62,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         FileNotFoundError: when there is nothing at `path`.
         ValueError: when it is no checkpoint, damaged, holds more than data, or has no model weights.
     """
-    place = Path(path).resolve()
+    place = run_folder.follow(path)
     manifest = run_folder.read_manifest(place)
     if manifest is not None:
         run_folder.refuse(place, run_folder.damage(place, manifest["files"]))
-    return open_checkpoint(path)
+    return open_checkpoint(place)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -76,7 +76,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         FileNotFoundError: when there is nothing at `path`.
         ValueError: when it is no checkpoint, truncated, holds more than data, or has no model weights.
     """
-    path = Path(path)
+    path = run_folder.follow(path)
     if is_hf(path):
         model = read_hf(path)
         return Checkpoint(path, from_hf(model)[0], {"hf_files": model.files, "config": None})

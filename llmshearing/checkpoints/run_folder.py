@@ -6,22 +6,31 @@ manifest `NAME.json`:
     {"step": 400, "written": 1763720000.0, "files": {"ep0-ba400-rank0.pt": {"bytes": 123, "sha256": "..."}}}
 
 A name without a manifest, or a manifest without its checkpoint, is what a killed process left behind and
-counts as absent. `latest-rank0.pt` points to the one written last.
+counts as absent. Checkpoints are ordered by step, never by a clock: those of a folder belong to one run,
+because what a launch supersedes leaves the folder before its first step. `latest-rank0.pt` points to the one
+of the last step: it is a link or, on a file system without links, a text file with the checkpoint's name.
 """
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 LATEST = "latest-rank0.pt"
+CONFIG, METRICS, REPORT = "config.yaml", "metrics.jsonl", "report.html"
 _NAME = re.compile(r"ep\d+-ba(\d+)(-rank0\.pt)?")
+_MANIFEST = re.compile(rf"({_NAME.pattern})\.json")
+_MASKS = re.compile(r"zs_s(\d+)\.safetensors")
 _BLOCK = 2**24
+_POINTER_BYTES = 256  # more than a pointer file has
 
 
 def checkpoint_name(epoch: int, step: int, sharded: bool) -> str:
@@ -30,9 +39,9 @@ def checkpoint_name(epoch: int, step: int, sharded: bool) -> str:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of `folder`, the one written last first."""
+    """The complete checkpoints of `folder`, the one of the last step first."""
     found = [path for path in folder.glob("ep*-ba*") if _NAME.fullmatch(path.name) and read_manifest(path)]
-    return sorted(found, key=lambda path: (read_manifest(path) or {})["written"], reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def without_manifest(folder: Path) -> list[Path]:
@@ -44,7 +53,7 @@ def without_manifest(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint that was written last; None without any."""
+    """The complete checkpoint of the last step; None without any."""
     found = checkpoints(folder)
     return found[0] if found else None
 
@@ -92,9 +101,8 @@ def refuse(checkpoint: Path, problems: Sequence[str]) -> None:
     """
     if not problems:
         return
-    written = (read_manifest(checkpoint) or {})["written"]
-    others = checkpoints(checkpoint.parent)
-    earlier = [other for other in others if (read_manifest(other) or {})["written"] < written]
+    step = (read_manifest(checkpoint) or {})["step"]
+    earlier = [other for other in checkpoints(checkpoint.parent) if step_of(other) < step]
     offer = (
         f"The one before it is {earlier[0]}: take that. To go on from it with autoresume=true, delete "
         f"{checkpoint} and its .json; or begin in another save_folder with load_path={earlier[0]}."
@@ -104,12 +112,30 @@ def refuse(checkpoint: Path, problems: Sequence[str]) -> None:
     raise ValueError(f"The checkpoint {checkpoint} is damaged. {' '.join(problems)} {offer}")
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, as a manifest holds them."""
+def follow(path: str | Path) -> Path:
+    """The checkpoint itself, where `path` is a link or a pointer file to it, which a run may move."""
+    place = Path(path)
+    if place.is_symlink():
+        place = place.resolve()
+    name = _pointed_to(place)
+    return place if name is None else place.with_name(name)
+
+
+def _pointed_to(path: Path) -> str | None:
+    """The name in a pointer file; None when `path` is anything else."""
+    if path.name != LATEST or not path.is_file() or path.stat().st_size > _POINTER_BYTES:
+        return None
+    name = path.read_text(errors="replace").strip()
+    return name if _NAME.fullmatch(name) else None
+
+
+def describe_file(path: Path, after_block: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as a manifest holds them; `after_block` is called now and then."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
+            after_block()
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
@@ -145,12 +171,103 @@ def commit(written: Path, step: int, files: Mapping[str, Any]) -> Path:
     remove(final)
     draft.rename(_manifest_path(final))
     written.rename(final)
-    link = written.parent / LATEST
-    link.symlink_to(final.name)
-    link.rename(folder / LATEST)
+    for other in checkpoints(folder):
+        if other != final and step_of(other) == step:  # sharded and now whole, or the other way round
+            remove(other)
+    _point_to(final)
     sync(folder)
     clear_incomplete(folder)
     return final
+
+
+def _point_to(checkpoint: Path) -> None:
+    """Have `latest-rank0.pt` beside `checkpoint` point to it."""
+    draft = place_of_writing(checkpoint.parent) / LATEST
+    draft.parent.mkdir(exist_ok=True)
+    try:
+        draft.symlink_to(checkpoint.name)
+    except OSError as error:
+        if not (checkpoint.parent / LATEST).is_file():  # said once in a run's life
+            log.warning(
+                "%s has no symbolic links (%s): %s is a text file with the name of the last checkpoint, "
+                "which the commands of this package follow",
+                checkpoint.parent,
+                error.strerror,
+                LATEST,
+            )
+        draft.write_text(f"{checkpoint.name}\n")
+        sync(draft)
+    draft.rename(checkpoint.parent / LATEST)
+
+
+def repair(folder: Path) -> None:
+    """Put right what a killed process or a copy left: half a checkpoint, an old or missing pointer."""
+    if not folder.is_dir():
+        return
+    clear_incomplete(folder)
+    for path in folder.glob("ep*-ba*.json"):
+        named = _MANIFEST.fullmatch(path.name)
+        if named and not path.with_name(named[1]).exists():
+            path.unlink()
+    last, latest = latest_checkpoint(folder), folder / LATEST
+    if last is None:
+        if latest.is_symlink() and not latest.exists():
+            latest.unlink()
+        return
+    if follow(latest).name == last.name:
+        return
+    if latest.exists() and not latest.is_symlink() and _pointed_to(latest) is None:
+        _set_aside(folder, [latest])  # a copy that followed the link
+    _point_to(last)
+    clear_incomplete(folder)
+
+
+def supersede(folder: Path, step: int, begin: Path | None, overwrite: bool, autoresume: bool) -> None:
+    """Take out of `folder` what belongs to another run than the one that is about to make step `step`.
+
+    That is everything when the run begins from nothing or from elsewhere, and what lies beyond `step` when it
+    resumes from a checkpoint of this folder. Checkpoints move, with all that belongs to them, to
+    `superseded-N`, where `overwrite` deletes them unless the run begins from one of them. Without any
+    checkpoint, `autoresume` takes what is there for the beginning of this run, which is made again.
+
+    Args:
+        begin: the checkpoint that the run begins from.
+    """
+    own = begin is not None and begin.parent.resolve() == folder.resolve()
+    moving = _files_of_a_run(folder, step if own and step else -1)
+    checkpoints_too = any(_NAME.fullmatch(path.name) for path in moving)
+    if not checkpoints_too and (own or autoresume):
+        for path in moving:
+            path.unlink()
+    elif any(path.name not in (CONFIG, REPORT) for path in moving):
+        place = _set_aside(folder, moving)
+        if overwrite and not own:
+            shutil.rmtree(place)
+            log.warning("save_overwrite: deleted them")
+        (folder / LATEST).unlink(missing_ok=True)
+        repair(folder)
+
+
+def _files_of_a_run(folder: Path, step: int) -> list[Path]:
+    """Checkpoints, manifests and masks of later steps than `step`; with -1 also what else a run writes."""
+    found = [folder / name for name in (CONFIG, METRICS, REPORT) if step < 0 and (folder / name).exists()]
+    for path in sorted(folder.iterdir()):
+        named = _NAME.fullmatch(path.name.removesuffix(".json")) or _MASKS.fullmatch(path.name)
+        if named and int(named[1]) > step:
+            found.append(path)
+    return found
+
+
+def _set_aside(folder: Path, paths: Sequence[Path]) -> Path:
+    """Move these to a new folder below `folder`, checkpoints after their manifests; its path."""
+    number = 1
+    while (place := folder / f"superseded-{number}").exists():
+        number += 1
+    place.mkdir()
+    for path in sorted(paths, key=lambda path: path.suffix != ".json"):
+        path.rename(place / path.name)
+    log.warning("moved %s to %s", ", ".join(sorted(path.name for path in paths)), place)
+    return place
 
 
 def remove(checkpoint: Path) -> None:

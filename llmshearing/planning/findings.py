@@ -26,9 +26,11 @@ from llmshearing.data.tokenizer import check_tokenizer, is_made_with, load_token
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader, dataset_manifest
 from llmshearing.models.model_registry import model_class
 from llmshearing.planning.sizes import planned_steps, settled, steps_in
-from llmshearing.pruning import aim_of, without_method
+from llmshearing.pruning import Method, aim_of, method_class, without_method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_of
+
+_NEEDS_GPU = "which needs a GPU, and there is none here: set amp_bf16 or fp32 where the run has none either."
 
 
 @dataclass
@@ -83,6 +85,7 @@ def examine(config: Config, devices: int = 1, checkpoint: Checkpoint | None = No
         found.add(component_problems(config, section))
     checkpoint = _examine_model(config, checkpoint, found)
     _examine_target(config, found)
+    _examine_precision(config, found)
     _examine_updates(config, found)
     _examine_folder(config, found)
     _examine_compilation(config, found)
@@ -102,6 +105,7 @@ def check(config: Config, devices: int, checkpoint: Checkpoint | None) -> Findin
         ValueError: with every problem, one a line.
     """
     found = examine(config, devices, checkpoint)
+    found.add([warning for warning in found.warnings if warning.endswith(_NEEDS_GPU)])
     if found.problems:
         raise ValueError("\n".join(found.problems))
     return found
@@ -139,6 +143,15 @@ def _examine_target(config: Config, found: Findings) -> None:
             found.durations |= aim.durations
             found.add(aim.problems)
             found.warnings += aim.warnings
+            method = method_class(config.model)
+            learns = method is not None and method.parameter_groups is not Method.parameter_groups
+            if learns and config.optimizer.lag_lr == 0:
+                found.add(["optimizer.lag_lr is 0: the masks would never move; set a learning rate above 0."])
+
+
+def _examine_precision(config: Config, found: Findings) -> None:
+    if config.precision == "amp_fp16" and not torch.cuda.is_available():
+        found.warnings.append(f"precision is amp_fp16, {_NEEDS_GPU}")
 
 
 def _examine_updates(config: Config, found: Findings) -> None:
@@ -265,6 +278,7 @@ def _examine_evaluation_data(config: Config, devices: int, found: Findings) -> N
     names = config.data_loading.set_names
     with found.collecting():
         dataset = _open(config, found, config.eval_loader, set_names=names).dataset
+        found.add(_dropped(config, len(dataset), devices))
         batches = config.eval_subset_num_batches
         first = batches * config.device_eval_batch_size * devices if batches > 0 else len(dataset)
         if names is None:
@@ -272,6 +286,17 @@ def _examine_evaluation_data(config: Config, devices: int, found: Findings) -> N
             return
         found.evaluation = dataset.samples_per_domain(first)
         found.add(_missing_domains(config, found.evaluation))
+
+
+def _dropped(config: Config, sequences: int, devices: int) -> list[str]:
+    """Whether `drop_last` leaves nothing to evaluate on."""
+    size, share = config.device_eval_batch_size, sequences // devices
+    if config.eval_loader is None or not config.eval_loader.drop_last or share >= size:
+        return []
+    return [
+        f"eval_loader.drop_last leaves no batch to evaluate on: of {sequences} sequences each of {devices} "
+        f"devices has {share}, and device_eval_batch_size is {size}. Set drop_last=false or a smaller batch."
+    ]
 
 
 def _missing_domains(config: Config, counts: dict[str, int]) -> list[str]:

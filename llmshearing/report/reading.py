@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,10 @@ def read_run(folder: Path) -> Run:
                 f"There is no {path}; expected the save_folder of a run, which holds {CONFIG} and {METRICS}."
             )
     config = read_record(folder / CONFIG)
-    mask_files = _mask_files(folder) if method_class(config.model) else {}
-    run = Run(folder, config, read_metrics(folder / METRICS), mask_files)
+    run = Run(folder, config, read_metrics(folder / METRICS), {})
+    if method_class(config.model):  # masks of later steps than the last are of an earlier, longer run
+        masks = {step: path for step, path in _mask_files(folder).items() if step <= run.steps}
+        run = replace(run, mask_files=masks)
     try:
         assert run.source
     except ValueError as error:  # a configuration without sizes

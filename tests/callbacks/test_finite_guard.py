@@ -8,6 +8,7 @@ import torch
 from composer.core import Precision
 
 from llmshearing.callbacks.finite_guard import FiniteGuard
+from llmshearing.callbacks.step_numbers import StepNumbers
 
 INFINITE = float("inf")
 
@@ -23,13 +24,16 @@ def step(
         precision=precision,
         model=torch.nn.ParameterList([parameter]),
         optimizers=[torch.optim.SGD([parameter])],
+        callbacks=[guard],
+        algorithms=[],
+        device=SimpleNamespace(tensor_to_device=torch.Tensor.clone),
         timestamp=SimpleNamespace(batch=SimpleNamespace(value=7)),
     )
     guard.batch_start(cast(Any, state), cast(Any, None))
     for loss in losses:
         state.loss = {"total": torch.tensor(loss)}
         guard.after_loss(cast(Any, state), cast(Any, None))
-    guard.after_train_batch(cast(Any, state), cast(Any, None))
+    StepNumbers().after_train_batch(cast(Any, state), cast(Any, None))
     return parameter
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llmshearing.callbacks.signals import SIGNALS, Interrupted, StopOnSignal
+from llmshearing.callbacks.step_numbers import StepNumbers
 
 
 @pytest.fixture
@@ -29,12 +30,19 @@ def test_handlers_are_given_back_unless_a_signal_ends_the_run(before: list[Any],
         ),
     )
     stop = StopOnSignal(None)
+    state.callbacks = [stop]
+
+    def step_numbers(state: Any) -> None:
+        StepNumbers().after_train_batch(state, cast(Any, None))
+
     stop.fit_start(state, cast(Any, None))
     if interrupted:
         signal.raise_signal(signal.SIGTERM)
+        step_numbers(state)
         with pytest.raises(Interrupted):
             stop.batch_checkpoint(state, cast(Any, None))
     else:
+        step_numbers(state)
         stop.batch_checkpoint(state, cast(Any, None))
     stop.close(state, cast(Any, None))
     assert ([signal.getsignal(number) for number in SIGNALS] == before) != interrupted

@@ -1,5 +1,8 @@
 """Checkpoints of a folder: complete or absent, latest first, checked against their manifests."""
 
+import errno
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -29,8 +32,153 @@ def test_the_checkpoint_written_last_is_the_latest(tmp_path, names):
     assert [path.name for path in run_folder.checkpoints(tmp_path)] == names[::-1]
     assert (tmp_path / run_folder.LATEST).resolve() == run_folder.latest_checkpoint(tmp_path)
     assert not run_folder.place_of_writing(tmp_path).exists()
-    write(tmp_path, names[0])  # a run begun anew over an old one
-    assert run_folder.latest_checkpoint(tmp_path).name == names[0]
+
+
+@pytest.mark.parametrize("ahead", [1e6, -1e6])
+def test_checkpoints_are_ordered_by_step_whatever_the_clock_says(tmp_path, monkeypatch, ahead):
+    first, second = write(tmp_path, "ep0-ba1-rank0.pt"), write(tmp_path, "ep0-ba2-rank0.pt")
+    now = time.time() + ahead
+    monkeypatch.setattr(time, "time", lambda: now)
+    third = write(tmp_path, "ep0-ba3-rank0.pt")
+    monkeypatch.undo()
+    fourth = write(tmp_path, "ep0-ba4-rank0.pt")
+    assert run_folder.checkpoints(tmp_path) == [fourth, third, second, first]
+    third.write_bytes(b"weightS")
+    with pytest.raises(ValueError, match=f"The one before it is {second}"):
+        run_folder.refuse(third, run_folder.damage(third, [third.name]))
+    run_folder.keep_last(tmp_path, 1)
+    assert run_folder.checkpoints(tmp_path) == [fourth]
+    assert (tmp_path / run_folder.LATEST).resolve() == fourth
+
+
+def test_one_checkpoint_of_a_step_stays(tmp_path):
+    write(tmp_path, "ep0-ba1-rank0.pt")
+    sharded = write(tmp_path, "ep0-ba1")
+    assert run_folder.checkpoints(tmp_path) == [sharded]
+
+
+@pytest.fixture
+def no_links(monkeypatch):
+    """A file system without symbolic links, as blobfuse is."""
+
+    def refused(self, target, *rest):
+        raise OSError(errno.ENOSYS, "Function not implemented", str(self))
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+
+
+@pytest.mark.parametrize("names", [["ep0-ba9-rank0.pt", "ep0-ba10-rank0.pt"], ["ep0-ba9", "ep0-ba10"]])
+def test_without_links_a_file_tells_the_last_checkpoint(tmp_path, no_links, caplog, names):
+    for name in names:
+        last = write(tmp_path, name)
+        assert run_folder.follow(tmp_path / run_folder.LATEST) == last
+    assert find_checkpoint(None, str(tmp_path / run_folder.LATEST)) == last
+    assert caplog.text.count("has no symbolic links (Function not implemented)") == 1
+    assert not run_folder.place_of_writing(tmp_path).exists()
+
+
+def test_a_link_and_what_is_no_pointer_are_followed_to_themselves(tmp_path):
+    first, second = write(tmp_path, "ep0-ba1-rank0.pt"), write(tmp_path, "ep0-ba2-rank0.pt")
+    latest = tmp_path / run_folder.LATEST
+    assert run_folder.follow(latest) == second
+    assert run_folder.follow(first) == first
+    latest.unlink()
+    for text in ("../../etc/passwd", "ep0-ba1-rank0.pt/../x", "weights"):
+        latest.write_text(text)
+        assert run_folder.follow(latest) == latest
+
+
+def test_repair_after_a_kill_between_two_renames(tmp_path):
+    first, second = write(tmp_path, "ep0-ba1-rank0.pt"), write(tmp_path, "ep0-ba2-rank0.pt")
+    latest = tmp_path / run_folder.LATEST
+    (tmp_path / "ep0-ba3-rank0.pt.json").write_text("a manifest that came before its checkpoint")
+    run_folder.start_writing(tmp_path)
+    latest.unlink()
+    latest.symlink_to(first.name)
+    run_folder.repair(tmp_path)
+    assert latest.resolve() == second
+    run_folder.remove(second)
+    run_folder.repair(tmp_path)
+    assert latest.resolve() == first
+    run_folder.remove(first)
+    run_folder.repair(tmp_path)
+    assert list(tmp_path.iterdir()) in ([], [run_folder.place_of_writing(tmp_path)])
+    run_folder.repair(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["ep0-ba1-rank0.pt", "ep0-ba1"])
+def test_a_folder_copied_through_its_links_is_resumed(tmp_path, name):
+    write(tmp_path / "run", name)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=False)
+    latest = tmp_path / "copy" / run_folder.LATEST
+    assert not latest.is_symlink()
+    run_folder.repair(tmp_path / "copy")
+    last = write(tmp_path / "copy", name.replace("ba1", "ba2"))
+    assert latest.resolve() == last
+    assert (tmp_path / "copy" / "superseded-1" / run_folder.LATEST).exists()
+
+
+def a_run(folder, steps):
+    """What a run of so many steps leaves; its checkpoints."""
+    written = [write(folder, f"ep0-ba{step}-rank0.pt") for step in range(1, steps + 1)]
+    for step in range(steps + 1):
+        (folder / f"zs_s{step}.safetensors").touch()
+    for name in ("config.yaml", "metrics.jsonl", "report.html", "mine.txt"):
+        (folder / name).touch()
+    return written
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_overwritten_goes_whole(tmp_path):
+    a_run(tmp_path, 3)
+    run_folder.supersede(tmp_path, 0, None, overwrite=True, autoresume=False)
+    assert names_in(tmp_path) == ["mine.txt"]
+
+
+def test_what_lies_beyond_an_earlier_checkpoint_is_set_aside(tmp_path):
+    first, _, last = a_run(tmp_path, 3)
+    run_folder.supersede(tmp_path, 3, last, overwrite=True, autoresume=True)
+    assert not (tmp_path / "superseded-1").exists()
+    run_folder.supersede(tmp_path, 1, first, overwrite=True, autoresume=False)
+    assert run_folder.checkpoints(tmp_path) == [first]
+    assert (tmp_path / run_folder.LATEST).resolve() == first
+    kept = {"config.yaml", "metrics.jsonl", "zs_s0.safetensors", "zs_s1.safetensors"}
+    assert kept < set(names_in(tmp_path))
+    aside = [f"ep0-ba{step}-rank0.pt{end}" for step in (2, 3) for end in ("", ".json")]
+    assert names_in(tmp_path / "superseded-1") == [*aside, "zs_s2.safetensors", "zs_s3.safetensors"]
+
+
+def test_a_new_run_from_weights_of_its_own_folder_keeps_them(tmp_path):
+    """load_weights_only with a checkpoint of save_folder: nothing else has these weights."""
+    first, _ = a_run(tmp_path, 2)
+    run_folder.supersede(tmp_path, 0, first, overwrite=True, autoresume=False)
+    assert names_in(tmp_path) == ["mine.txt", "superseded-1"]
+    assert len(run_folder.checkpoints(tmp_path / "superseded-1")) == 2
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_without_its_traces(tmp_path):
+    for autoresume in (True, False):
+        for checkpoint in a_run(tmp_path, 2):
+            run_folder.remove(checkpoint)
+        run_folder.supersede(tmp_path, 0, None, overwrite=False, autoresume=autoresume)
+        assert "zs_s1.safetensors" not in names_in(tmp_path)
+        assert (tmp_path / "superseded-1" / "metrics.jsonl").exists() == (not autoresume)
+
+
+def test_a_checkpoint_without_manifest_begins_a_run_whatever_way_it_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "run", "ep0-ba1-rank0.pt")
+    stray = tmp_path / "run" / "ep0-ba9-rank0.pt"
+    stray.write_bytes(b"copied here")
+    (tmp_path / "other").symlink_to("run")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "other", tmp_path / "run"):
+        with pytest.raises(FileExistsError, match="go on from it as it is with load_path"):
+            find_checkpoint(Path(folder), autoresume=True)
+        for named in ("run", "other", tmp_path / "run"):
+            assert find_checkpoint(Path(folder), f"{named}/{stray.name}") == stray
 
 
 def test_what_a_killed_process_leaves_is_absent(tmp_path):

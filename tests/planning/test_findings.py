@@ -238,3 +238,31 @@ def test_a_batch_that_does_not_divide_comes_with_one_that_does(data: Path) -> No
 def test_a_missing_data_folder_is_one_problem() -> None:
     assert [p for p in examine(load_config(SEVEN)).problems if "data folder data/mds" in p]
     assert len(examine(load_config(SEVEN)).problems) == 1
+
+
+def test_drop_last_that_leaves_no_evaluation_is_found(data: Path) -> None:
+    settings = {"eval_loader__drop_last": True, "device_eval_batch_size": 16}
+    assert not examine(run_config(data, **settings)).problems  # 24 sequences
+    assert "drop_last leaves no batch to evaluate on: of 24 sequences each of 2 devices has 12" in "".join(
+        examine(run_config(data, **settings), devices=2).problems
+    )
+    settings["eval_loader__drop_last"] = False
+    assert not examine(run_config(data, **settings), devices=2).problems
+
+
+def test_amp_fp16_needs_a_gpu(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan may be made elsewhere than the run, which is stopped."""
+    config = run_config(data, precision="amp_fp16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = examine(config)
+    assert not found.problems
+    assert any("amp_fp16, which needs a GPU" in warning for warning in found.warnings)
+    with pytest.raises(ValueError, match="amp_fp16, which needs a GPU"):
+        check(config, 1, None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not examine(config).warnings
+
+
+def test_masks_that_cannot_move_are_found(data: Path) -> None:
+    assert "optimizer.lag_lr is 0" in "".join(examine(run_config(data, optimizer__lag_lr=0.0)).problems)
+    assert not examine(run_config(data, optimizer__lag_lr=0.0, prune=False)).problems

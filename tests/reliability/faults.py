@@ -98,3 +98,28 @@ def nan_at(step: int) -> None:
 
     if os.environ["RANK"] == "0":
         add(At("after_backward", step, spoil))
+
+
+def linger_at(event: str, step: int, ranks: tuple[int, ...], seconds: float) -> None:
+    """Some ranks take their time."""
+    if int(os.environ["RANK"]) in ranks:
+        add(At(event, step, lambda _: time.sleep(seconds)))
+
+
+def slow_disk(seconds: float) -> None:
+    """Writing a checkpoint takes so long, a little at a time."""
+    save = torch.save
+
+    def slowly(contents: Any, path: Any, *rest: Any, **more: Any) -> None:
+        save(contents, path, *rest, **more)
+        if not isinstance(path, Path):
+            return
+        written = path.read_bytes()
+        part = len(written) // 100 + 1
+        with path.open("wb") as file:
+            for begin in range(0, len(written), part):
+                time.sleep(seconds / 100)
+                file.write(written[begin : begin + part])
+                file.flush()
+
+    torch.save = slowly

@@ -60,6 +60,50 @@ def test_a_hang_ends_with_the_stacks_of_every_rank(tmp_path, data, table):
     table("a rank hangs in a step", "all end within dist_timeout; stages and stacks are printed")
 
 
+PATIENT = {"max_duration": "5ba", "eval_interval": "0ba", "save_interval": "1000ba", "dist_timeout": 12}
+
+
+def ends_well(ranks):
+    statuses = ranks.wait(200)
+    assert not any(statuses), ranks.output()[-3000:]
+    assert "No progress for" not in ranks.output()
+
+
+@pytest.mark.world_size
+def test_a_slow_save_is_no_hang(tmp_path, data, table):
+    path = write_config(tmp_path, data, **PATIENT)
+    ends_well(Ranks([path], 2, partial(faults.slow_disk, 15)))
+    assert run_folder.latest_checkpoint(tmp_path).name == "ep0-ba5-rank0.pt"
+    table("a save that takes longer than dist_timeout", "every byte counts as progress: the run goes on")
+
+
+@pytest.mark.world_size
+def test_a_suspended_run_goes_on(tmp_path, data, table):
+    path = write_config(tmp_path, data, **PATIENT)
+    ranks = Ranks([path], 2, partial(faults.linger_at, "batch_start", 3, (0, 1), 4))
+    end = time.monotonic() + 100
+    while time.monotonic() < end and not ((tmp_path / "metrics.jsonl").exists() and 2 in metrics(tmp_path)):
+        time.sleep(0.1)
+    ranks.signal(signal.SIGSTOP)
+    time.sleep(10)
+    ranks.signal(signal.SIGCONT)
+    ends_well(ranks)
+    table("SIGSTOP and SIGCONT, or a suspended machine", "the watch starts over: the run goes on")
+
+
+@pytest.mark.world_size
+def test_a_run_is_not_ended_when_what_it_waited_for_happens(tmp_path, data, table):
+    path = write_config(tmp_path, data, **PATIENT)
+    ends_well(Ranks([path], 2, partial(faults.linger_at, "after_backward", 3, (1,), 9.6)))
+    table("a rank that was nearly given up", "goes on")
+
+
+def test_a_process_alone_is_not_watched(tmp_path, data, table):
+    path = write_config(tmp_path, data, **{**PATIENT, "dist_timeout": 2})
+    ends_well(Ranks([path], 1, partial(faults.linger_at, "after_backward", 3, (0,), 5)))
+    table("a long step of one process", "goes on: it waits for nobody")
+
+
 @pytest.mark.world_size
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_step_that_is_not_finite_ends_the_run(tmp_path, data, table, world_size):

@@ -186,7 +186,7 @@ def test_a_report_that_cannot_be_written_ends_no_run(
 ) -> None:
     folder = write_run(tmp_path / "run", steps=10)
     (folder / "metrics.jsonl").write_text("hello\n")
-    callback = ReportCallback(folder)
+    callback = ReportCallback(folder, write_report)
     callback.fit_start(cast(Any, None), cast(Any, None))
     callback.post_close()
     assert "There is no report of this run" in caplog.text

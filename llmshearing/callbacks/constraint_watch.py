@@ -1,0 +1,59 @@
+"""Says so when a pruning run prunes nothing."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from composer.core import State
+from composer.loggers import Logger
+
+from llmshearing.callbacks.step_numbers import StepReader
+
+log = logging.getLogger(__name__)
+
+WINDOW = 100  # steps
+FEW = 10
+GAP = 0.02  # of all parameters that masks reach
+STILL = 0.001
+
+
+class ConstraintWatch(StepReader):
+    """Warns once when the expected sparsity lies `GAP` below its target and does not move.
+
+    It stands still when it changed by less than `STILL` in the last `WINDOW` steps, or in the last `FEW` of a
+    run that ends sooner.
+    """
+
+    def __init__(self) -> None:
+        self._since: tuple[int, float] | None = None  # a step, and the expected sparsity then
+        self._now: tuple[int, float, float] | None = None  # the last step, its expected and target sparsity
+        self._warned = False
+
+    def take(self, state: State, logger: Logger, numbers: Mapping[str, Any]) -> None:
+        if "expected_sparsity" not in numbers:
+            return
+        expected, target = numbers["expected_sparsity"], numbers["target_sparsity"]
+        self._now = (state.timestamp.batch.value, expected, target)
+        if self._since is None or abs(expected - self._since[1]) >= STILL or target - expected < GAP:
+            self._since = (self._now[0], expected)
+        elif self._now[0] - self._since[0] >= WINDOW:
+            self._warn()
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        if self._now and self._since and self._now[0] - self._since[0] >= FEW:
+            self._warn()
+
+    def _warn(self) -> None:
+        if self._warned or self._since is None or self._now is None:
+            return
+        self._warned = True
+        step, expected, target = self._now
+        log.warning(
+            "the expected sparsity is %.4f after step %d and has not moved for %d steps, but its target is "
+            "%.4f: nothing is being pruned. Look at optimizer.lag_lr, optimizer.eps, scheduler.t_warmup and "
+            "algorithms.gradient_clipping",
+            expected,
+            step,
+            step - self._since[0],
+            target,
+        )
