@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed
-from composer.core import Callback, Event, State
+from composer.core import Callback, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist, reproducibility
 from composer.utils.parallelism import FSDP2Config
@@ -105,8 +105,12 @@ class Checkpointing(Callback):
             return {"state": {"model": state.get_model_state_dict(), "callbacks": record}}
         saved = state.state_dict()
         saved.pop("run_name", None)  # the record has it, as it is written in the file
-        rng = reproducibility.get_rng_state()
-        return {"state": saved, "rng": rng, "division": division(state)}
+        return {
+            "state": saved,
+            "rng": reproducibility.get_rng_state(),
+            "division": division(state),
+            "max_duration": cast(Time, state.max_duration).to_timestring(),
+        }
 
     def _commit(self, written: Path, step: int, files: dict[str, Any]) -> None:
         final = run_folder.commit(written, step, files)

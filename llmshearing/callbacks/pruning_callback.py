@@ -49,13 +49,14 @@ class PruningCallback(StepReader):
     def eval_batch_start(self, state: State, logger: Logger) -> None:
         self._begin(state)
 
+    def after_backward(self, state: State, logger: Logger) -> None:
+        pruning_method(state).after_backward(_decoder(state))
+
     def own(self, state: State) -> dict[str, Tensor]:
-        """Asked between the last backward pass and the optimizer's step, as `take` is called."""
         self._values = cast(Any, state.outputs)["l0_output"][1]
         return self._values
 
     def take(self, state: State, logger: Logger, numbers: Mapping[str, Any]) -> None:
-        pruning_method(state).after_backward(_decoder(state))
         logger.log_metrics({f"metrics/train/{name}": numbers[name] for name in self._values})
 
     def batch_end(self, state: State, logger: Logger) -> None:

@@ -27,7 +27,6 @@ from llmshearing.callbacks.checkpointing import division
 from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.sharded import is_sharded, load_sharded
-from llmshearing.config.reading import parse_record
 from llmshearing.config.resuming import changes
 
 log = logging.getLogger(__name__)
@@ -88,6 +87,7 @@ class Resume(Callback):
             warnings.filterwarnings("ignore", f"({stateless}) is not in the state_dict")
             state.load_state_dict({key: saved[key] for key in _PLAIN if key in saved}, logger)
         self._rng = contents["rng"]
+        self._max_duration = contents.get("max_duration")
         self._check_division(contents.get("division"), state)
         log.info("going on from %s, step %d", self.path, state.timestamp.batch.value)
 
@@ -123,8 +123,6 @@ class Resume(Callback):
         saved = contents["state"]
         saved_record = saved.get("callbacks", {}).get("RunRecord", {})
         record = saved_record.get("config")
-        if record is not None:
-            self._max_duration = parse_record(record).get("max_duration")
         changed, differing = ([], []) if record is None else changes(record, self.config)
         if saved_record.get("data", self.data) != self.data and dist.get_global_rank() == 0:
             log.warning(
@@ -293,4 +291,4 @@ def _read_sharded(path: Path, state: State) -> dict[str, Any]:
         "model": get_model_state_dict(state.model, options=options),
         "optimizers": {_name(optimizer): get_optimizer_state_dict(state.model, optimizer, options=options)},
     }
-    return load_sharded(path, [("state",), ("rng",), ("division",)], {"state": like})
+    return load_sharded(path, [("state",), ("rng",), ("division",), ("max_duration",)], {"state": like})

@@ -176,11 +176,6 @@ class L0Module(Method):
             return self.lagrangian(self.step if pruned_steps is None else one_step(pruned_steps))
 
     @property
-    def noise_depends_on_division(self) -> bool:
-        """Whether another microbatch size or number of processes draws other masks."""
-        return self.noise == "per_rank"
-
-    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 

@@ -120,7 +120,7 @@ class Method(nn.Module):
         return None, {}
 
     def after_backward(self, decoder: nn.Module) -> None:
-        """Look at the gradients, before they are clipped."""
+        """Look at the gradients after each microbatch: accumulated so far in the step, not yet clipped."""
 
     def after_step(self, decoder: nn.Module) -> None:
         """Act on the parameters after the optimizer did, and once before the first step."""

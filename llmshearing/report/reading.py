@@ -130,7 +130,7 @@ def read_run(folder: Path) -> Run:
             )
     config = read_record(folder / CONFIG)
     run = Run(folder, config, read_metrics(folder / METRICS), {})
-    if run.prunes:  # masks of later steps than the last are of an earlier, longer run
+    if method_class(config.model):  # masks of later steps than the last are of an earlier, longer run
         masks = {step: path for step, path in _mask_files(folder).items() if step <= run.steps}
         run = replace(run, mask_files=masks)
     try:

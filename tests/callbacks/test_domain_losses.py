@@ -20,7 +20,8 @@ def logged(steps: list[list[tuple[list[int], list[list[float]]]]]) -> list[Logge
             outputs: dict[str, Any] = {"token_loss": token_loss, "predicted": token_loss != 0}
             callback.after_forward(state(batch={"set": torch.tensor(domains)}, outputs=outputs), NO_LOGGER)
         found.append(Logged())
-        callback.after_train_batch(state(), found[-1].logger)
+        sums = callback.summed(state())["domain_sums"].tolist()
+        callback.take(state(), found[-1].logger, {"domain_sums": sums})
     return found
 
 

@@ -59,7 +59,9 @@ def test_targets_and_multipliers_are_logged_at_the_step_of_the_run(model, event)
     getattr(callback, event)(at(model, 2), NO_LOGGER)
     ids = torch.zeros(2, SEQ_LEN, dtype=torch.long)
     outputs = model({"input_ids": ids, "labels": ids})
-    callback.after_train_batch(at(model, 2, outputs=outputs), logged.logger)
+    step = at(model, 2, outputs=outputs)
+    numbers = {name: value.item() for name, value in callback.own(step).items()}
+    callback.take(step, logged.logger, numbers)
     names = {"head", "intermediate", "layer", "hidden"}
     expected = {f"metrics/train/{side}_{name}_sparsity" for side in ("expected", "target") for name in names}
     expected |= {"metrics/train/expected_sparsity", "metrics/train/target_sparsity"}
