@@ -96,7 +96,7 @@ def test_a_failed_save_ends_the_run_with_the_reason_and_keeps_what_was_there(tmp
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(checkpointing, "_write_whole", fail)
     with pytest.raises(OSError, match=r"checkpoint of step 4.*No space left on device"):
         saving.batch_checkpoint(at(4), NO_LOGGER)
     assert saved_steps(tmp_path) == [2]
