@@ -11,7 +11,7 @@ from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.key_map import PREFIX
 from llmshearing.shapes.units import weight_shapes
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _LISTED = 8
 
 
@@ -70,7 +70,11 @@ def check_weights(weights: Mapping[str, Tensor], arch: Architecture, source: str
         ),
         _listing(
             "of a type other than fp32, bf16 and fp16",
-            (f"{name} ({found[name].dtype})" for name in both if found[name].dtype not in _FLOATS),
+            (f"{name} ({found[name].dtype})" for name in both if found[name].dtype not in FLOATS),
+        ),
+        _listing(
+            "not a dense tensor in memory",
+            (name for name in both if found[name].layout != torch.strided or found[name].is_meta),
         ),
     ]
     problems = [problem for problem in problems if problem]
