@@ -320,15 +320,16 @@ def scaling_of(factors: np.ndarray, frequencies: np.ndarray, original: int) -> d
     """
     if np.allclose(factors, 1):
         return None
-    factor = float(str(np.float32(factors.max())))
+    factor = round(float(factors.max()), 4)
     if np.allclose(factors, factor):
         return {"rope_type": "linear", "factor": factor}
     candidates = [(1.0, 4.0, length) for length in (original, *(2**power for power in range(4, 21)))]
     smooth = (1 / factors - 1 / factor) / (1 - 1 / factor)
     between = (smooth > 1e-3) & (smooth < 1 - 1e-3)
-    if between.sum() >= 2:  # smooth = (turns - low) / (high - low), low chosen as 1
+    if between.sum() >= 2:  # smooth = (turns - low) / (high - low)
         slope, start = np.polyfit(frequencies[between] / (2 * math.pi), smooth[between], 1)
-        candidates.append((1.0, round(1 - 1 / start, 4), round(-slope / start)))
+        width = original / slope
+        candidates.append((float(-start * width), float((1 - start) * width), original))
     for low, high, length in candidates:
         if high > low and np.allclose(_llama3(frequencies, factor, low, high, length), factors, rtol=1e-4):
             return {

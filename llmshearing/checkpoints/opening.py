@@ -149,9 +149,7 @@ def _checked_record(record: Any, source: Path) -> dict[str, Any] | None:
     if record is None:
         return None
     if not isinstance(record, Mapping):
-        raise ValueError(
-            f"{source} carries a {type(record).__name__} as its record; expected values by name."
-        )
+        raise ValueError(f"{source} carries a {type(record).__name__} as its record; expected a mapping.")
     config = record.get("config")
     if not (config is None or isinstance(config, str)):
         raise ValueError(f"{source} carries a {type(config).__name__} as configuration; expected YAML.")

@@ -84,6 +84,24 @@ def check_weights(weights: Mapping[str, Tensor], arch: Architecture, source: str
         )
 
 
+def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Reject weights that hold NaN or infinity.
+
+    Raises:
+        ValueError: naming the tensors and how many of their numbers are not finite.
+    """
+    found = [
+        f"{name} ({int((~weight.isfinite()).sum()):,} of {weight.numel():,})"
+        for name, weight in weights.items()
+        if not weight.sum(dtype=torch.float64).isfinite()  # keeps NaN and infinity, copies nothing
+    ]
+    if found:
+        raise ValueError(
+            f"{source} has weights that are NaN or infinite, with which nothing can be computed: "
+            f"{_listing('affected', found)} Take another copy or an earlier checkpoint of the model."
+        )
+
+
 def total_bytes(weights: Mapping[str, Tensor]) -> int:
     """Bytes of all tensors."""
     return sum(weight.nbytes for weight in weights.values())
