@@ -94,7 +94,7 @@ def from_hf(model: HFModel) -> tuple[dict[str, Tensor], Architecture]:
         if head is not None and not _same(head, embedding):
             logger.warning(
                 "%s: tie_word_embeddings is true, but the weights hold an output head that differs from the "
-                "embedding. It is left out, as transformers does; --untie of save_hf_to_composer keeps it.",
+                "embedding. It is left out, as transformers does; `llmshearing convert --untie` keeps it.",
                 model.path,
             )
     check_weights(weights, arch, model.path)

@@ -100,8 +100,8 @@ def test_a_record_that_is_no_mapping_is_rejected(tmp_path, record):
 
 def test_a_tokenizer_in_a_record_that_is_none_is_reported(tmp_path):
     files = {"tokenizer.json": '{"model": 3}'}
-    section = "model: {d_model: 32, n_heads: 4, n_layers: 2, intermediate_size: 56, vocab_size: 96, max_seq_len: 64}"
-    path = checkpoint(tmp_path / "c.pt", hf_files=files, config=section.replace("}", ", n_kv_heads: 2}"))
+    sizes = "d_model: 32, n_heads: 4, n_kv_heads: 2, n_layers: 2, intermediate_size: 56, vocab_size: 96"
+    path = checkpoint(tmp_path / "c.pt", hf_files=files, config=f"model: {{{sizes}, max_seq_len: 64}}")
     run = run_config(read_checkpoint(path))
     assert run is not None
     assert run.n_kv_heads == 2
