@@ -21,10 +21,10 @@ from llmshearing.checkpoints.opening import in_pieces, open_checkpoint, read_che
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.sharded import load_sharded
 from llmshearing.checkpoints.writing import write_checkpoint
-from llmshearing.commands import convert
 from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
 from llmshearing.commands.equality import load_ours, load_theirs
 from llmshearing.files import replacing
+from llmshearing.utils import composer_to_hf
 from twins import CONFIGS, make, save, tokens
 
 NAME = "llama grouped"
@@ -83,7 +83,7 @@ CONFIG_TEXT = json.dumps(CONFIGS[NAME].to_dict())
 )
 def test_a_hostile_record_ends_in_one_line(tmp_path, monkeypatch, capsys, record, message):
     path = checkpoint(tmp_path / "c.pt", **record)
-    assert status_of(monkeypatch, convert, "save_composer_to_hf", path, tmp_path / "out") == 2
+    assert status_of(monkeypatch, composer_to_hf, "save_composer_to_hf", path, tmp_path / "out") == 2
     with pytest.raises(ValueError, match=message):
         describe(read_checkpoint(path))
     assert capsys.readouterr().err.startswith("error: ")
