@@ -77,7 +77,7 @@ def message(error: BaseException) -> str:
         full = error.errno in FULL
         advice = "make room there" if full else "check that it is what you meant and that you may use it"
         return f"{error.filename}: {error.strerror}; {advice}."
-    return str(error)
+    return str(error).strip() or f"{type(error).__name__}, without a word of explanation; --debug shows where"
 
 
 class _Parser(argparse.ArgumentParser):

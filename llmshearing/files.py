@@ -252,7 +252,7 @@ def _explaining(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:  # a failed write, also where the disk is full
-        reason = draft.sub(str(path), plain_words(str(error).splitlines()[0])).rstrip(".")
+        reason = draft.sub(str(path), plain_words(first_line(error))).rstrip(".")
         disk = shutil.disk_usage(path.parent)
         room = _room(path) if disk.total and disk.free < LITTLE else ""
         raise OSError(f"Writing {path} failed: {reason}{room}.") from error
@@ -267,6 +267,12 @@ def _explaining(path: Path) -> Iterator[None]:
 def _room(path: Path) -> str:
     free = shutil.disk_usage(path.parent).free
     return f" ({path.parent} has {free:,} bytes left: make room, or write elsewhere)"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says anything, else its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def plain_words(line: str) -> str:

@@ -41,8 +41,8 @@ from llmshearing.callbacks.step_numbers import StepNumbers
 from llmshearing.callbacks.watchdog import Watchdog
 from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.describing import completed
-from llmshearing.checkpoints.hf_files import read_travelling
 from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
+from llmshearing.checkpoints.travelling import read_travelling
 from llmshearing.checkpoints.writing import load_weights
 from llmshearing.config import Config, FsdpConfig
 from llmshearing.config.writing import to_yaml

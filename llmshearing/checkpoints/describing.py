@@ -1,17 +1,19 @@
 """What model a checkpoint holds: sizes from its weights, the rest from what describes it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tokenizers import Tokenizer
+from yaml import YAMLError
 
 from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.checkpoints.safe_load import load_omegaconf
 from llmshearing.checkpoints.special_tokens import special_token_ids
+from llmshearing.checkpoints.travelling import parse_config
 from llmshearing.checkpoints.weights import check_weights, sizes_of
 from llmshearing.config import ModelConfig, as_model_config
 from llmshearing.config.reading import load_values, parse_record
@@ -70,13 +72,20 @@ def describe(
     hf = architecture_to_hf(arch, checkpoint.hf_config)
     files = checkpoint.hf_files
     if checkpoint.hf_config is None and "tokenizer.json" in files:  # a model trained from scratch
-        tokenizer = Tokenizer.from_str(str(files["tokenizer.json"]))
-        hf |= special_token_ids(tokenizer, json.loads(files.get("tokenizer_config.json", "{}")))
+        hf |= special_token_ids(*_tokenizer(files, checkpoint.path))
     _check_overrides(hf, overrides, arch.family, checkpoint.path)
     hf |= {key: value for key, value in overrides.items() if key != "model_class"}
     arch = architecture_from_hf(hf)
     check_weights(checkpoint.weights, arch, checkpoint.path)
     return arch, hf
+
+
+def _tokenizer(files: Mapping[str, str | bytes], source: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    try:
+        tokenizer = Tokenizer.from_str(str(files["tokenizer.json"]))
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"The tokenizer.json in {source} is not a tokenizer: {error}") from error
+    return tokenizer, parse_config(files.get("tokenizer_config.json", "{}"), source)
 
 
 def run_config(checkpoint: Checkpoint) -> ModelConfig | None:
@@ -87,17 +96,22 @@ def run_config(checkpoint: Checkpoint) -> ModelConfig | None:
         ValueError: when there is one that cannot be read.
     """
     beside = checkpoint.path.parent
-    text = (checkpoint.record or {}).get("config")
-    if text:
-        values = parse_record(text)
-    elif (beside / "config.yaml").is_file():
-        values = load_values(beside / "config.yaml")
-    elif (beside / "config.pt").is_file():
-        loaded: Any = OmegaConf.to_container(load_omegaconf(beside / "config.pt"))
-        values = resolve_references(loaded)
-    else:
-        return None
-    return as_model_config(values.get("model"))
+    source, text = checkpoint.path, (checkpoint.record or {}).get("config")
+    try:
+        if text:
+            values = parse_record(text)
+        elif (source := beside / "config.yaml").is_file():
+            values = load_values(source)
+        elif (source := beside / "config.pt").is_file():
+            loaded: Any = OmegaConf.to_container(load_omegaconf(source))
+            values = resolve_references(loaded)
+        else:
+            return None
+        if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
+            raise ValueError("it has no section `model`")
+        return as_model_config(values.get("model"))
+    except (YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise ValueError(f"The run's configuration in {source} cannot be read: {error}") from error
 
 
 def _described_by(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Architecture:

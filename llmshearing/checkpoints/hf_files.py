@@ -1,44 +1,37 @@
 """HF models on disk: read tensor by tensor without building them, and written in shards."""
 
 import json
-import tempfile
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from llmshearing.checkpoints.safe_load import load_tensors
-from llmshearing.checkpoints.weights import check_weights, total_bytes
-from llmshearing.files import replacing_folder, save_tensors
+from llmshearing.checkpoints.safe_load import load_tensors, plain_file_name
+from llmshearing.checkpoints.travelling import CONFIG, TRAVELLING, parse_config, read_travelling, with_config
+from llmshearing.checkpoints.weights import FLOATS, check_weights, total_bytes
+from llmshearing.files import first_line, replacing_folder, save_tensors
 from llmshearing.progress import writing
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_from_hf
-from llmshearing.shapes.key_map import is_weight, to_composer
+from llmshearing.shapes.key_map import PREFIX, is_weight, to_composer
+
+logger = logging.getLogger(__name__)
 
 SHARD_SIZE = "1GB"  # small enough that even a small model is written by several threads
 WRITERS = 4
-CONFIG = "config.json"
-_TRAVELLING = (  # files that make a model usable besides its weights
-    CONFIG,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-_BINARY = ("tokenizer.model",)
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# Where weights are looked for, in the order of transformers.
+_PLACES = tuple(name for file in _WEIGHT_FILES for name in (file, f"{file}.index.json"))
+_SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
+_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,10 @@ def read_hf(path: str | Path) -> HFModel:
     """
     place = Path(path)
     if place.suffix == ".gguf":
-        return _read_gguf(place)
+        # Imported here: gguf is an extra that only such files need.
+        from llmshearing.checkpoints.gguf_files import read_gguf
+
+        return HFModel(str(path), *read_gguf(place))
     if not place.exists():
         place = _download(str(path))
     if place.is_file() and not is_hf(place) and place.name not in _WEIGHT_FILES:
@@ -73,13 +69,14 @@ def read_hf(path: str | Path) -> HFModel:
             f"{place} is no HF model: expected a folder with {CONFIG}, or a safetensors or GGUF file. A "
             "Composer checkpoint is converted by `llmshearing export`."
         )
-    folder = place if place.is_dir() else place.parent
+    # Links are followed once: a folder that is replaced meanwhile is not read half and half.
+    folder = place.resolve() if place.is_dir() else place.parent.resolve()
     files = read_travelling(folder)
     if CONFIG not in files:
         raise FileNotFoundError(f"{folder} has no {CONFIG}; an HF model has one beside its weights.")
     config = parse_config(files[CONFIG], folder / CONFIG)
-    weights = _read_folder(place) if place.is_dir() else _read_file(place)
-    return HFModel(str(path), config, weights, files)
+    weights = _read_folder(folder) if place.is_dir() else _read_file(folder / place.name)
+    return _dequantized(HFModel(str(path), config, weights, files))
 
 
 def from_hf(model: HFModel) -> tuple[dict[str, Tensor], Architecture]:
@@ -93,35 +90,30 @@ def from_hf(model: HFModel) -> tuple[dict[str, Tensor], Architecture]:
         to_composer(name, arch.family): weight for name, weight in model.weights.items() if is_weight(name)
     }
     if arch.tie_embeddings:  # files may hold the embedding twice
-        weights.pop(
-            to_composer("embed_out.weight" if arch.fused_qkv else "lm_head.weight", arch.family), None
-        )
+        head, embedding = weights.pop(_HEAD, None), weights.get(f"{PREFIX}wte.weight")
+        if head is not None and not _same(head, embedding):
+            logger.warning(
+                "%s: tie_word_embeddings is true, but the weights hold an output head that differs from the "
+                "embedding. It is left out, as transformers does; `llmshearing convert --untie` keeps it.",
+                model.path,
+            )
     check_weights(weights, arch, model.path)
     return weights, arch
 
 
-def read_travelling(folder: Path) -> dict[str, str | bytes]:
-    """Config and tokenizer files of an HF folder, by name; text, but for binary formats."""
-    return {
-        name: (folder / name).read_bytes() if name in _BINARY else (folder / name).read_text("utf-8")
-        for name in _TRAVELLING
-        if (folder / name).is_file()
-    }
-
-
-def parse_config(text: str | bytes, source: str | Path) -> dict[str, Any]:
-    """The dict that a config.json holds.
+def untied(model: HFModel) -> HFModel:
+    """A model that uses the output head among its weights, although its config ties the embeddings.
 
     Raises:
-        ValueError: when it is not a JSON object.
+        ValueError: when there is nothing to untie.
     """
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source} is not JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{source} holds a {type(config).__name__}; expected an object.")
-    return config
+    arch = architecture_from_hf(model.config)
+    heads = [name for name in model.weights if is_weight(name) and to_composer(name, arch.family) == _HEAD]
+    if not (arch.tie_embeddings and heads):
+        found = "has no output head of its own" if arch.tie_embeddings else "is not tied"
+        raise ValueError(f"{model.path} {found}: leave --untie out.")
+    config = {**model.config, "tie_word_embeddings": False}
+    return replace(model, config=config, files=with_config(model.files, config))
 
 
 def write_hf(
@@ -132,9 +124,14 @@ def write_hf(
 ) -> None:
     """Write a folder that `transformers` loads: weights in shards of 1 GB, config and `files`; or nothing.
 
+    Args:
+        files: as `travelling.checked` gives them, which is where their names are looked at.
+
     Raises:
         OSError: when it cannot be written, or `out` holds anything.
     """
+    assert set(files) <= set(TRAVELLING)
+    weights = _apart(weights)
     with replacing_folder(Path(out)) as folder:
         split = split_torch_state_dict_into_shards(dict(weights), max_shard_size=SHARD_SIZE)
 
@@ -154,26 +151,76 @@ def write_hf(
         _write_json(folder / CONFIG, config)
 
 
+_HEAD = f"{PREFIX}output.weight"
+
+
+def _same(head: Tensor, embedding: Tensor | None) -> bool:
+    """Whether two matrices hold the same numbers, whatever their types."""
+    return embedding is not None and head.shape == embedding.shape and bool((head == embedding).all())
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` of which no two share memory, which safetensors does not write."""
+    users = Counter(weight.untyped_storage().data_ptr() for weight in weights.values())
+    return {
+        name: weight.clone() if users[weight.untyped_storage().data_ptr()] > 1 else weight
+        for name, weight in weights.items()
+    }
+
+
+def _dequantized(model: HFModel) -> HFModel:
+    """A model without `quantization_config` when its weights show that it is left over.
+
+    Raises:
+        ValueError: when weights are quantized.
+    """
+    quantization = model.config.get("quantization_config")
+    if quantization is None:
+        return model
+    for name, weight in model.weights.items():
+        if is_weight(name) and (weight.dtype not in FLOATS or not name.endswith((".weight", ".bias"))):
+            raise ValueError(
+                f"{model.path} is quantized: its {name} is {weight.dtype}, and {CONFIG} has "
+                f"quantization_config {json.dumps(quantization)[:100]}. Pruning needs the weights in fp32, "
+                "bf16 or fp16: take the model that this one was made from, or dequantize it."
+            )
+    logger.warning(
+        "%s: every weight is fp32, bf16 or fp16; quantization_config of %s is left over and is dropped",
+        model.path,
+        CONFIG,
+    )
+    config = {key: value for key, value in model.config.items() if key != "quantization_config"}
+    return replace(model, config=config, files=with_config(model.files, config))
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, safetensors before pickles, shards by their index."""
-    for name in _WEIGHT_FILES:
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return _read_shards(index)
-        if (folder / name).is_file():
-            return _read_file(folder / name)
-    raise FileNotFoundError(
-        f"{folder} has no weights; expected one of {', '.join(_WEIGHT_FILES)} or its .index.json."
-    )
+    """All tensors of a folder, in the order of transformers: safetensors first, one file before shards."""
+    found = [name for name in _PLACES if (folder / name).is_file()]
+    if not found:
+        other = sorted(file.name for file in folder.glob("*.gguf"))
+        advice = f" To convert {other[0]}, give that file." if other else ""
+        raise FileNotFoundError(f"{folder} has no weights; expected one of {', '.join(_PLACES)}.{advice}")
+    if len(found) > 1:
+        logger.warning(
+            "%s holds weights more than once: %s is read, as transformers does, and %s is not; remove what "
+            "is old",
+            folder,
+            found[0],
+            " and ".join(found[1:]),
+        )
+    place = folder / found[0]
+    return _read_file(place) if found[0] in _WEIGHT_FILES else _read_shards(place)
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    weight_map = parse_config(index.read_text("utf-8"), index).get("weight_map") or {}
-    files = sorted(set(weight_map.values()))
+    weight_map = parse_config(_text(index), index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map; expected the shard of every tensor by name.")
+    files = sorted({plain_file_name(file, index) for file in weight_map.values()})
     absent = [file for file in files if not (index.parent / file).is_file()]
     if absent:
         raise FileNotFoundError(
@@ -181,7 +228,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         )
     weights: dict[str, Tensor] = {}
     for file in files:
-        weights |= _read_file(index.parent / file)
+        shard = _read_file(index.parent / file)
+        weights |= {name: weight for name, weight in shard.items() if weight_map.get(name, file) == file}
     missing = [name for name in weight_map if name not in weights]
     if missing:
         raise ValueError(
@@ -190,48 +238,43 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return weights
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}).") from error
+
+
 def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         return _only_tensors(load_tensors(path), path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error}); copy it again.") from error
+    except Exception as error:  # a broken header leads the library anywhere
+        raise ValueError(
+            f"{path} is truncated or no safetensors file ({first_line(error)[:200]}); copy it again."
+        ) from error
 
 
 def _only_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(loaded, Mapping) and all(isinstance(value, Tensor) for value in loaded.values()):
+    if isinstance(loaded, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         return dict(loaded)
     raise ValueError(f"{path} holds more than tensors by name; expected the weights of an HF model.")
 
 
 def _download(name: str) -> Path:
-    wanted = [*_TRAVELLING, "*.safetensors", "*.safetensors.index.json"]
+    """A model of the hub in its cache: pickled weights only where there are no others."""
+    fetch: Callable[..., str] = snapshot_download
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        folder = Path(fetch(name, allow_patterns=[*TRAVELLING, *_SAFETENSORS]))
+        if not any((folder / place).is_file() for place in _PLACES):
+            folder = Path(fetch(name, allow_patterns=[*TRAVELLING, *_PICKLES]))
+        return folder
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"{name} is neither a folder or file nor a model that the Hugging Face hub gives "
-            f"({str(error).splitlines()[0][:200]})."
+            f"({first_line(error)[:200]})."
         ) from error
-
-
-def _read_gguf(path: Path) -> HFModel:
-    """A GGUF file by way of transformers, which also makes a tokenizer from it; weights become fp32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    model.config.architectures = [type(model).__name__]
-    with tempfile.TemporaryDirectory() as folder:
-        model.config.save_pretrained(folder)
-        if model.generation_config is not None:
-            model.generation_config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (Path(folder) / "tokenizer.model").unlink(missing_ok=True)  # a copy of the whole GGUF file
-        files = read_travelling(Path(folder))
-    config = parse_config(files[CONFIG], path)
-    return HFModel(str(path), config, dict(model.state_dict()), files)

@@ -1,16 +1,16 @@
 """Checkpoints of every kind, opened: weights by our names, and the record that travels with them."""
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from llmshearing.checkpoints import run_folder
-from llmshearing.checkpoints.hf_files import CONFIG, from_hf, is_hf, read_hf
+from llmshearing.checkpoints.hf_files import from_hf, is_hf, read_hf
 from llmshearing.checkpoints.safe_load import load_tensors
+from llmshearing.checkpoints.travelling import CONFIG, checked, parse_config
 from llmshearing.checkpoints.weights import section_of
 from llmshearing.shapes.key_map import PREFIX
 
@@ -25,12 +25,14 @@ class Checkpoint:
         path: where they were read.
         weights: by our names, masks and multipliers included; mapped from the file where possible.
         record: `hf_files` (name -> text or bytes of the HF config and tokenizer files) and `config` (YAML
-            of the run, or None); None when the checkpoint carries none.
+            of the run, or None); None when the checkpoint carries none. Checked where it was read.
+        opened: the file that was read, links followed, and `_stamp` of it; None for anything but one file.
     """
 
     path: Path
     weights: dict[str, Tensor]
     record: dict[str, Any] | None
+    opened: tuple[Path, Any] | None = None
 
     @property
     def hf_files(self) -> dict[str, str | bytes]:
@@ -41,7 +43,7 @@ class Checkpoint:
     def hf_config(self) -> dict[str, Any] | None:
         """The HF config that travels with the weights."""
         text = self.hf_files.get(CONFIG)
-        return None if text is None else json.loads(text)
+        return None if text is None else parse_config(text, f"{self.path}: {CONFIG}")
 
     @property
     def section(self) -> str | None:
@@ -62,11 +64,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         FileNotFoundError: when there is nothing at `path`.
         ValueError: when it is no checkpoint, damaged, holds more than data, or has no model weights.
     """
-    place = run_folder.follow(path)
+    place = run_folder.follow(path)  # once: a run moves its link to the latest while others read
     manifest = run_folder.read_manifest(place)
-    if manifest is not None:
-        run_folder.refuse(place, run_folder.damage(place, manifest["files"]))
-    return open_checkpoint(place)
+    if manifest is None:
+        return open_checkpoint(path)
+    before = _stamp(place)
+    run_folder.refuse(place, run_folder.damage(place, manifest["files"]))
+    checkpoint = open_checkpoint(place)
+    _check_unchanged(place, before)
+    return replace(checkpoint, path=Path(path))
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -80,7 +86,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if is_hf(path):
         model = read_hf(path)
         return Checkpoint(path, from_hf(model)[0], {"hf_files": model.files, "config": None})
-    loaded = _load_sharded(path) if path.is_dir() else load_tensors(path)
+    place = path.resolve()
+    opened = (place, _stamp(place)) if place.is_file() else None
+    loaded = _load_sharded(path) if place.is_dir() else load_tensors(place)
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}; expected a checkpoint or a state dict.")
     state = loaded.get("state")
@@ -95,7 +103,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             f"expected; found {found}."
         )
     record = loaded.get(RECORD_KEY) or (state.get("callbacks") or {}).get("RunRecord")
-    return Checkpoint(path, dict(weights), record)
+    return Checkpoint(path, dict(weights), _checked_record(record, path), opened)
 
 
 def in_pieces(checkpoint: Checkpoint, size: int = 2**28) -> Iterator[dict[str, Tensor]]:
@@ -113,9 +121,39 @@ def in_pieces(checkpoint: Checkpoint, size: int = 2**28) -> Iterator[dict[str, T
         pieces[-1].append(name)
         held += weight.nbytes
     for names in pieces:
-        is_file = checkpoint.path.is_file()
-        weights = open_checkpoint(checkpoint.path).weights if is_file else checkpoint.weights
+        weights = checkpoint.weights
+        if checkpoint.opened is not None:
+            place, stamp = checkpoint.opened
+            weights = open_checkpoint(place).weights
+            _check_unchanged(place, stamp)
         yield {name: weights[name] for name in names}
+
+
+def _stamp(path: Path) -> Any:
+    """What tells one state of a file from another: another file of its name, or written to since."""
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def _check_unchanged(path: Path, stamp: Any) -> None:
+    if _stamp(path) != stamp:
+        raise ValueError(f"{path} was replaced or written to while it was read: start the command again.")
+
+
+def _checked_record(record: Any, source: Path) -> dict[str, Any] | None:
+    """A record as this package writes it.
+
+    Raises:
+        ValueError: when it is anything else.
+    """
+    if record is None:
+        return None
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{source} carries a {type(record).__name__} as its record; expected a mapping.")
+    config = record.get("config")
+    if not (config is None or isinstance(config, str)):
+        raise ValueError(f"{source} carries a {type(config).__name__} as configuration; expected YAML.")
+    return {**record, "hf_files": checked(record.get("hf_files") or {}, source)}
 
 
 def _load_sharded(path: Path) -> Any:

@@ -2,7 +2,10 @@
 
 `torch.load(weights_only=True)` reads tensors and plain containers. Composer's training checkpoints also
 hold the few classes of `COMPOSER_CLASSES`, and an original run's `config.pt` those of `_OMEGACONF`: allowed
-by name, everything else is refused unread.
+by name, everything else is rejected unread.
+
+The tensors are mapped from the file, and torch takes the place and length of each on trust: they are compared
+with the archive first.
 """
 
 import collections
@@ -19,6 +22,8 @@ import torch
 from omegaconf import DictConfig, ListConfig, nodes
 from omegaconf.base import ContainerMetadata, Metadata
 from torch.torch_version import TorchVersion
+
+from llmshearing.checkpoints.archive import check_archive
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # its module's name depends on numpy's version
 COMPOSER_CLASSES: list[Any] = [
@@ -73,10 +78,26 @@ def load_omegaconf(path: Path) -> DictConfig:
     return loaded
 
 
+def plain_file_name(name: Any, source: str | Path) -> str:
+    """The name of a file in the folder of `source`, which gives it.
+
+    Raises:
+        ValueError: when it leads anywhere else.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+        raise ValueError(
+            f"{source} names {str(name)[:100]!r} as one of its files; expected a plain name in its own "
+            "folder. Nothing was read: do not use it if you do not know where it comes from."
+        )
+    return name
+
+
 def _load(path: Path, allowed: list[Any]) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; expected a checkpoint: correct the path.")
     try:
+        with path.open("rb") as file:
+            check_archive(file)
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:

@@ -5,10 +5,11 @@ within an allow-list.
 """
 
 import io
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
@@ -17,7 +18,8 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from llmshearing.checkpoints.safe_load import COMPOSER_CLASSES
+from llmshearing.checkpoints.archive import check_archive
+from llmshearing.checkpoints.safe_load import COMPOSER_CLASSES, plain_file_name
 
 INDEX = ".metadata"
 Place = tuple[Any, ...]
@@ -63,15 +65,19 @@ def load_sharded(
         flat = {name: _room(index.state_dict_metadata[name], p, like or {}) for name, p in places.items()}
         planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
         load(flat, storage_reader=reader, planner=planner, no_dist=True)
+        return _with_lists(_nested(flat, places))
     except (CheckpointException, Exception) as error:  # broken bytes lead the library anywhere
         raise ValueError(f"The sharded checkpoint {path} cannot be read: {_reason(error)}") from None
+
+
+def _nested(flat: Mapping[str, Any], places: Mapping[str, Place]) -> dict[Any, Any]:
     nested: dict[Any, Any] = {}
     for name, place in places.items():
         level = nested
         for key in place[:-1]:
             level = level.setdefault(key, {})
         level[place[-1]] = flat[name]
-    return _with_lists(nested)
+    return nested
 
 
 def _with_lists(value: Any) -> Any:
@@ -99,11 +105,14 @@ def _is_below(place: Place, wanted: Sequence[Place]) -> bool:
 def _room(entry: Any, place: Place, like: Mapping[Any, Any]) -> Any:
     if not isinstance(entry, metadata.TensorStorageMetadata):
         return None
+    parts = {tuple(chunk.offsets): math.prod(chunk.sizes) for chunk in entry.chunks}
+    if sum(parts.values()) != math.prod(entry.size):
+        raise ValueError(f"the shards do not hold all of {'.'.join(map(str, place))}")
     level: Any = like
     for key in place:
         level = level.get(key) if isinstance(level, Mapping) else None
     if level is None:
-        return torch.empty(entry.size, dtype=entry.properties.dtype)
+        return torch.zeros(entry.size, dtype=entry.properties.dtype)
     if level.shape != entry.size:
         raise ValueError(f"{'.'.join(map(str, place))} has shape {list(entry.size)}, not {list(level.shape)}")
     return level
@@ -125,7 +134,27 @@ class _Reader(filesystem.FileSystemReader):
             index = _IndexUnpickler(file).load()
         index.storage_meta = index.storage_meta or metadata.StorageMeta()
         index.storage_meta.load_id = self.load_id
+        self._check_places(index)
         return index
+
+    def _check_places(self, index: metadata.Metadata) -> None:
+        """Compare what the index says of its files with the files."""
+        sizes: dict[str, int] = {}
+        for part, info in (index.storage_data or {}).items():
+            name = plain_file_name(info.relative_path, INDEX)
+            file = Path(self.path) / name
+            if name not in sizes and not file.is_file():
+                raise ValueError(f"{name} is missing")
+            size = sizes.setdefault(name, file.stat().st_size)
+            if info.offset < 0 or info.length < 0 or info.offset + info.length > size:
+                raise ValueError(f"{name} has {size:,} bytes and should hold more of {part.fqn}")
+
+    def _slice_file(self, file: IO[bytes], sinfo: Any) -> IO[bytes]:
+        file.seek(sinfo.offset)
+        part = io.BytesIO(file.read(sinfo.length))
+        check_archive(part)
+        part.seek(0)
+        return part
 
 
 class _Planner(DefaultLoadPlanner):

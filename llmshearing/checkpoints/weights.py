@@ -11,7 +11,7 @@ from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.key_map import PREFIX
 from llmshearing.shapes.units import weight_shapes
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _LISTED = 8
 
 
@@ -70,13 +70,35 @@ def check_weights(weights: Mapping[str, Tensor], arch: Architecture, source: str
         ),
         _listing(
             "of a type other than fp32, bf16 and fp16",
-            (f"{name} ({found[name].dtype})" for name in both if found[name].dtype not in _FLOATS),
+            (f"{name} ({found[name].dtype})" for name in both if found[name].dtype not in FLOATS),
+        ),
+        _listing(
+            "not a dense tensor in memory",
+            (name for name in both if found[name].layout != torch.strided or found[name].is_meta),
         ),
     ]
     problems = [problem for problem in problems if problem]
     if problems:
         raise ValueError(
             f"The weights of {source} do not fit the model ({_in_words(arch)}): " + " ".join(problems)
+        )
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """Reject weights that hold NaN or infinity.
+
+    Raises:
+        ValueError: naming the tensors and how many of their numbers are not finite.
+    """
+    found = [
+        f"{name} ({int((~weight.isfinite()).sum()):,} of {weight.numel():,})"
+        for name, weight in weights.items()
+        if not weight.sum(dtype=torch.float64).isfinite()  # keeps NaN and infinity, copies nothing
+    ]
+    if found:
+        raise ValueError(
+            f"{source} has weights that are NaN or infinite, with which nothing can be computed: "
+            f"{_listing('affected', found)} Take another copy or an earlier checkpoint of the model."
         )
 
 

@@ -1,6 +1,5 @@
 """HF models to Composer checkpoints and back: `llmshearing convert` and `llmshearing export`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,17 @@ from torch import Tensor
 
 from llmshearing import cli
 from llmshearing.checkpoints.describing import describe
-from llmshearing.checkpoints.hf_files import CONFIG, from_hf, read_hf, write_hf
+from llmshearing.checkpoints.hf_files import from_hf, read_hf, untied, write_hf
 from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
-from llmshearing.checkpoints.weights import shape_in_words
+from llmshearing.checkpoints.travelling import with_config
+from llmshearing.checkpoints.weights import check_finite, shape_in_words
 from llmshearing.checkpoints.writing import check_output, write_checkpoint
 from llmshearing.files import check_new_folder
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.key_map import to_hf
 
 
-def save_hf_to_composer(hf_path: str | Path, out: str | Path) -> None:
+def save_hf_to_composer(hf_path: str | Path, out: str | Path, untie: bool = False) -> None:
     """Convert an HF model to a Composer checkpoint, which pruning and training start from.
 
     Types are kept.
@@ -31,14 +31,17 @@ def save_hf_to_composer(hf_path: str | Path, out: str | Path) -> None:
     Args:
         hf_path: folder, safetensors or GGUF file, or name on the hub.
         out: file to write.
+        untie: keep the output head among the weights, although the config ties it to the embedding.
 
     Raises:
-        ValueError: for a model that is not supported, or whose weights do not match its config.
+        ValueError: for a model that is not supported, whose weights do not match its config or are not
+            finite, or that has nothing to untie.
         OSError: when something is missing or cannot be written.
     """
     check_output(out, hf_path)
-    model = read_hf(hf_path)
+    model = untied(read_hf(hf_path)) if untie else read_hf(hf_path)
     weights, arch = from_hf(model)
+    check_finite(weights, hf_path)
     write_checkpoint(out, weights, {"hf_files": model.files, "config": None})
     cli.say(f"{out}: {arch.family}, {shape_in_words(arch)}, {_count(weights):,} parameters")
 
@@ -71,6 +74,7 @@ def save_composer_to_hf(
             f"`llmshearing prune {checkpoint_path} --hf {out}` applies them and writes the HF folder too."
         )
     arch, config = describe(checkpoint, overrides or {})
+    check_finite(checkpoint.weights, checkpoint_path)
     export(checkpoint.weights, arch, config, checkpoint.hf_files, out)
     cli.say(f"{out}: {arch.family}, {shape_in_words(arch)}, {_count(checkpoint.weights):,} parameters")
     if not any(name.startswith("tokenizer") for name in checkpoint.hf_files):
@@ -100,8 +104,7 @@ def with_dtype(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict
 
 def record_of(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
     """The record of `checkpoint` for weights that `config` describes, no longer those of its run."""
-    files = {**checkpoint.hf_files, CONFIG: json.dumps(dict(config), indent=2) + "\n"}
-    return {**(checkpoint.record or {}), "hf_files": files}
+    return {**(checkpoint.record or {}), "hf_files": with_config(checkpoint.hf_files, config)}
 
 
 def _count(weights: Mapping[str, Tensor]) -> int:

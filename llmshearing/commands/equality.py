@@ -1,11 +1,13 @@
 """Whether two models compute the same: logits compared one by one, in fp32."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing import cli
 from llmshearing.checkpoints.describing import describe
@@ -38,13 +40,73 @@ def load_ours(checkpoint: Checkpoint) -> ComposerMosaicLlama:
 
 
 def load_theirs(path: str | Path) -> PreTrainedModel:
-    """An HF model by `transformers`, in fp32 and for evaluation; GGUF files too."""
+    """An HF model by `transformers`, in fp32 and for evaluation; GGUF files too.
+
+    Nothing of it comes through the code that converts. What `transformers` leaves out of a GGUF file, the
+    rotary scaling, is put in from the file by the format's own definition.
+
+    Raises:
+        ValueError: when a parameter of the model is not among the weights.
+    """
     place = Path(path)
     if place.suffix == ".gguf":
         options = {"pretrained_model_name_or_path": place.parent, "gguf_file": place.name}
     else:
-        options = {"pretrained_model_name_or_path": path}
-    return AutoModelForCausalLM.from_pretrained(**options).float().eval()
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if hasattr(config, "quantization_config"):  # left over, or the conversion would have failed
+            delattr(config, "quantization_config")
+        options = {"pretrained_model_name_or_path": path, "config": config}
+    load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know of the second result
+    model, loading = load(**options, output_loading_info=True, trust_remote_code=False)
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"transformers finds no {sorted(loading['missing_keys'])[0]} in {path} and fills it with random "
+            "numbers: there is nothing to compare with."
+        )
+    if place.suffix == ".gguf":
+        _scale_rotary(model, place)
+    return model.float().eval()
+
+
+def _scale_rotary(model: Any, path: Path) -> None:
+    """Give a model the rotary frequencies that a GGUF file defines.
+
+    As the format has it: `rope_freqs.weight` divides the frequencies one by one; linear scaling divides all
+    by the factor; YaRN (arXiv 2309.00071) divides the slow ones and multiplies cos and sin by
+    1 + 0.1 ln(factor).
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    name = reader.fields["general.architecture"].contents()
+
+    def value(key: str, default: Any) -> Any:
+        field = reader.fields.get(f"{name}.{key}")
+        return default if field is None else field.contents()
+
+    rotary = model.model.rotary_emb
+    size, base = 2 * len(rotary.inv_freq), value("rope.freq_base", 10000.0)
+    pairs = torch.arange(size // 2, dtype=torch.float64)
+    frequencies, scale = base ** (-2 * pairs / size), 1.0
+    factor = value("rope.scaling.factor", value("rope.scale_linear", 0.0)) or 1.0
+    kind = value("rope.scaling.type", "linear")
+    if kind == "linear":
+        frequencies = frequencies / factor
+    elif kind == "yarn":
+        length = value("rope.scaling.original_context_length", value("context_length", 0))
+        bounds = []
+        for key, default in (("beta_fast", 32.0), ("beta_slow", 1.0)):
+            turns = value(f"rope.scaling.yarn_{key}", default)
+            bounds.append(size * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base)))
+        low, high = max(0, math.floor(bounds[0])), min(size - 1, math.ceil(bounds[1]))
+        slow = ((pairs - low) / max(1e-3, high - low)).clamp(0, 1)
+        frequencies = frequencies * (1 - slow) + frequencies / factor * slow
+        scale = value("rope.scaling.attn_factor", 1.0) * (1 + 0.1 * math.log(factor))
+    for tensor in reader.tensors:
+        if tensor.name == "rope_freqs.weight":
+            frequencies = frequencies / torch.tensor(tensor.data.astype(float))
+    rotary.inv_freq = frequencies.float()
+    rotary.attention_scaling = scale
 
 
 @torch.no_grad()

@@ -15,6 +15,9 @@ _COUNTS = (
 )
 
 
+MAX_LAYERS = 10_000  # more is a broken file or a hostile one, and would be built layer by layer
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Everything that fixes a decoder's parameters and its function.
@@ -50,6 +53,8 @@ class Architecture:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
+        if self.n_layers > MAX_LAYERS:
+            raise ValueError(f"n_layers is {self.n_layers}; expected at most {MAX_LAYERS}.")
         for name in ("norm_eps", "rope_theta"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not value > 0:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from llmshearing.config.keys import ModelConfig, TargetConfig
-from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.architecture import MAX_LAYERS, Architecture
 from llmshearing.shapes.rope_config import older_spelling, plain_scaling, read_rope
 
 
@@ -124,6 +124,9 @@ def architecture_from_hf(hf: Mapping[str, Any]) -> Architecture:
         )
     if hf.get("quantization_config"):
         raise ValueError("The checkpoint is quantized; pruning needs the weights in fp32, bf16 or fp16.")
+    layers = hf.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MAX_LAYERS:  # transformers makes lists of that length
+        raise ValueError(f"num_hidden_layers is {layers} in the HF config; expected at most {MAX_LAYERS}.")
     family, rope = FAMILIES[name], read_rope(hf)
     hf = _with_defaults(hf)
     values = {

@@ -1,4 +1,4 @@
-"""Names of weights: one table HF -> Composer for each naming scheme, the inverse derived from it.
+"""Names of weights: one table HF -> Composer for each naming scheme, the inverse derived from it; GGUF -> HF.
 
 Names stand without `.weight` and `.bias`; `{}` is the layer; ours are below `model.transformer.`.
 """
@@ -37,6 +37,33 @@ _GPT_NEOX = {
 }
 _OF_FAMILY = {"gpt_neox": _GPT_NEOX}  # every other family carries LLaMA's names
 _NEWER = {"gpt_neox": {"lm_head": "output"}}  # of transformers 5, read; the older one is written
+_GGUF_LLAMA = {
+    "token_embd": "model.embed_tokens",
+    "blk.{}.attn_norm": "model.layers.{}.input_layernorm",
+    "blk.{}.attn_q": "model.layers.{}.self_attn.q_proj",
+    "blk.{}.attn_k": "model.layers.{}.self_attn.k_proj",
+    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
+    "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
+    "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
+    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
+    "blk.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_gate": "model.layers.{}.mlp.gate_proj",
+    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
+    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_GGUF_NEOX = {
+    "token_embd": "gpt_neox.embed_in",
+    "blk.{}.attn_norm": "gpt_neox.layers.{}.input_layernorm",
+    "blk.{}.attn_qkv": "gpt_neox.layers.{}.attention.query_key_value",
+    "blk.{}.attn_output": "gpt_neox.layers.{}.attention.dense",
+    "blk.{}.ffn_norm": "gpt_neox.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_up": "gpt_neox.layers.{}.mlp.dense_h_to_4h",
+    "blk.{}.ffn_down": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+    "output_norm": "gpt_neox.final_layer_norm",
+    "output": "embed_out",
+}
 _NOT_WEIGHTS = re.compile(r"\.rotary_emb\.inv_freq$|\.attention\.(bias|masked_bias)$")
 
 
@@ -63,6 +90,16 @@ def to_hf(name: str, family: str) -> str:
     """
     inverse = {ours: theirs for theirs, ours in _OF_FAMILY.get(family, _LLAMA).items()}
     return _look_up(name.removeprefix(PREFIX), inverse, f"our {family} models")
+
+
+def gguf_to_hf(name: str, family: str) -> str:
+    """The HF name, in `family`, of a tensor of a GGUF file.
+
+    Raises:
+        ValueError: for a name that the table does not have.
+    """
+    table = _GGUF_NEOX if family == "gpt_neox" else _GGUF_LLAMA
+    return _look_up(name, table, f"GGUF files of family {family}")
 
 
 def _look_up(name: str, table: Mapping[str, str], where: str) -> str:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from command_line import status_of
 from llmshearing.checkpoints import hf_files
 from llmshearing.checkpoints.opening import read_checkpoint
+from llmshearing.checkpoints.travelling import read_travelling
 from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
 from llmshearing.utils import composer_to_hf, test_composer_hf_eq
@@ -62,7 +63,7 @@ def test_a_model_from_scratch_gets_the_special_tokens_of_its_tokenizer(tmp_path,
     ends = {"bos_token": "<begin>", "eos_token": "<stop>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, **ends)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    record = {"hf_files": hf_files.read_travelling(tmp_path / "tokenizer"), "config": None}
+    record = {"hf_files": read_travelling(tmp_path / "tokenizer"), "config": None}
     write_checkpoint(tmp_path / "c.pt", read_checkpoint(tmp_path / "c.pt").weights, record)
     save_composer_to_hf(
         tmp_path / "c.pt", tmp_path / "back", {"num_attention_heads": SIZES["num_attention_heads"]}

@@ -1,0 +1,115 @@
+"""Whether the archive that torch.save writes holds what its pickle promises.
+
+torch takes from where a member begins as many bytes as the pickle says: what is shorter would be filled with
+whatever follows in the file, or in memory, without a word.
+"""
+
+import io
+import pickle
+import zipfile
+from typing import IO, Any
+
+_HEADER = 30  # bytes of a member's own header before its name and extra field
+_ITEMSIZES = {  # of torch's classes of storages; UntypedStorage counts bytes, and later types use it
+    "ComplexDouble": 16,
+    "ComplexFloat": 8,
+    "Double": 8,
+    "Long": 8,
+    "Float": 4,
+    "Int": 4,
+    "QInt32": 4,
+    "BFloat16": 2,
+    "Half": 2,
+    "Short": 2,
+}
+
+
+def check_archive(file: IO[bytes]) -> None:
+    """Compare the members of a zip file of torch.save with its pickle and with each other.
+
+    A file that is no zip is left alone: torch reads the older format member by member, each with its length.
+
+    Raises:
+        ValueError: when a member is compressed, overlaps the next, is there twice or missing, or does not
+            have the size of the storage it is for.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise ValueError("a name stands twice in the archive")
+        starts = _starts(file, archive)
+    pickles = [name for name in members if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError(f"it holds {len(pickles)} data.pkl; expected one")
+    file.seek(starts[pickles[0]])  # not by zipfile: checkpoints are written without checksums
+    reader = _Storages(io.BytesIO(file.read(members[pickles[0]].file_size)))
+    reader.load()
+    folder = pickles[0].removesuffix("data.pkl")
+    for key, size in reader.sizes.items():
+        found = members.get(f"{folder}data/{key}")
+        if found is None or found.file_size != size:
+            held = "nothing" if found is None else f"{found.file_size:,} bytes"
+            raise ValueError(f"storage {key} has {held}; its tensors need {size:,}")
+
+
+def _starts(file: IO[bytes], archive: zipfile.ZipFile) -> dict[str, int]:
+    """Where the bytes of each member begin: stored as they are, and ending before the next begins."""
+    infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    limits = [info.header_offset for info in infos[1:]] + [archive.start_dir]
+    starts = {}
+    for info, limit in zip(infos, limits, strict=True):
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise ValueError(f"{info.filename} is compressed, which torch.save never does")
+        file.seek(info.header_offset + 26)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+        starts[info.filename] = info.header_offset + _HEADER + name + extra
+        if starts[info.filename] + info.file_size > limit:
+            raise ValueError(f"{info.filename} reaches into what follows it")
+    return starts
+
+
+class _Anything:
+    """Stands for every object of a pickle: takes whatever is done to it, and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def append(self, value: Any) -> None: ...
+
+    def extend(self, values: Any) -> None: ...
+
+    def add(self, value: Any) -> None: ...
+
+
+class _StorageType(_Anything):
+    """A class of torch for storages, with the bytes of one element."""
+
+    itemsize = 1
+
+
+class _Storages(pickle.Unpickler):
+    """Runs through a pickle, building nothing, and notes the bytes of every storage that it refers to."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.sizes: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch.storage" or (module == "torch" and name.endswith("Storage")):
+            itemsize = _ITEMSIZES.get(name.removesuffix("Storage"), 1)
+            return type(name, (_StorageType,), {"itemsize": itemsize})
+        return _Anything
+
+    def persistent_load(self, pid: Any) -> _Anything:
+        kind, storage, key, _, elements = pid
+        if kind != "storage" or not (isinstance(storage, type) and issubclass(storage, _StorageType)):
+            raise ValueError("it refers to something that is no storage")
+        size = elements * storage.itemsize
+        if self.sizes.setdefault(str(key), size) != size:
+            raise ValueError(f"storage {key} has two sizes")
+        return _Anything()

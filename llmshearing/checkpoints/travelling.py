@@ -1,0 +1,135 @@
+"""The files that travel with weights: config and tokenizer, from a folder or from a checkpoint's record.
+
+A record may be a stranger's, and what it holds is written to disk again by an export. So this is the one
+door: names that are known, text where text is due, JSON that is an object, and nothing that points to code.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmshearing.shapes.families import FAMILIES, hf_class_name
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+_OBJECTS = (  # JSON objects
+    CONFIG,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.json",
+)
+_BINARY = ("tokenizer.model",)
+TRAVELLING = (*_OBJECTS, *_BINARY, "merges.txt", "chat_template.jinja")
+_CONFIGS = (CONFIG, "generation_config.json", "tokenizer_config.json")
+_CODE = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code")
+_KERNELS = ("attn_implementation", "_attn_implementation")  # a name with a slash is code on the hub
+
+
+def read_travelling(folder: Path) -> dict[str, str | bytes]:
+    """Config and tokenizer files of an HF folder, by name; text, but for binary formats.
+
+    Raises:
+        ValueError: when one of them is not what its name promises.
+    """
+    names = [name for name in TRAVELLING if (folder / name).is_file()]
+    return checked({name: (folder / name).read_bytes() for name in names}, folder)
+
+
+def checked(files: Any, source: str | Path) -> dict[str, str | bytes]:
+    """`files` as they may travel on: known names, valid contents, without pointers to code.
+
+    Args:
+        files: contents by name; text may be given as bytes.
+        source: where they come from, for messages.
+
+    Raises:
+        ValueError: for another name, or contents that are not what the name promises.
+    """
+    if not isinstance(files, Mapping):
+        raise ValueError(f"{source} carries a {type(files).__name__} as hf_files; expected files by name.")
+    for name in files:
+        if name not in TRAVELLING:
+            raise ValueError(
+                f"{source} carries a file named {str(name)[:100]!r}; only {', '.join(TRAVELLING)} are "
+                "accepted. Nothing was written: do not use it if you do not know where it comes from."
+            )
+    texts = {name: _content(name, content, source) for name, content in files.items()}
+    for name in _CONFIGS:
+        if name in texts:
+            texts[name] = _without_code(name, texts, source)
+    return texts
+
+
+def parse_config(text: str | bytes, source: str | Path) -> dict[str, Any]:
+    """The dict that a config.json holds.
+
+    Raises:
+        ValueError: when it is not a JSON object.
+    """
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is not JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{source} holds a {type(config).__name__}; expected an object.")
+    return config
+
+
+def with_config(files: Mapping[str, str | bytes], config: Mapping[str, Any]) -> dict[str, str | bytes]:
+    """`files` with another HF config."""
+    return {**files, CONFIG: json.dumps(dict(config), indent=2) + "\n"}
+
+
+def _content(name: str, content: Any, source: str | Path) -> str | bytes:
+    where = f"{source}: {name}"
+    if not isinstance(content, str | bytes):
+        raise ValueError(f"{where} is a {type(content).__name__}; expected the content of a file.")
+    if name in _BINARY:
+        return content if isinstance(content, bytes) else content.encode("utf-8")
+    try:
+        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        text.encode("utf-8")  # a text may hold halves of surrogate pairs, which no file does
+    except UnicodeError as error:
+        raise ValueError(f"{where} is not text in UTF-8 ({error}).") from error
+    if name in _OBJECTS:
+        parse_config(text, where)
+    return text
+
+
+def _without_code(name: str, files: Mapping[str, str | bytes], source: str | Path) -> str | bytes:
+    """One of the configs without what makes a reader look for code that is not there."""
+    config = parse_config(files[name], f"{source}: {name}")
+    kernels = [key for key in _KERNELS if "/" in str(config.get(key))]
+    dropped = [key for key in (*_CODE, *kernels) if key in config]
+    kept = {key: value for key, value in config.items() if key not in dropped}
+    if _unknown(kept.get("architectures")) and kept.get("model_type") in FAMILIES:
+        dropped.append("architectures")
+        kept["architectures"] = [hf_class_name(kept["model_type"])]
+    if _unknown(kept.get("tokenizer_class")) and "tokenizer.json" in files:
+        dropped.append("tokenizer_class")
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if not dropped:
+        return files[name]
+    logger.warning(
+        "%s: %s: %s pointed to code that does not travel with the weights and is left out, or replaced by "
+        "the class of transformers",
+        source,
+        name,
+        ", ".join(f"{key} ({json.dumps(config[key])[:100]})" for key in dropped),
+    )
+    return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+
+
+def _unknown(classes: Any) -> bool:
+    """Whether names of classes are given and transformers lacks one of them."""
+    import transformers
+
+    names = [classes] if isinstance(classes, str) else classes
+    return isinstance(names, list) and any(name not in dir(transformers) for name in names)
