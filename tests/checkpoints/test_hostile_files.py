@@ -152,6 +152,7 @@ def test_classes_that_transformers_lacks_are_replaced_by_its_own(tmp_path, caplo
     assert json.loads(files["config.json"])["architectures"] == ["LlamaForCausalLM"]
     assert json.loads(files["tokenizer_config.json"]) == {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
         "eos_token": "é",
     }
     assert "FlashLlamaForCausalLM" in caplog.text
