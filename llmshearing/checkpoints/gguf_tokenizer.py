@@ -8,6 +8,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from llmshearing.checkpoints.travelling import PLAIN_CLASS
+
 logger = logging.getLogger(__name__)
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
@@ -109,7 +111,7 @@ def tokenizer_files(fields: Mapping[str, Any], source: Path) -> dict[str, str | 
 def _config(fields: Mapping[str, Any], tokens: list[str]) -> dict[str, Any]:
     """tokenizer_config.json: the special tokens of the file, by their texts."""
     kind, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre")
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config: dict[str, Any] = dict(PLAIN_CLASS)
     config |= {f"{name}_token": tokens[number] for name, number in special_ids(fields).items()}
     bos = kind == "llama" or pre in _BOS_BY_DEFAULT
     config["add_bos_token"] = bool(fields.get("tokenizer.ggml.add_bos_token", bos))

@@ -28,6 +28,10 @@ _OBJECTS = (  # JSON objects
 _BINARY = ("tokenizer.model",)
 TRAVELLING = (*_OBJECTS, *_BINARY, "merges.txt", "chat_template.jinja")
 _CONFIGS = (CONFIG, "generation_config.json", "tokenizer_config.json")
+PLAIN_CLASS = {  # reads any tokenizer.json; by default it also gives token types, which no decoder takes
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "model_input_names": ["input_ids", "attention_mask"],
+}
 _CODE = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code")
 _KERNELS = ("attn_implementation", "_attn_implementation")  # a name with a slash is code on the hub
 
@@ -114,7 +118,7 @@ def _without_code(name: str, files: Mapping[str, str | bytes], source: str | Pat
         kept["architectures"] = [hf_class_name(kept["model_type"])]
     if _unknown(kept.get("tokenizer_class")) and "tokenizer.json" in files:
         dropped.append("tokenizer_class")
-        kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+        kept = {**kept, **PLAIN_CLASS}
     if not dropped:
         return files[name]
     logger.warning(

@@ -87,7 +87,8 @@ def _scale_rotary(model: Any, path: Path) -> None:
     rotary = model.model.rotary_emb
     size, base = 2 * len(rotary.inv_freq), value("rope.freq_base", 10000.0)
     pairs = torch.arange(size // 2, dtype=torch.float64)
-    frequencies, scale = base ** (-2 * pairs / size), 1.0
+    frequencies = plain = base ** (-2 * pairs / size)
+    scale = 1.0
     factor = value("rope.scaling.factor", value("rope.scale_linear", 0.0)) or 1.0
     kind = value("rope.scaling.type", "linear")
     if kind == "linear":
@@ -105,8 +106,9 @@ def _scale_rotary(model: Any, path: Path) -> None:
     for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":
             frequencies = frequencies / torch.tensor(tensor.data.astype(float))
-    rotary.inv_freq = frequencies.float()
-    rotary.attention_scaling = scale
+    if not torch.equal(frequencies, plain):
+        rotary.inv_freq = frequencies.float()
+        rotary.attention_scaling = scale
 
 
 @torch.no_grad()

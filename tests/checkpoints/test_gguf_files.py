@@ -360,6 +360,7 @@ def test_special_tokens_are_those_of_the_file(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (298, 299, 7)
     assert tokenizer.chat_template == "{{x}}"
+    assert set(tokenizer("a")) == {"input_ids", "attention_mask"}  # what generate() takes
     config = json.loads((folder / "config.json").read_text())
     assert [config[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [298, 299, 7]
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [299, 9]

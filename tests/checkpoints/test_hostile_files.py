@@ -72,7 +72,7 @@ CONFIG_TEXT = json.dumps(CONFIGS[NAME].to_dict())
         ({"hf_files": {"config.json": '{"model_type": ["llama"]}'}}, "model_type is "),
         ({"hf_files": {}, "config": {"model": 1}}, "carries a dict as configuration; expected YAML"),
         ({"hf_files": {}, "config": "a: [b"}, "configuration in .* cannot be read"),
-        ({"hf_files": {}, "config": "- 1"}, "configuration in .* cannot be read: it has no section `model`"),
+        ({"hf_files": {}, "config": "- 1"}, "configuration in .* cannot be read"),
         ({"hf_files": {}, "config": "model: 3"}, "it has no section `model`"),
         ({"hf_files": {}, "config": "model: {d_model: '${nowhere}'}"}, "configuration in .* cannot be read"),
         (
@@ -152,6 +152,7 @@ def test_classes_that_transformers_lacks_are_replaced_by_its_own(tmp_path, caplo
     assert json.loads(files["config.json"])["architectures"] == ["LlamaForCausalLM"]
     assert json.loads(files["tokenizer_config.json"]) == {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
         "eos_token": "é",
     }
     assert "FlashLlamaForCausalLM" in caplog.text

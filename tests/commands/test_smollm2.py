@@ -16,6 +16,7 @@ from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_compose
 from llmshearing.commands.equality import load_ours, load_theirs
 from llmshearing.commands.prune import prune_and_save_model
 from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
+from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import complete
 from llmshearing.shapes.units import to_z
@@ -64,6 +65,15 @@ def test_logits_and_perplexity_on_text_equal_those_of_transformers(smollm2):
 def test_nothing_of_the_gguf_file_but_the_model_travels(smollm2):
     assert sum(file.stat().st_size for file in (smollm2 / "hf").glob("*token*")) < 20e6
     assert json.loads((smollm2 / "hf" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_the_tokenizer_is_that_of_the_file(smollm2):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2 / "hf")
+    assert (tokenizer.bos_token_id, tokenizer.bos_token) == (1, "<|im_start|>")
+    assert (tokenizer.eos_token_id, tokenizer.eos_token) == (2, "<|im_end|>")
+    prepared = load_tokenizer(str(smollm2 / "hf"))
+    assert (prepared.prefix, prepared.suffix) == ((1,), (2,))
+    assert tokenizer.tokenize("in 2024") == ["in", "Ġ", "2", "0", "2", "4"]  # digits stand alone
 
 
 @pytest.mark.parametrize(
