@@ -1,12 +1,12 @@
 """When a run saves, what it keeps, and what a failed save leaves behind."""
 
 import errno
+from types import SimpleNamespace
 
 import pytest
 import torch
 from composer.core import Timestamp
 
-from llmshearing.callbacks import checkpointing
 from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.safe_load import load_tensors
@@ -24,7 +24,9 @@ def at(step, steps=100):
         step,
         previous_timestamp=Timestamp(batch=step - 1) if step else None,
         get_elapsed_duration=lambda: step / steps,
-        state_dict=lambda: STATE,
+        state_dict=lambda: dict(STATE),
+        train_dataloader=SimpleNamespace(batch_size=8),
+        device_train_microbatch_size=4,
         get_model_state_dict=lambda: STATE["model"],
     )
 
@@ -58,8 +60,8 @@ def test_the_end_of_the_data_between_two_intervals_is_saved_once(tmp_path, monke
     saving.batch_checkpoint(at(3), NO_LOGGER)
     assert saved_steps(tmp_path) == []
     writes = []
-    write = checkpointing._write_whole
-    monkeypatch.setattr(checkpointing, "_write_whole", lambda *a: writes.append(1) or write(*a))
+    write = saving._write_whole
+    monkeypatch.setattr(saving, "_write_whole", lambda *a: writes.append(1) or write(*a))
     saving.fit_end(at(3), NO_LOGGER)
     saving.fit_end(at(3), NO_LOGGER)
     assert (saved_steps(tmp_path), writes) == ([3], [1])
@@ -77,12 +79,13 @@ def test_only_the_last_ones_are_kept(tmp_path):
     assert saved_steps(tmp_path) == [6, 8]
 
 
-@pytest.mark.parametrize(("weights_only", "keys"), [(False, ["rng", "state"]), (True, ["state"])])
+@pytest.mark.parametrize(("weights_only", "keys"), [(False, ["division", "rng", "state"]), (True, ["state"])])
 def test_a_checkpoint_holds_the_state_or_the_weights_with_their_record(tmp_path, weights_only, keys):
     callback(tmp_path, weights_only=weights_only).save(at(1))
     contents = load_tensors(tmp_path / run_folder.LATEST)
     assert sorted(contents) == keys
     assert torch.equal(contents["state"]["model"]["model.w"], STATE["model"]["model.w"])
+    assert contents.get("division") == (None if weights_only else {"processes": 1, "microbatch": 4})
     assert contents["state"]["callbacks"]["RunRecord"] == {"config": "seed: 1"}
     assert ("optimizers" in contents["state"]) != weights_only
     assert ("Other" in contents["state"]["callbacks"]) != weights_only
@@ -96,7 +99,7 @@ def test_a_failed_save_ends_the_run_with_the_reason_and_keeps_what_was_there(tmp
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpointing, "_write_whole", fail)
+    monkeypatch.setattr(saving, "_write_whole", fail)
     with pytest.raises(OSError, match=r"checkpoint of step 4.*No space left on device"):
         saving.batch_checkpoint(at(4), NO_LOGGER)
     assert saved_steps(tmp_path) == [2]
