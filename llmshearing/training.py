@@ -255,8 +255,14 @@ def build_callbacks(
     record = _record(prepared)
     callbacks: list[Callback] = [RunRecord(record)]
     if saved is not None:
-        weights_only, data = config.load_weights_only, record["data"]
-        callbacks.append(Resume(saved.path, record["config"], weights_only, data, saved.contents))
+        resume = Resume(
+            saved.path,
+            record["config"],
+            config.load_weights_only,
+            contents=saved.contents,
+            data=record["data"],
+        )
+        callbacks.append(resume)
     if model.model.method is not None:
         callbacks += [PruningCallback(config.save_folder), ConstraintWatch()]
     if config.save_folder:
