@@ -1,4 +1,4 @@
-"""From a configuration to a finished run: one `build_*` a part, then `fit`.
+"""From a configuration to a finished run: prepare it, build each part from what was opened, then `fit`.
 
 Composer's Trainer is used as it is; everything of ours enters as a model, a dataset or a callback.
 """
@@ -34,25 +34,21 @@ from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.progress_lines import ProgressLines
 from llmshearing.callbacks.pruning_callback import PruningCallback
 from llmshearing.callbacks.report_callback import ReportCallback
-from llmshearing.callbacks.resume import Resume, find_checkpoint
+from llmshearing.callbacks.resume import Resume
 from llmshearing.callbacks.run_record import RunRecord
 from llmshearing.callbacks.signals import StopOnSignal
 from llmshearing.callbacks.step_numbers import StepNumbers
 from llmshearing.callbacks.watchdog import Watchdog
 from llmshearing.checkpoints import run_folder
-from llmshearing.checkpoints.describing import completed
-from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
-from llmshearing.checkpoints.travelling import read_travelling
 from llmshearing.checkpoints.writing import load_weights
 from llmshearing.config import Config, FsdpConfig
 from llmshearing.config.writing import to_yaml
-from llmshearing.datasets.load_text_dataloader import build_text_dataloader
-from llmshearing.datasets.manifest import read_manifest
+from llmshearing.datasets.load_text_dataloader import evaluation_loader, training_loader
+from llmshearing.datasets.ranks import current_ranks
 from llmshearing.files import occupied, replacing
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.model_registry import model_class
-from llmshearing.planning.findings import check
-from llmshearing.planning.sizes import settle
+from llmshearing.planning.prepared import Prepared, prepare
 from llmshearing.planning.text import describe
 from llmshearing.report import write_report
 from llmshearing.sharding import parallelize
@@ -85,7 +81,10 @@ def _train(config: Config) -> None:
     if folder is not None and dist.get_global_rank() == 0:
         run_folder.repair(folder)
     watchdog = Watchdog(config.dist_timeout, run_folder.place_of_writing(folder) if folder else None)
-    trainer = build_trainer(config, watchdog)
+    prepared = prepare_run(config)
+    config = prepared.config
+    trainer = _build(prepared, watchdog)
+    del prepared  # with what it holds of the checkpoints
     done, duration = trainer.state.timestamp, trainer.state.max_duration
     if duration is not None and done.get(duration.unit) >= duration:
         logger.info(
@@ -113,14 +112,38 @@ def _train(config: Config) -> None:
 
 
 def build_trainer(config: Config, watchdog: Watchdog | None = None) -> Trainer:
-    """A Composer Trainer ready to `fit`, watched by `watchdog`."""
-    reproducibility.seed_all(config.seed)
+    """A Composer Trainer ready to `fit`, watched by `watchdog`.
+
+    Raises:
+        ValueError: with every problem of the run, one a line.
+        TimeoutError: when the other processes are not there in time.
+    """
+    return _build(prepare_run(config), watchdog)
+
+
+def prepare_run(config: Config) -> Prepared:
+    """Join the other processes, open all that the run needs, and log what it would do.
+
+    Raises:
+        ValueError: with every problem of every rank, one a line.
+        TimeoutError: when the other processes are not there in time.
+    """
     _meet(config.dist_timeout)
-    begin = _find_checkpoint(config)
-    source = read_checkpoint(config.model.path) if config.model.path else None
-    _preflight(config, source)
-    model = build_model(config, source)
-    train_loader, evaluator = build_loaders(config, model)
+    prepared = prepare(config, dist.get_world_size(), starts=True)
+    if problems := _of_all_ranks(prepared.problems):
+        raise ValueError("\n".join(problems))
+    if dist.get_global_rank() == 0:
+        logger.info("Before the first step:\n%s", describe(prepared, [prepared.devices]))
+        for warning in prepared.warnings:
+            logger.warning(warning)
+    return prepared
+
+
+def _build(prepared: Prepared, watchdog: Watchdog | None) -> Trainer:
+    config = prepared.config
+    reproducibility.seed_all(config.seed)
+    model = build_model(prepared)
+    train_loader, evaluator = build_loaders(prepared)
     return Trainer(
         model=model,
         train_dataloader=train_loader,
@@ -131,10 +154,7 @@ def build_trainer(config: Config, watchdog: Watchdog | None = None) -> Trainer:
         optimizers=build_optimizer(config, model),
         schedulers=build_scheduler(config),
         algorithms=build_components(config, "algorithms"),
-        callbacks=[
-            *([watchdog] if watchdog else []),
-            *build_callbacks(config, model, source, begin, watchdog),
-        ],
+        callbacks=[*([watchdog] if watchdog else []), *build_callbacks(prepared, model, watchdog)],
         loggers=build_loggers(config),
         run_name=config.run_name,
         progress_bar=_shows_bar(config),
@@ -150,52 +170,31 @@ def build_trainer(config: Config, watchdog: Watchdog | None = None) -> Trainer:
 # ----------------------------------------------------------------------- parts
 
 
-def build_model(config: Config, source: Checkpoint | None) -> ComposerMosaicLlama:
-    """The model, with the weights of `source` where there is one; its sizes are noted in `config`.
+def build_model(prepared: Prepared) -> ComposerMosaicLlama:
+    """The model, with the weights of the source where there is one.
 
     Raises:
-        ValueError: when the configuration contradicts the checkpoint, or the target cannot be reached.
+        ValueError: when the weights do not fit the model.
     """
-    section = config.model
-    if source is not None:
-        section = config.model = completed(section, source)
-    section.set_names = config.data_loading.set_names
-    # With weights to come, several processes make no parameters before each knows its part.
-    section.init_device = "meta" if source is not None and dist.get_world_size() > 1 else "cpu"
-    model = model_class(section.name)(section)
+    config, checkpoint = prepared.config, prepared.checkpoint
+    model = model_class(config.model.name)(config.model)
     parallelize(model, _fsdp(config), config.precision)
-    if source is not None:
-        load_weights(model, source)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
     model.return_logits = False
     return model
 
 
-def build_loaders(config: Config, model: ComposerMosaicLlama) -> tuple[DataLoader, Evaluator | None]:
-    """The training mixture and, when there is an `eval_loader`, the evaluation."""
-    world_size = dist.get_world_size()
-    if config.global_train_batch_size % world_size:
-        raise ValueError(
-            f"global_train_batch_size is {config.global_train_batch_size}; expected a multiple of the "
-            f"{world_size} processes."
-        )
-    domains = config.data_loading
-    train = build_text_dataloader(
-        config.train_loader,
-        config.global_train_batch_size // world_size,
-        dynamic=True,
-        set_names=domains.set_names,
-        proportion=domains.proportion,
-        weights_change=domains.dynamic,
-        vocab_size=model.model.arch.vocab_size,
-    )
+def build_loaders(prepared: Prepared) -> tuple[DataLoader, Evaluator | None]:
+    """The training mixture and, when there is an `eval_loader`, the evaluation, from opened folders."""
+    config, data, ranks = prepared.config, prepared.data, current_ranks()
+    assert data.mixture is not None
+    batch = config.global_train_batch_size // ranks.world_size
+    train = training_loader(list(data.folders.values()), data.mixture, batch, ranks)
     if config.eval_loader is None:
         return train, None
-    evaluation = build_text_dataloader(
-        config.eval_loader,
-        config.device_eval_batch_size,
-        set_names=domains.set_names,
-        vocab_size=model.model.arch.vocab_size,
-    )
+    assert data.evaluation is not None
+    evaluation = evaluation_loader(config.eval_loader, data.evaluation, config.device_eval_batch_size, ranks)
     return train, Evaluator(label="eval", dataloader=evaluation)
 
 
@@ -249,22 +248,21 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
 
 
 def build_callbacks(
-    config: Config,
-    model: ComposerMosaicLlama,
-    source: Checkpoint | None,
-    begin: Path | None,
-    watchdog: Watchdog | None = None,
+    prepared: Prepared, model: ComposerMosaicLlama, watchdog: Watchdog | None = None
 ) -> list[Callback]:
-    """Ours, in the order in which they act, then Composer's by name.
-
-    Args:
-        source: where the model's weights came from.
-        begin: checkpoint to go on from.
-    """
-    record = _record(config, source)
+    """Ours, in the order in which they act, then Composer's by name."""
+    config, saved = prepared.config, prepared.saved
+    record = _record(prepared)
     callbacks: list[Callback] = [RunRecord(record)]
-    if begin is not None:
-        callbacks.append(Resume(begin, record["config"], config.load_weights_only, data=record["data"]))
+    if saved is not None:
+        resume = Resume(
+            saved.path,
+            record["config"],
+            config.load_weights_only,
+            contents=saved.contents,
+            data=record["data"],
+        )
+        callbacks.append(resume)
     if model.model.method is not None:
         callbacks += [PruningCallback(config.save_folder), ConstraintWatch()]
     if config.save_folder:
@@ -314,20 +312,15 @@ def _fsdp(config: Config) -> FsdpConfig:
     return config.fsdp_config or FsdpConfig()
 
 
-def _find_checkpoint(config: Config) -> Path | None:
-    folder = Path(config.save_folder) if config.save_folder else None
-    return find_checkpoint(folder, config.load_path, config.autoresume, config.save_overwrite)
-
-
-def _preflight(config: Config, source: Checkpoint | None) -> None:
-    """Log what the run would do, and refuse it with every problem at once if it cannot."""
-    devices = dist.get_world_size()
-    found = check(config, devices, source)
-    settle(config, found.epoch_sequences)
-    if dist.get_global_rank() == 0:
-        logger.info("Before the first step:\n%s", describe(config, found, [devices]))
-        for warning in found.warnings:
-            logger.warning(warning)
+def _of_all_ranks(problems: list[str]) -> list[str]:
+    """The problems of every rank, each once, with the ranks that have it where others do not."""
+    shares = dist.all_gather_object(problems)
+    listed = []
+    for problem in dict.fromkeys(problem for share in shares for problem in share):
+        having = [str(rank) for rank, share in enumerate(shares) if problem in share]
+        only = f"On rank {', '.join(having)} alone: " if len(having) < len(shares) else ""
+        listed.append(only + problem)
+    return listed
 
 
 def _what_is_left(config: Config) -> str:
@@ -342,13 +335,13 @@ def _shows_bar(config: Config) -> bool:
     return config.progress_bar and sys.stderr.isatty()
 
 
-def _record(config: Config, source: Checkpoint | None) -> dict[str, Any]:
-    files = source.hf_files if source is not None else {}
-    if config.tokenizer_name and Path(config.tokenizer_name).is_dir():
-        files = {**read_travelling(Path(config.tokenizer_name)), **files}
-    manifest = read_manifest(config.train_loader.dataset.local)
-    data = None if manifest is None else manifest.sha256
-    return {"config": to_yaml(config), "hf_files": files, "data": data}
+def _record(prepared: Prepared) -> dict[str, Any]:
+    manifest = prepared.data.manifest
+    return {
+        "config": to_yaml(prepared.config),
+        "hf_files": prepared.hf_files,
+        "data": manifest.sha256 if manifest is not None else None,
+    }
 
 
 def _supersede(config: Config, folder: Path, trainer: Trainer) -> None:

@@ -16,6 +16,7 @@ from llmshearing.callbacks.end_of_data import EndOfData
 from llmshearing.checkpoints.run_folder import checkpoints, step_of
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.writing import write_checkpoint
+from llmshearing.config import DataLoadingConfig
 from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.datasets.manifest import Manifest
 from llmshearing.models.composer_llama import ComposerMosaicLlama
@@ -150,6 +151,33 @@ def test_another_tokenizer_than_the_datas_is_refused_and_in_a_model_warned_about
     assert ("carries one with another vocabulary" in caplog.text) != same
 
 
+@pytest.mark.parametrize(
+    ("duration", "warm_up"), [("384tok", "2ba"), ("24sp", "250tok"), ("3ba", "16sp"), ("3ba", "0.7dur")]
+)
+def test_durations_may_have_different_units(tmp_path, duration, warm_up):
+    """Three steps of 8 sequences of 16 tokens, two of them warming up; Composer takes one unit only."""
+    changes = {"max_duration": duration, "scheduler__t_warmup": warm_up, "callbacks__lr_monitor": {}}
+    train(run_config(write_data(tmp_path / "data"), tmp_path / "out", **changes))
+    assert series(tmp_path / "out", "lr-AdamW/group0") == pytest.approx([0, 1.5e-3, 3e-3])
+
+
+def test_problems_of_all_ranks_are_reported_on_each(tmp_path, monkeypatch):
+    others = ["scheduler.name is 'step'; expected one of", "There is no data folder /data"]
+    config = run_config(write_data(tmp_path / "data"))
+    config.scheduler.name = "step"
+    gather = dist.all_gather_object
+
+    def gather_from_two(obj):
+        return [obj, [*obj, others[1]]] if isinstance(obj, list) else gather(obj)
+
+    monkeypatch.setattr(dist, "all_gather_object", gather_from_two)
+    with pytest.raises(ValueError, match=r"scheduler\.name is 'step'") as found:
+        build_trainer(config)
+    first, second = str(found.value).splitlines()
+    assert first.startswith(others[0])
+    assert second == f"On rank 1 alone: {others[1]}"
+
+
 def test_processes_wait_for_one_another_as_long_as_configured(tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr(dist, "initialize_dist", lambda device, timeout: waits.append(timeout))
@@ -211,7 +239,7 @@ def test_a_run_ends_saved_where_its_data_does_and_nothing_comes_of_another_start
     config.save_interval, config.eval_interval = "100ba", "0ba"
     if not domains:
         config.train_loader.dataset.split = "for_prune/code"
-        config.callbacks = {}
+        config.data_loading = DataLoadingConfig()
     for _ in range(2):
         train(config)
         (saved,) = checkpoints(tmp_path / "out")

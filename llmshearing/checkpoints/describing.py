@@ -45,7 +45,9 @@ def completed(section: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     """
     tells = checkpoint.hf_config is not None or run_config(checkpoint) is not None
     if tells or not section.n_heads:
-        return complete(section, describe(checkpoint)[0], str(checkpoint.path))
+        arch = architecture_from_hf(_sized(checkpoint, {})[1])
+        check_weights(checkpoint.weights, arch, checkpoint.path)
+        return complete(section, arch, str(checkpoint.path))
     head_dim = section.head_dim or (section.d_model or 0) // section.n_heads
     sizes = sizes_of(checkpoint.weights, head_dim, checkpoint.path)
     return complete(section, architecture_of(replace(section, **sizes)), str(checkpoint.path))
@@ -67,9 +69,7 @@ def describe(
         ValueError: when overrides contradict the tensors, or the tensors are not those of such a model.
     """
     overrides = overrides or {}
-    base = _described_by(checkpoint, overrides)
-    arch = base.resized(**sizes_of(checkpoint.weights, base.head_dim, checkpoint.path))
-    hf = architecture_to_hf(arch, checkpoint.hf_config)
+    arch, hf = _sized(checkpoint, overrides)
     files = checkpoint.hf_files
     if checkpoint.hf_config is None and "tokenizer.json" in files:  # a model trained from scratch
         hf |= special_token_ids(*_tokenizer(files, checkpoint.path))
@@ -112,6 +112,13 @@ def run_config(checkpoint: Checkpoint) -> ModelConfig | None:
         return as_model_config(values.get("model"))
     except (YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
         raise ValueError(f"The run's configuration in {source} cannot be read: {error}") from error
+
+
+def _sized(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture and HF config, without the ids of special tokens that a tokenizer tells."""
+    base = _described_by(checkpoint, overrides)
+    arch = base.resized(**sizes_of(checkpoint.weights, base.head_dim, checkpoint.path))
+    return arch, architecture_to_hf(arch, checkpoint.hf_config)
 
 
 def _described_by(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Architecture:

@@ -56,6 +56,21 @@ def write_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Ma
         torch.save({"state": {"model": dict(weights)}, RECORD_KEY: dict(record)}, temporary)
 
 
+def check_masks(checkpoint: Checkpoint, prunes: bool) -> None:
+    """Check that a run that prunes nothing does not start from a checkpoint whose masks are not applied.
+
+    Raises:
+        ValueError: saying how to apply them.
+    """
+    if checkpoint.section and not prunes:
+        raise ValueError(
+            f"{checkpoint.path} is the checkpoint of a pruning run, whose masks are not applied yet, and "
+            f"this run has no model.{checkpoint.section}. Run `python -m llmshearing.utils."
+            f"post_pruning_processing prune_and_save_model {checkpoint.path}` and start from the file that "
+            "it writes."
+        )
+
+
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's weights into a `ComposerMosaicLlama`, strictly.
 
@@ -65,12 +80,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         ValueError: when weights and model differ, or only the checkpoint is of a pruning method.
     """
     decoder = model.model
-    if decoder.method is None and checkpoint.section:  # type: ignore[union-attr]
-        raise ValueError(
-            f"{checkpoint.path} is the checkpoint of a pruning run, whose masks are not applied yet, and "
-            f"this run has no model.{checkpoint.section}. Run `llmshearing prune "
-            f"{checkpoint.path}` and start from the file that it writes."
-        )
+    check_masks(checkpoint, decoder.method is not None)  # type: ignore[union-attr]
     check_weights(checkpoint.weights, decoder.arch, checkpoint.path)  # type: ignore[union-attr,arg-type]
     # Imported here: it takes seconds, and conversion has no use for it.
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict

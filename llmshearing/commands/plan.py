@@ -18,16 +18,13 @@ from collections.abc import Sequence
 from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 
 from llmshearing import cli
-from llmshearing.config import Config
 from llmshearing.config.reading import read_what_fits
 from llmshearing.planning import text
-from llmshearing.planning.findings import Findings, examine
-from llmshearing.planning.sizes import settled
+from llmshearing.planning.prepared import Prepared, prepare
 
 
 def render(
-    config: Config,
-    found: Findings,
+    prepared: Prepared,
     devices: Sequence[int],
     gpu: str = "a100",
     tokens_per_second: float | None = None,
@@ -40,9 +37,9 @@ def render(
         tokens_per_second: training rate of one device, instead of an estimate for `gpu`.
     """
     sections = [
-        text.describe(config, found, devices).splitlines(),
-        text.describe_time(config, found, devices, gpu, tokens_per_second),
-        text.describe_problems(found),
+        text.describe(prepared, devices).splitlines(),
+        text.describe_time(prepared, devices, gpu, tokens_per_second),
+        text.describe_problems(prepared),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section)
 
@@ -79,11 +76,10 @@ def main() -> None:
     if arguments.tokens_per_second is not None and not arguments.tokens_per_second > 0:
         raise ValueError(f"--tokens_per_second is {arguments.tokens_per_second:g}; expected more than 0.")
     config, problems = read_what_fits(arguments.config, arguments.overrides)
-    found = examine(config, arguments.devices)
+    prepared = prepare(config, arguments.devices)
     told = [problem.removeprefix(f"{arguments.config}: ") for problem in problems]
-    found.problems = problems + [problem for problem in found.problems if problem not in told]
+    prepared.problems[:] = problems + [problem for problem in prepared.problems if problem not in told]
     devices = powers_of_two(arguments.devices)
-    config = settled(config, found.epoch_sequences)
-    cli.say(render(config, found, devices, arguments.gpu, arguments.tokens_per_second))
-    if found.problems:
+    cli.say(render(prepared, devices, arguments.gpu, arguments.tokens_per_second))
+    if prepared.problems:
         sys.exit(1)

@@ -9,7 +9,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from llmshearing.config.loader import DatasetConfig, LoaderConfig
 from llmshearing.datasets.mixture import Mixture
-from llmshearing.datasets.opening import DataSection, dataset_manifest
+from llmshearing.datasets.opening import DataSection, check_section, dataset_manifest
 from llmshearing.datasets.ranks import Ranks, current_ranks
 from llmshearing.datasets.sequence_folder import DomainSequences, SequenceFolder
 from llmshearing.datasets.streaming_dataset import Sample, TextDynamicStreamingDataset, TextStreamingDataset
@@ -40,6 +40,7 @@ def build_text_dataloader(
     """
     ranks = current_ranks()
     section = "train_loader" if dynamic else "eval_loader"
+    check_section(cfg, section)
     data = DataSection(cfg, section, dataset_manifest(cfg.dataset), vocab_size, ranks)
     if not dynamic:
         return evaluation_loader(cfg, TextStreamingDataset(data.open(), set_names), device_batch_size, ranks)

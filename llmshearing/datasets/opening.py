@@ -19,14 +19,14 @@ class DataSection:
     """The data that one section of the configuration names; its folders share a manifest and a remote.
 
     Args:
-        loader: the section.
+        loader: the section, which `check_section` has passed.
         name: the section's name, for messages: train_loader or eval_loader.
         manifest: that of the section's data (`dataset_manifest`), None where there is none.
         vocab_size: the model's; data with larger token ids is rejected. None accepts all.
         ranks: this process; those of a node share the cache limit.
 
     Raises:
-        ValueError: with every problem of the section itself, one a line.
+        ValueError: where the manifest is that of other data, with every difference, one a line.
     """
 
     def __init__(
@@ -41,17 +41,9 @@ class DataSection:
         self._manifest = manifest
         self._vocab_size = vocab_size
         self._mixed: dict[Path, SequenceFolder] = {}
-        problems = [] if loader.name == "text" else [f"{name}.name is {loader.name!r}: expected text"]
-        limit, root = cfg.cache_limit, cfg.remote
-        if limit is not None:
-            problems += _refused(lambda: parse_cache_limit(limit, f"{name}.dataset.cache_limit"))
-        if root:
-            problems += _refused(lambda: check_apart(root, Path(cfg.local)))
-        if manifest is not None:
-            problems += _manifest_problems(manifest, cfg, vocab_size)
-        if problems:
+        if manifest is not None and (problems := _manifest_problems(manifest, cfg, vocab_size)):
             raise ValueError("\n".join(problems))
-        self._remote = _open_remote(cfg, name, ranks) if root else None
+        self._remote = _open_remote(cfg, name, ranks) if cfg.remote else None
 
     def open_domain(self, name: str, dynamic: bool = True) -> SequenceFolder | DomainSequences:
         """The training sequences of a domain, wherever they lie (`places.py`); "" is the split as a whole.
@@ -102,6 +94,23 @@ class DataSection:
         if not len(folder):
             raise ValueError(f"{path} holds no sequences: prepare more text of it, or leave it out")
         return folder
+
+
+def check_section(loader: LoaderConfig, name: str) -> None:
+    """Check what a section says, before anything of its data is touched.
+
+    Raises:
+        ValueError: with every problem, one a line.
+    """
+    cfg = loader.dataset
+    problems = [] if loader.name == "text" else [f"{name}.name is {loader.name!r}: expected text"]
+    limit, remote = cfg.cache_limit, cfg.remote
+    if limit is not None:
+        problems += _refused(lambda: parse_cache_limit(limit, f"{name}.dataset.cache_limit"))
+    if remote:
+        problems += _refused(lambda: check_apart(remote, Path(cfg.local)))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def dataset_manifest(cfg: DatasetConfig) -> Manifest | None:

@@ -12,13 +12,8 @@ from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 from llmshearing.config.keys import Config
 from llmshearing.models.loss import chunk_size
 from llmshearing.planning.activations import SavedBytes, saved_bytes
-from llmshearing.planning.findings import Findings
-from llmshearing.planning.sizes import (
-    evaluations,
-    planned_steps,
-    steps_in,
-    training_tokens,
-)
+from llmshearing.planning.prepared import Prepared
+from llmshearing.planning.sizes import evaluations, planned_steps, steps_in, training_tokens
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import embedding_parameters, matrix_parameters, parameters, training_flops
 
@@ -33,14 +28,14 @@ _FULL, _HALF = 4, 2  # bytes of a number in fp32, and in bf16 or fp16
 # ------------------------------------------------------------------------ time
 
 
-def evaluation_tokens(config: Config, found: Findings) -> int:
+def evaluation_tokens(prepared: Prepared) -> int:
     """Tokens that all evaluations of the run read."""
-    return evaluations(config) * sum(found.evaluation.values()) * config.max_seq_len
+    return evaluations(prepared.config) * sum(prepared.evaluation.values()) * prepared.config.max_seq_len
 
 
-def hours(config: Config, found: Findings, tokens_per_second: float) -> float:
+def hours(prepared: Prepared, tokens_per_second: float) -> float:
     """Hours of the run at a training rate over all devices; an evaluation's token costs a third."""
-    work = training_tokens(config) + evaluation_tokens(config, found) / 3
+    work = training_tokens(prepared.config) + evaluation_tokens(prepared) / 3
     return work / tokens_per_second / 3600
 
 
@@ -72,19 +67,20 @@ class DomainBudget:
     """How often the whole run goes through it."""
 
 
-def domain_budgets(config: Config, found: Findings) -> list[DomainBudget]:
+def domain_budgets(prepared: Prepared) -> list[DomainBudget]:
     """The budget of each domain whose data was found."""
+    config, sequences = prepared.config, prepared.training
     names = config.data_loading.set_names or [""]
     weights = config.data_loading.proportion or [1.0]
     budgets = []
     for name, weight in zip(names, weights, strict=False):
-        if name not in found.training:
+        if name not in sequences:
             continue
         each_step = weight * config.global_train_batch_size
-        lasts = found.training[name] / each_step if each_step else math.inf
-        passes = planned_steps(config) / lasts
-        evaluated = found.evaluation.get(name, 0)
-        budgets.append(DomainBudget(name, weight, found.training[name], evaluated, lasts, passes))
+        lasts = sequences[name] / each_step if each_step else math.inf
+        passes = planned_steps(prepared.config) / lasts
+        evaluated = prepared.evaluation.get(name, 0)
+        budgets.append(DomainBudget(name, weight, sequences[name], evaluated, lasts, passes))
     return budgets
 
 
@@ -113,19 +109,19 @@ class Memory:
         return fixed + activations
 
 
-def memory(config: Config, found: Findings, devices: int) -> Memory:
+def memory(prepared: Prepared, devices: int) -> Memory:
     """Estimate of a device's memory when parameters, gradients and moments are sharded over `devices`.
 
     What the allocator and the driver take comes on top, about 2 GiB.
     """
-    arch = found.source
+    config, arch = prepared.config, prepared.source
     assert arch is not None
     count, sharded = parameters(arch), devices > 1
     width = _FULL if config.precision == "fp32" else _HALF
     block = (matrix_parameters(arch) // arch.n_layers) * width
     in_use = 3 * block + embedding_parameters(arch) * width if sharded else 0
     tokens = microbatch(config, devices) * config.max_seq_len
-    saved = _block_bytes(config, found, arch, sharded)
+    saved = _block_bytes(prepared, arch, sharded)
     stream = tokens * arch.d_model * (width if sharded else _FULL)
     return Memory(
         weights=_FULL * count / devices,
@@ -144,10 +140,10 @@ def microbatch(config: Config, devices: int) -> int:
     return min(wanted if isinstance(wanted, int) else 1, max(1, config.global_train_batch_size // devices))
 
 
-def _block_bytes(config: Config, found: Findings, arch: Architecture, sharded: bool) -> SavedBytes:
-    compute = torch.float32 if config.precision == "fp32" else torch.bfloat16
+def _block_bytes(prepared: Prepared, arch: Architecture, sharded: bool) -> SavedBytes:
+    compute = torch.float32 if prepared.config.precision == "fp32" else torch.bfloat16
     weights = compute if sharded else torch.float32
-    return saved_bytes(arch, weights, compute, masked=bool(found.kinds))
+    return saved_bytes(arch, weights, compute, masked=bool(prepared.aim.kinds))
 
 
 def _logit_bytes(config: Config, arch: Architecture, width: int) -> float:
@@ -164,9 +160,9 @@ def checkpoint_bytes(config: Config, arch: Architecture) -> int:
     return parameters(arch) * (_FULL if config.save_weights_only else _FULL + ADAM_BYTES)
 
 
-def checkpoints_kept(config: Config) -> int:
+def checkpoints_kept(prepared: Prepared) -> int:
     """Checkpoints that lie in the run's folder at its end."""
-    steps, interval = planned_steps(config), steps_in(config.save_interval, config)
-    written = math.ceil(steps / interval) if interval else 0
-    keep = config.save_num_checkpoints_to_keep
+    interval = steps_in(prepared.config.save_interval, prepared.config)
+    written = math.ceil(planned_steps(prepared.config) / interval) if interval else 0
+    keep = prepared.config.save_num_checkpoints_to_keep
     return written if keep < 0 else min(max(1, keep), written)

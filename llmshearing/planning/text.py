@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from llmshearing.config.keys import Config
-from llmshearing.planning import estimates, sizes
-from llmshearing.planning.findings import Findings
+from llmshearing.planning import estimates
+from llmshearing.planning.prepared import Prepared
+from llmshearing.planning.sizes import evaluations, planned_steps, training_tokens
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import embedding_parameters, parameters, prunable_parameters
 from llmshearing.shapes.units import KINDS, kept_size, row_size
@@ -30,21 +30,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def describe_model(config: Config, found: Findings) -> list[str]:
+def describe_model(prepared: Prepared) -> list[str]:
     """Source and target, their parameters, and what each mask has to remove."""
-    if found.source is None:
+    source, aim = prepared.source, prepared.aim
+    if source is None:
         return []
-    shapes = {"source": found.source} | ({"target": found.target} if found.target else {})
+    shapes = {"source": source} | ({"target": aim.target} if aim.target else {})
     header = ["", "parameters", "without embeddings", *_SIZES.values()]
     lines = ["Model", *table(header, [_shape_row(name, arch) for name, arch in shapes.items()])]
-    if found.target is not None:
-        return [*lines, "", "Masks", *_mask_table(found.source, found.target, found.kinds)]
-    if found.share is not None:
-        share = found.share
-        body = prunable_parameters(found.kinds, found.source)
-        lines.append(
-            f"  To remove: {share:.1%} of the {body:,} parameters in reach of {', '.join(found.kinds)}."
-        )
+    if aim.target is not None:
+        return [*lines, "", "Masks", *_mask_table(source, aim.target, aim.kinds)]
+    if aim.share is not None:
+        body = prunable_parameters(aim.kinds, source)
+        reach = ", ".join(aim.kinds)
+        lines.append(f"  To remove: {aim.share:.1%} of the {body:,} parameters in reach of {reach}.")
     return lines
 
 
@@ -65,21 +64,21 @@ def _mask_table(source: Architecture, target: Architecture, kinds: Sequence[str]
     return table(["mask", "gates", "of a row", "stay", "removed"], rows)
 
 
-def describe_run(config: Config, found: Findings) -> list[str]:
+def describe_run(prepared: Prepared) -> list[str]:
     """Steps, tokens, evaluations and files."""
-    steps, tokens = sizes.planned_steps(config), sizes.training_tokens(config)
+    config, steps, tokens = prepared.config, planned_steps(prepared.config), training_tokens(prepared.config)
     lines = [
         "Run",
         f"  {steps:,} steps of {config.global_train_batch_size} x {config.max_seq_len:,} tokens: "
         f"{tokens:,} tokens",
     ]
-    if sizes.evaluations(config):
-        read = sum(found.evaluation.values())
+    if evaluations(prepared.config):
+        read = sum(prepared.evaluation.values())
         size = f", {read:,} sequences, {read * config.max_seq_len:,} tokens each" if read else ""
-        count = sizes.evaluations(config)
+        count = evaluations(prepared.config)
         lines.append(f"  {count:,} evaluation{'s' if count != 1 else ''}{size}")
-    if config.save_folder and found.source is not None:
-        size, kept = estimates.checkpoint_bytes(config, found.source), estimates.checkpoints_kept(config)
+    if config.save_folder and prepared.source is not None:
+        size, kept = estimates.checkpoint_bytes(config, prepared.source), estimates.checkpoints_kept(prepared)
         lines.append(
             f"  {kept} checkpoint{'s' if kept != 1 else ''} of {size / 1e9:.3g} GB in {config.save_folder}: "
             f"{kept * size / 1e9:.3g} GB of disk"
@@ -87,9 +86,9 @@ def describe_run(config: Config, found: Findings) -> list[str]:
     return lines
 
 
-def describe_data(config: Config, found: Findings) -> list[str]:
+def describe_data(prepared: Prepared) -> list[str]:
     """How long each domain's data lasts at the starting weights."""
-    budgets = estimates.domain_budgets(config, found)
+    budgets, length = estimates.domain_budgets(prepared), prepared.config.max_seq_len
     if not budgets:
         return []
     header = ["domain", "weight", "sequences", "tokens", "a pass lasts", "passes", "evaluation"]
@@ -98,7 +97,7 @@ def describe_data(config: Config, found: Findings) -> list[str]:
             b.name or "all",
             f"{b.weight:.4f}",
             f"{b.sequences:,}",
-            f"{b.sequences * config.max_seq_len:,}",
+            f"{b.sequences * length:,}",
             "unused" if math.isinf(b.steps_a_pass) else f"{b.steps_a_pass:,.0f} steps",
             f"{b.passes:.2f}",
             f"{b.evaluation:,}",
@@ -112,18 +111,19 @@ def describe_data(config: Config, found: Findings) -> list[str]:
     return lines
 
 
-def describe_memory(config: Config, found: Findings, devices: Sequence[int]) -> list[str]:
+def describe_memory(prepared: Prepared, devices: Sequence[int]) -> list[str]:
     """Estimated memory of each device for several numbers of devices."""
-    if found.source is None:
+    if prepared.source is None:
         return []
     header = ["devices", "weights", "gradients", "optimizer", "gathered", "logits"]
     header += ["activations", "recomputed", "total", "total recomputed"]
     rows = []
     for count in devices:
-        m = estimates.memory(config, found, count)
+        m = estimates.memory(prepared, count)
         parts = (m.weights, m.gradients, m.optimizer, m.gathered, m.logits, m.activations, m.recomputed)
         cells = [*parts, m.total(False), m.total(True)]
         rows.append([str(count), *(f"{cell / _GIB:.1f}" for cell in cells)])
+    config = prepared.config
     recomputes = config.fsdp_config is not None and config.fsdp_config.activation_checkpointing
     microbatches = sorted({estimates.microbatch(config, count) for count in devices})
     batch = " to ".join(str(each) for each in sorted({microbatches[0], microbatches[-1]}))
@@ -138,14 +138,15 @@ def describe_memory(config: Config, found: Findings, devices: Sequence[int]) -> 
 
 
 def describe_time(
-    config: Config, found: Findings, devices: Sequence[int], gpu: str, tokens_per_second: float | None
+    prepared: Prepared, devices: Sequence[int], gpu: str, tokens_per_second: float | None
 ) -> list[str]:
     """Estimated hours for several numbers of devices, by a measured rate or by what others published."""
-    if found.source is None:
+    if prepared.source is None:
         return []
+    length = prepared.config.max_seq_len
     if tokens_per_second is None:
         rates = {
-            name: estimates.tokens_per_second(found.source, config.max_seq_len, gpu, share)
+            name: estimates.tokens_per_second(prepared.source, length, gpu, share)
             for name, share in estimates.UTILIZATION.items()
         }
         title = f"Hours, estimated for {gpu} at the utilization of published runs"
@@ -153,29 +154,29 @@ def describe_time(
         rates = {"given": tokens_per_second}
         title = "Hours, at the given rate"
     rows = [
-        [str(count), *(f"{estimates.hours(config, found, rate * count):,.1f}" for rate in rates.values())]
+        [str(count), *(f"{estimates.hours(prepared, rate * count):,.1f}" for rate in rates.values())]
         for count in devices
     ]
     each = [f"{name}, {rate:,.0f} tokens/s each" for name, rate in rates.items()]
     return [f"{title}, evaluations included", *table(["devices", *each], rows)]
 
 
-def describe_problems(found: Findings) -> list[str]:
+def describe_problems(prepared: Prepared) -> list[str]:
     """Warnings, and the problems, or that there are none."""
-    warnings = [f"Warning: {warning}" for warning in found.warnings]
-    if not found.problems:
+    warnings = [f"Warning: {warning}" for warning in prepared.warnings]
+    if not prepared.problems:
         return [*warnings, "No problems found."]
-    count = len(found.problems)
+    count = len(prepared.problems)
     title = f"{count} problem{'s' if count > 1 else ''}; the run would stop before its first step:"
-    return [*warnings, title, *(f"  {i}. {problem}" for i, problem in enumerate(found.problems, 1))]
+    return [*warnings, title, *(f"  {i}. {problem}" for i, problem in enumerate(prepared.problems, 1))]
 
 
-def describe(config: Config, found: Findings, devices: Sequence[int]) -> str:
+def describe(prepared: Prepared, devices: Sequence[int]) -> str:
     """What a run does and needs: its model, its data and its memory on so many devices."""
     sections = [
-        describe_model(config, found),
-        describe_run(config, found),
-        describe_data(config, found),
-        describe_memory(config, found, devices),
+        describe_model(prepared),
+        describe_run(prepared),
+        describe_data(prepared),
+        describe_memory(prepared, devices),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section)

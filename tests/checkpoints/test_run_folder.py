@@ -323,6 +323,14 @@ def test_every_rank_begins_from_what_rank_0_found(tmp_path, monkeypatch):
     assert find_checkpoint(tmp_path, autoresume=True) == elsewhere
 
 
+def test_a_checkpoint_that_one_rank_does_not_see_is_missed_on_every_rank(tmp_path, monkeypatch):
+    """A rank that stopped alone would leave the others waiting for it."""
+    last = write(tmp_path, "ep0-ba1-rank0.pt")
+    monkeypatch.setattr(dist, "all_gather_object", lambda seen: [seen, False])
+    with pytest.raises(FileNotFoundError, match="but there is nothing"):
+        find_checkpoint(tmp_path / "own", str(last))
+
+
 def test_a_run_begins_from_nothing_that_is_absent_or_damaged(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"load_path is .*none\.pt, but there is nothing"):
         find_checkpoint(tmp_path / "new", str(tmp_path / "none.pt"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmshearing.commands import plan
-from llmshearing.planning.findings import examine
+from llmshearing.planning.prepared import prepare
 from runs import run_config, run_values, write_data
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def test_command_prints_the_plan_of_a_small_run(
 )
 def test_the_plan_of_a_small_run_line_by_line(data: Path, changes: dict[str, Any], lines: list[str]) -> None:
     config = run_config(data, **changes)
-    shown = plan.render(config, examine(config), [1, 2], tokens_per_second=0.001).splitlines()
+    shown = plan.render(prepare(config), [1, 2], tokens_per_second=0.001).splitlines()
     told = "\n".join(" ".join(line.split()) for line in shown)
     assert [line for line in lines if line not in told] == []
 

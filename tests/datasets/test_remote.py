@@ -5,8 +5,9 @@ import itertools
 import pytest
 
 from llmshearing.config.loader import DatasetConfig, LoaderConfig
-from llmshearing.datasets.load_text_dataloader import build_text_dataloader, dataset_manifest
+from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.manifest import MANIFEST, Manifest
+from llmshearing.datasets.opening import dataset_manifest
 from llmshearing.datasets.remote import Remote
 from llmshearing.datasets.sequence_folder import SequenceFolder
 from tests.datasets.folders import SEQ_LEN, write_folder

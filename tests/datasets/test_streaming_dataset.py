@@ -5,15 +5,20 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from composer.utils import dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import distributed
 
 from llmshearing.config.loader import DatasetConfig, LoaderConfig
-from llmshearing.datasets.load_text_dataloader import build_text_dataloader
+from llmshearing.datasets.load_text_dataloader import (
+    build_text_dataloader,
+    evaluated_sequences,
+    evaluation_loader,
+)
 from llmshearing.datasets.mixture import Mixture
+from llmshearing.datasets.ranks import Ranks
 from llmshearing.datasets.sequence_folder import SequenceFolder
-from llmshearing.datasets.streaming_dataset import TextDynamicStreamingDataset
+from llmshearing.datasets.streaming_dataset import TextDynamicStreamingDataset, TextStreamingDataset
 from tests.datasets.folders import SEQ_LEN, write_folder
 
 NAMES = ["cc", "book", "wiki"]
@@ -212,14 +217,40 @@ def test_checkpoint_of_other_data_is_refused(root):
 def test_evaluation_reads_each_sequence_once_on_any_number_of_ranks(root, world_size, monkeypatch):
     """The sampler repeats a few to fill the last row; Composer drops those, given dataset length."""
     seen = []
-    monkeypatch.setattr(dist, "get_world_size", lambda: world_size)
+    monkeypatch.setattr(distributed, "is_initialized", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
     for rank in range(world_size):
-        monkeypatch.setattr(dist, "get_global_rank", lambda rank=rank: rank)
+        monkeypatch.setenv("RANK", str(rank))
         loader = build_text_dataloader(config(root, "eval_one"), 2, set_names=NAMES)
         mine = [i for batch in loader for i in batch["idx"].tolist()]
         padded = rank >= world_size - (loader.sampler.total_size - len(loader.dataset))  # Composer's rule
         seen += mine[:-1] if padded else mine
     assert sorted(seen) == list(range(11))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("batches", [-1, 1, 9])
+def test_evaluated_sequences_are_those_that_the_ranks_read(root, world_size, drop_last, batches):
+    section = config(root, "eval_one")
+    section.drop_last = drop_last
+    read = set()
+    for rank in range(world_size):
+        dataset = TextStreamingDataset(SequenceFolder(root / "eval_one", SEQ_LEN))
+        loader = evaluation_loader(section, dataset, 2, Ranks(rank, world_size))
+        for batch in itertools.islice(loader, None if batches < 0 else batches):
+            read |= set(batch["idx"].tolist())
+    assert read == set(range(evaluated_sequences(11, 2, world_size, batches, drop_last)))
+
+
+def test_domains_are_looked_up_once(root, monkeypatch):
+    dataset = TextStreamingDataset(SequenceFolder(root / "eval_one", SEQ_LEN), NAMES)
+    looked_up = []
+    domain = SequenceFolder.domain
+    monkeypatch.setattr(SequenceFolder, "domain", lambda s, i: looked_up.append(i) or domain(s, i))
+    for first in (2, 5, None, 3):
+        assert dataset.samples_per_domain(first)["book"] == (11 if first is None else first)
+    assert looked_up == list(range(11))
 
 
 def test_evaluation_maps_domains_by_name(root):

@@ -11,7 +11,7 @@ from llmshearing.models.decoder import Block, Decoder
 from llmshearing.models.rope import rope_tables
 from llmshearing.planning import estimates, sizes
 from llmshearing.planning.activations import saved_bytes
-from llmshearing.planning.findings import examine
+from llmshearing.planning.prepared import Prepared, prepare
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import parameters
 from llmshearing.shapes.families import architecture_from_hf, complete
@@ -76,8 +76,8 @@ def test_saved_bytes_are_what_a_real_block_keeps(masked: bool) -> None:
 
 
 def test_sharded_memory_falls_with_devices_and_states_add_up() -> None:
-    config, found = load_config(SEVEN), examine(load_config(SEVEN))
-    one, eight = (estimates.memory(config, found, n) for n in (1, 8))
+    prepared = prepare(load_config(SEVEN))
+    one, eight = (estimates.memory(prepared, n) for n in (1, 8))
     count = 6_738_415_616
     assert one.weights + one.gradients + one.optimizer == 16 * count
     assert eight.weights + eight.gradients + eight.optimizer == 2 * count
@@ -93,14 +93,14 @@ def test_rate_and_hours_are_near_the_published_ones(data: Path) -> None:
     assert quarter == pytest.approx(1844, rel=0.02)
     assert half == pytest.approx(3684, rel=0.02)
     config = run_config(data)
-    found = examine(config)
+    prepared = prepare(config)
     trained, evaluated = 12 * 8 * SEQ_LEN, 3 * 24 * SEQ_LEN
-    assert estimates.hours(config, found, 100.0) == pytest.approx((trained + evaluated / 3) / 100 / 3600)
+    assert estimates.hours(prepared, 100.0) == pytest.approx((trained + evaluated / 3) / 100 / 3600)
 
 
 def test_domain_budgets_count_passes_at_the_starting_weights(data: Path) -> None:
     config = run_config(data)
-    budgets = {b.name: b for b in estimates.domain_budgets(config, examine(config))}
+    budgets = {b.name: b for b in estimates.domain_budgets(prepare(config))}
     assert list(budgets) == DOMAINS
     code = budgets["code"]  # 56 sequences, half of each batch of 8, 12 steps
     assert (code.sequences, code.evaluation) == (56, 8)
@@ -114,7 +114,7 @@ def test_checkpoints_and_evaluations_are_counted() -> None:
     assert estimates.checkpoint_bytes(config, LLAMA_7B) == 4 * 6_738_415_616
     for keep, kept in ((-1, 3), (0, 1), (2, 2), (9, 3)):
         config.save_num_checkpoints_to_keep = keep
-        assert estimates.checkpoints_kept(config) == kept
+        assert estimates.checkpoints_kept(Prepared(config)) == kept
     assert sizes.evaluations(config) == 3
     config.eval_first = True
     assert sizes.evaluations(config) == 4
@@ -129,7 +129,7 @@ def test_durations_in_steps(duration: str, steps: int) -> None:
 def test_a_part_of_an_evaluation_is_counted_over_all_devices(data: Path) -> None:
     config = run_config(data, eval_subset_num_batches=1, device_eval_batch_size=8)
     for devices, counts in ((1, [8, 0, 0]), (2, [8, 8, 0]), (4, [8, 8, 8])):
-        assert examine(config, devices).evaluation == dict(zip(DOMAINS, counts, strict=True))
+        assert prepare(config, devices).evaluation == dict(zip(DOMAINS, counts, strict=True))
 
 
 def test_unknown_gpu_is_refused() -> None:

@@ -9,7 +9,8 @@ from benchmarks.common import BODY_25M, hf_model
 from benchmarks.memory import measured
 from llmshearing.planning import estimates
 from llmshearing.planning.activations import saved_bytes
-from llmshearing.planning.findings import Findings
+from llmshearing.planning.prepared import Prepared
+from llmshearing.pruning import Aim
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_of
 from llmshearing.shapes.units import KINDS
@@ -30,8 +31,8 @@ def test_the_estimate_is_near_the_peak_of_real_steps(kind: str) -> None:
         setattr(config.model, name, size)
     config.global_train_batch_size = config.device_train_microbatch_size = SEQUENCES
     kinds = list(KINDS) if kind == "pruning" else []
-    found = Findings(source=architecture_of(config.model), kinds=kinds)
-    estimate = estimates.memory(config, found, devices=1).total(checkpointing=False)
+    prepared = Prepared(config, source=architecture_of(config.model), aim=Aim(kinds=kinds))
+    estimate = estimates.memory(prepared, devices=1).total(checkpointing=False)
     assert estimate == pytest.approx(measured(kind, VOCABULARY, BODY, LENGTH), rel=0.15)
 
 
