@@ -32,7 +32,7 @@ from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.commands.convert import export, save_composer_to_hf, save_hf_to_composer
 from llmshearing.commands.prune import prune_and_save_model
-from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
+from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.pruning.l0 import L0Module
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf, complete

@@ -23,7 +23,7 @@ from streaming.base.format.mds import MDSWriter
 
 from benchmarks.common import median_ratio, paired_seconds, write_result
 from llmshearing import cli
-from llmshearing.config.loader import DatasetConfig, LoaderConfig
+from llmshearing.config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.mixture import Cursor, Mixture
 

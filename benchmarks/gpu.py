@@ -25,7 +25,7 @@ from composer.distributed.activation_checkpointing import apply_ac
 from benchmarks.common import hf_model, positive, write_result
 from benchmarks.steps import finish
 from llmshearing import cli
-from llmshearing.config.keys import ModelConfig
+from llmshearing.config import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.counts import training_flops
 from llmshearing.shapes.families import architecture_of

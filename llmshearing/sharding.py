@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.distributed.tensor import Replicate, distribute_tensor
 
-from llmshearing.config.keys import FsdpConfig
+from llmshearing.config import FsdpConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 
 _RESHARD_AFTER_FORWARD = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}

@@ -7,7 +7,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from streaming.base.format.mds import MDSWriter
 
-from llmshearing.config.keys import Config, build
+from llmshearing.config import Config, build
 
 DOMAINS = ["code", "books", "wiki"]
 SEQ_LEN = 16

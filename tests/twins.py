@@ -18,7 +18,7 @@ from transformers import (
 
 from llmshearing.checkpoints.hf_files import HFModel, from_hf
 from llmshearing.checkpoints.writing import write_checkpoint
-from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
+from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import complete
 

@@ -18,7 +18,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from numpy.typing import NDArray
 
-from llmshearing.config.keys import DataLoadingConfig
+from llmshearing.config import DataLoadingConfig
 from llmshearing.datasets.load_text_dataloader import evaluated_sequences
 from llmshearing.datasets.mixture import check_weights
 from llmshearing.datasets.streaming_dataset import TextDynamicStreamingDataset, TextStreamingDataset

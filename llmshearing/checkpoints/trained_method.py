@@ -6,7 +6,7 @@ from typing import Any
 
 from llmshearing.checkpoints.describing import run_config
 from llmshearing.checkpoints.opening import Checkpoint
-from llmshearing.config.keys import ModelConfig
+from llmshearing.config import ModelConfig
 from llmshearing.pruning import METHODS, Method, without_method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import complete

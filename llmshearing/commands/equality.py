@@ -13,7 +13,7 @@ from llmshearing import cli
 from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.checkpoints.weights import section_of
-from llmshearing.config.keys import ModelConfig
+from llmshearing.config import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import complete
 from llmshearing.shapes.units import Gates, to_z

@@ -33,7 +33,7 @@ from scipy.optimize import OptimizeWarning, curve_fit
 from llmshearing import cli
 from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.commands.equality import load_ours
-from llmshearing.config.loader import DatasetConfig, LoaderConfig
+from llmshearing.config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.manifest import read_manifest
 from llmshearing.progress import bar

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from llmshearing.config.loader import DatasetConfig, LoaderConfig
+from llmshearing.config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.mixture import Mixture
 from llmshearing.datasets.opening import DataSection, check_section, dataset_manifest
 from llmshearing.datasets.ranks import Ranks, current_ranks

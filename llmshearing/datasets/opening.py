@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llmshearing.config.loader import DatasetConfig, LoaderConfig
+from llmshearing.config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.manifest import MANIFEST, Manifest, read_manifest
 from llmshearing.datasets.places import place_of
 from llmshearing.datasets.ranks import Ranks

@@ -8,7 +8,7 @@ from composer.models import ComposerModel
 from torch import Tensor
 from torchmetrics import Metric
 
-from llmshearing.config.keys import as_model_config
+from llmshearing.config import as_model_config
 from llmshearing.models.decoder import Decoder
 from llmshearing.models.metrics import MeanTokenLoss, domain_sums, evaluation_metrics
 from llmshearing.pruning.method import one_step

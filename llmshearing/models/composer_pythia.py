@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from llmshearing.config.keys import as_model_config
+from llmshearing.config import as_model_config
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llmshearing.config.keys import ModelConfig
+from llmshearing.config import ModelConfig
 from llmshearing.models.attention import attention_function
 from llmshearing.models.layers import MLP, Attention, FusedAttention, LayerNorm, RMSNorm, make_norm
 from llmshearing.models.loss import CrossEntropy, linear_loss, shift_labels

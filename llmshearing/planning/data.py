@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmshearing.config import Config
+from llmshearing.config import Config, LoaderConfig
 from llmshearing.config.checks import domain_problems
-from llmshearing.config.loader import LoaderConfig
 from llmshearing.data.tokenizer import check_tokenizer, is_made_with, load_tokenizer
 from llmshearing.datasets.load_text_dataloader import build_mixture, evaluated_sequences
 from llmshearing.datasets.manifest import Manifest

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 
-from llmshearing.config.keys import Config
+from llmshearing.config import Config
 from llmshearing.models.loss import chunk_size
 from llmshearing.planning.activations import SavedBytes, saved_bytes
 from llmshearing.planning.prepared import Prepared

@@ -9,7 +9,7 @@ cut.py             gates folded into weights, closed units cut out
 
 from dataclasses import replace
 
-from llmshearing.config.keys import ModelConfig
+from llmshearing.config import ModelConfig
 from llmshearing.pruning.l0 import L0Module
 from llmshearing.pruning.method import Aim, Method
 from llmshearing.shapes.architecture import Architecture

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from llmshearing.config.keys import ModelConfig, OptimizerConfig
+from llmshearing.config import ModelConfig, OptimizerConfig
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.units import Gates, drive
 

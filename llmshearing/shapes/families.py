@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from llmshearing.config.keys import ModelConfig, TargetConfig
+from llmshearing.config import ModelConfig, TargetConfig
 from llmshearing.shapes.architecture import MAX_LAYERS, Architecture
 from llmshearing.shapes.rope_config import older_spelling, plain_scaling, read_rope
 

@@ -26,7 +26,7 @@ from llmshearing.callbacks.dynamic_loading_callback import (
     cap_weights,
     doremi_weights,
 )
-from llmshearing.config.loader import DatasetConfig, LoaderConfig
+from llmshearing.config import DatasetConfig, LoaderConfig
 from llmshearing.data.merge_data import merge
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from tests.datasets.folders import SEQ_LEN, write_folder

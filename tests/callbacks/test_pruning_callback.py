@@ -8,7 +8,7 @@ from composer.core import Time
 from safetensors.torch import load_file
 
 from llmshearing.callbacks.pruning_callback import PruningCallback
-from llmshearing.config.keys import as_model_config
+from llmshearing.config import as_model_config
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from runs import SEQ_LEN, SIZES, TARGET, VOCABULARY
 from stubs import NO_LOGGER, Logged, state

@@ -18,7 +18,7 @@ from llmshearing.checkpoints.opening import Checkpoint, in_pieces, read_checkpoi
 from llmshearing.checkpoints.run_folder import LATEST
 from llmshearing.checkpoints.sharded import load_sharded
 from llmshearing.checkpoints.writing import load_weights, write_checkpoint
-from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
+from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import architecture_from_hf, complete
 from twins import BY_FAMILY, CONFIGS, make, masked_checkpoint, save

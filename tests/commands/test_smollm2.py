@@ -15,7 +15,7 @@ from llmshearing.checkpoints.writing import load_weights, write_checkpoint
 from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
 from llmshearing.commands.equality import load_ours, load_theirs
 from llmshearing.commands.prune import prune_and_save_model
-from llmshearing.config.keys import L0Config, ModelConfig, TargetConfig
+from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import complete

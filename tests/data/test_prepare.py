@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmshearing.config.loader import DatasetConfig, LoaderConfig
+from llmshearing.config import DatasetConfig, LoaderConfig
 from llmshearing.data import prepare, stages
 from llmshearing.data.splits import BINS, SplitPlan, document_bin
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader

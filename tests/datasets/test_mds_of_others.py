@@ -8,7 +8,7 @@ import pytest
 from streaming.base.format.mds import MDSWriter
 from streaming.base.util import merge_index
 
-from llmshearing.config.loader import DatasetConfig, LoaderConfig
+from llmshearing.config import DatasetConfig, LoaderConfig
 from llmshearing.data import inspect as inspect_command
 from llmshearing.data.merge_data import merge
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from llmshearing.config.loader import DatasetConfig, LoaderConfig
+from llmshearing.config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.manifest import MANIFEST, Manifest
 from llmshearing.datasets.opening import dataset_manifest

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmshearing.config.keys import L0Config, TargetConfig
+from llmshearing.config import L0Config, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from twins import SIZES, TWO_A_FAMILY, masked_model, tokens
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmshearing.config.keys import as_model_config
+from llmshearing.config import as_model_config
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from runs import SEQ_LEN, SIZES, TARGET, VOCABULARY
 

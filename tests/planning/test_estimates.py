@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmshearing.config.keys import ModelConfig
+from llmshearing.config import ModelConfig
 from llmshearing.config.reading import load_config
 from llmshearing.models.decoder import Block, Decoder
 from llmshearing.models.rope import rope_tables

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from llmshearing.commands.convert import export
-from llmshearing.config.keys import ModelConfig
+from llmshearing.config import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.pruning.cut import cut
 from llmshearing.shapes.architecture import Architecture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmshearing.checkpoints.hf_files import HFModel, from_hf
-from llmshearing.config.keys import ModelConfig, TargetConfig
+from llmshearing.config import ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import (

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from llmshearing.checkpoints.hf_files import HFModel, from_hf
-from llmshearing.config.keys import ModelConfig
+from llmshearing.config import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import architecture_from_hf, architecture_to_hf, complete
 from llmshearing.shapes.rope_config import read_rope

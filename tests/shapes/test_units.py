@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llmshearing.config.keys import ModelConfig
+from llmshearing.config import ModelConfig
 from llmshearing.models import decoder
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.pruning import cut as pruning_cut

@@ -1,3 +1,0 @@
-"""The names of `llmshearing.config` by an earlier path."""
-
-from llmshearing.config import *  # noqa: F403

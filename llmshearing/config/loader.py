@@ -1,3 +1,0 @@
-"""The loaders' sections by an earlier path."""
-
-from llmshearing.config import DatasetConfig, LoaderConfig  # noqa: F401
