@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from composer.core import Timestamp
+from composer.core import Time, Timestamp
 
 from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.checkpoints import run_folder
@@ -27,6 +27,7 @@ def at(step, steps=100):
         state_dict=lambda: dict(STATE),
         train_dataloader=SimpleNamespace(batch_size=8),
         device_train_microbatch_size=4,
+        max_duration=Time.from_batch(steps),
         get_model_state_dict=lambda: STATE["model"],
     )
 
@@ -79,7 +80,9 @@ def test_only_the_last_ones_are_kept(tmp_path):
     assert saved_steps(tmp_path) == [6, 8]
 
 
-@pytest.mark.parametrize(("weights_only", "keys"), [(False, ["division", "rng", "state"]), (True, ["state"])])
+@pytest.mark.parametrize(
+    ("weights_only", "keys"), [(False, ["division", "max_duration", "rng", "state"]), (True, ["state"])]
+)
 def test_a_checkpoint_holds_the_state_or_the_weights_with_their_record(tmp_path, weights_only, keys):
     callback(tmp_path, weights_only=weights_only).save(at(1))
     contents = load_tensors(tmp_path / run_folder.LATEST)
