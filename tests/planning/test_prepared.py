@@ -298,7 +298,7 @@ MISTAKES: dict[str, tuple[str, object]] = {
     "max_duration is '3 days'": ("max_duration", "3 days"),
     "algorithms.freezing is not known": ("algorithms.freezing", {}),
     "unexpected keyword argument 'colour'": ("loggers.file_logger", {"colour": "red"}),
-    "There is no file nowhere.pt": ("model.path", "nowhere.pt"),
+    "nowhere.pt; expected a checkpoint": ("model.path", "nowhere.pt"),
     "model.attn_pdrop is 0.1": ("model.attn_pdrop", 0.1),
     "target_model.d_model is 64": ("model.l0_module.target_model.d_model", 64),
     "proportion sums to 1.25": ("callbacks.data_loading.proportion", [0.5, 0.25, 0.5]),
@@ -361,11 +361,3 @@ def test_amp_fp16_needs_a_gpu(data: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert any("amp_fp16, which needs a GPU" in problem for problem in started.problems)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not prepare(config).warnings
-
-
-def test_masks_that_cannot_move_are_found(data: Path) -> None:
-    assert "optimizer.lag_lr is 0" in "".join(prepare(run_config(data, optimizer__lag_lr=0.0)).problems)
-    assert not prepare(run_config(data, optimizer__lag_lr=0.0, prune=False)).problems
-
-    assert [p for p in prepare(load_config(SEVEN)).problems if "data folder data/mds" in p]
-    assert len(prepare(load_config(SEVEN)).problems) == 1
