@@ -20,6 +20,7 @@ ROOMS = [
     ["datasets"],
     ["shapes"],
     ["config"],
+    ["fired"],
     ["cli"],
     ["files", "progress"],
 ]

@@ -1,4 +1,4 @@
-"""Run a configuration: prune when it has `model.l0_module`, train otherwise.
+"""Run a configuration: prune when it names a pruning method, train otherwise.
 
 `llmshearing train` runs in one process; `composer train.py` on all devices of a machine, with the same words.
 Every key: docs/configuration.md
