@@ -1,7 +1,7 @@
 """Checkpoints of every kind, opened: weights by our names, and the record that travels with them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Checkpoint:
     """Weights and their record.
 
     Attributes:
-        path: where they were read.
+        path: where they were read, links followed.
         weights: by our names, masks and multipliers included; mapped from the file where possible.
         record: `hf_files` (name -> text or bytes of the HF config and tokenizer files) and `config` (YAML
             of the run, or None); None when the checkpoint carries none. Checked where it was read.
@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     run_folder.refuse(place, run_folder.damage(place, manifest["files"]))
     checkpoint = open_checkpoint(place)
     _check_unchanged(place, before)
-    return replace(checkpoint, path=Path(path))
+    return checkpoint
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -65,9 +65,8 @@ def check_masks(checkpoint: Checkpoint, prunes: bool) -> None:
     if checkpoint.section and not prunes:
         raise ValueError(
             f"{checkpoint.path} is the checkpoint of a pruning run, whose masks are not applied yet, and "
-            f"this run has no model.{checkpoint.section}. Run `python -m llmshearing.utils."
-            f"post_pruning_processing prune_and_save_model {checkpoint.path}` and start from the file that "
-            "it writes."
+            f"this run has no model.{checkpoint.section}. Run `llmshearing prune {checkpoint.path}` and start "
+            "from the file that it writes."
         )
 
 
