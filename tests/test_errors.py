@@ -133,7 +133,7 @@ def test_a_signal_is_answered(
         run(command(TRAIN).main)
     assert stop.value.code == 75
     message = next(text for text in caplog.messages if "ending after" in text)
-    assert message == f"{number.name}: ending after step 3; start again to go on"
+    assert message == f"{number.name}: ending after step 3; start again to resume"
     assert (place.folder / "run" / "ep0-ba3-rank0.pt").exists()
     answers.setdefault("SIGTERM or SIGUSR1 (status 75)", message)
 

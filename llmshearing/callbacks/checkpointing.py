@@ -1,4 +1,4 @@
-"""Writes the run's checkpoints: whole or not at all, and never one too few."""
+"""Writes the checkpoints of a run, each complete or absent."""
 
 import logging
 import shutil
@@ -24,7 +24,9 @@ from llmshearing.files import LITTLE, plain_words
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = timedelta(days=30)  # for others that save: the watchdog tells a slow save from one that hangs
+_PATIENCE = timedelta(
+    days=30
+)  # a rank may wait this long: the watchdog distinguishes a slow save from a hang
 
 
 class Checkpointing(Callback):
@@ -64,7 +66,7 @@ class Checkpointing(Callback):
             self._group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
     def before_load(self, state: State, logger: Logger) -> None:
-        if self.sharded:  # how the state hands out its tensors from now on
+        if self.sharded:  # from now on the state hands out its own shards
             state.fsdp_config = FSDP2Config(state_dict_type="sharded")
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -119,15 +121,15 @@ class Checkpointing(Callback):
         log.info("saved %s", final)
 
     def _together(self, action: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
-        """What `action` gives on all ranks together.
+        """The results of `action` on all ranks, merged.
 
         Raises:
-            OSError: on every rank when it failed on one, so that none waits for it.
+            OSError: on every rank when one of them failed, so that no rank waits for it.
         """
         failure, result = None, None
         try:
             result = action()
-        except (OSError, RuntimeError, CheckpointException) as error:  # torch.save turns OSErrors around
+        except (OSError, RuntimeError, CheckpointException) as error:  # torch.save wraps OSErrors
             failure = _reason(error, self.folder)
         outcomes = dist.all_gather_object((failure, result), self._group)
         failures = sorted({failure for failure, _ in outcomes if failure})
@@ -136,7 +138,7 @@ class Checkpointing(Callback):
         return {name: value for _, result in outcomes for name, value in (result or {}).items()}
 
     def _write_whole(self, contents: dict[str, Any], path: Path) -> dict[str, Any]:
-        """Rank 0 writes all of `contents` to one file; what was written, by name."""
+        """Rank 0 writes all of `contents` to one file; returns what was written, by name."""
         if dist.get_global_rank() != 0:
             return {}
         torch.save(contents, path)
@@ -144,7 +146,7 @@ class Checkpointing(Callback):
         return {path.name: run_folder.describe_file(path, self.beat)}
 
     def _write_sharded(self, contents: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """Every rank writes its part of `contents` to `folder`; what this rank wrote, by name."""
+        """Every rank writes its part of `contents` to `folder`; returns what this rank wrote, by name."""
         planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
         writer = FileSystemWriter(folder)
         save(contents, storage_writer=writer, planner=planner, process_group=self._group)
@@ -154,7 +156,7 @@ class Checkpointing(Callback):
 
 
 def division(state: State) -> dict[str, int]:
-    """How a batch is divided: the processes, and the sequences that one of them takes at a time."""
+    """How a batch is divided: number of processes, and sequences in a microbatch of one of them."""
     sequences = cast(Any, state.train_dataloader).batch_size
     micro = cast(int, state.device_train_microbatch_size)
     return {"processes": dist.get_world_size(), "microbatch": min(micro, sequences)}
@@ -166,7 +168,7 @@ def _on_rank_0(action: Callable[[], Any]) -> None:
 
 
 def _reason(error: BaseException, folder: Path) -> str:
-    """An error of writing in the user's terms."""
+    """A write error in the user's terms."""
     words = str(error).strip().splitlines()
     free = shutil.disk_usage(folder).free if folder.is_dir() else None
     text = f"rank {dist.get_global_rank()}: {plain_words(words[-1]) if words else type(error).__name__}"

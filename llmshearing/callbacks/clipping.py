@@ -1,4 +1,4 @@
-"""Gradient clipping that measures the gradients once, for itself and for whoever else asks."""
+"""Gradient clipping that computes the gradient norm once, for itself and for other callbacks."""
 
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
 class GradientClipping(composer.algorithms.GradientClipping):
-    """Composer's, but it keeps the norm, and `adaptive` leaves masks and multipliers alone.
+    """Composer's gradient clipping, which keeps the norm; `adaptive` does not clip masks and multipliers.
 
     `adaptive` scales a gradient by the norm of its weight; a multiplier starts at 0, and would stay there.
 

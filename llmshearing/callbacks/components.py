@@ -1,4 +1,4 @@
-"""Composer's parts by the names that a configuration gives them."""
+"""Composer's callbacks, loggers and algorithms by the names that a configuration uses."""
 
 import importlib.util
 import inspect
@@ -34,7 +34,7 @@ _ALWAYS: dict[str, Any] = {"speed_monitor": {"window_size": 10}}
 
 
 def named(config: Config, section: str) -> dict[str, dict[str, Any]]:
-    """The parts of a section with their arguments, those that every run has included."""
+    """The components of a section with their arguments, including those that every run has."""
     parts = dict(getattr(config, section))
     if section == "callbacks":
         parts = _ALWAYS | parts
@@ -42,10 +42,10 @@ def named(config: Config, section: str) -> dict[str, dict[str, Any]]:
 
 
 def build_components(config: Config, section: str) -> list[Any]:
-    """The parts of a section: `callbacks`, `loggers` or `algorithms`.
+    """Build the components of a section: `callbacks`, `loggers` or `algorithms`.
 
     Raises:
-        ValueError: for a name that is not known, or arguments that it does not have.
+        ValueError: for an unknown name, or unknown or missing arguments.
     """
     problems = component_problems(config, section)
     if problems:
@@ -54,7 +54,7 @@ def build_components(config: Config, section: str) -> list[Any]:
 
 
 def component_problems(config: Config, section: str) -> list[str]:
-    """Names in a section that are not known, and arguments that they do not have."""
+    """Unknown names in a section, and arguments that do not fit."""
     registry, problems = REGISTRIES[section], []
     for name, arguments in named(config, section).items():
         if name not in registry:
@@ -74,7 +74,7 @@ def component_problems(config: Config, section: str) -> list[str]:
 
 
 def _value_problems(place: str, arguments: dict[str, Any]) -> list[str]:
-    """Values that Composer takes without a word, and that make a run fail or do what nobody means."""
+    """Values that Composer accepts silently, although the run then fails or trains wrongly."""
     problems = []
     if (kind := arguments.get("clipping_type", "norm")) not in _CLIPPING:
         problems.append(f"{place}.clipping_type is {kind!r}; expected one of {', '.join(_CLIPPING)}.")

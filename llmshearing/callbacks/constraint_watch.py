@@ -1,4 +1,4 @@
-"""Says so when a pruning run prunes nothing."""
+"""Warns when a pruning run prunes nothing."""
 
 import logging
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ STILL = 0.001
 
 
 class ConstraintWatch(StepReader):
-    """Warns once when the expected sparsity lies `GAP` below its target and does not move.
+    """Warns once when the expected sparsity is `GAP` below its target and does not move.
 
-    It stands still when it changed by less than `STILL` in the last `WINDOW` steps, or in the last `FEW` of a
-    run that ends sooner.
+    It does not move when it changes by less than `STILL` within `WINDOW` steps, or within `FEW` steps before
+    the end of a shorter run.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ _LARGEST = 700.0  # whose exponential is still a number
 
 
 class DomainLosses(StepReader):
-    """Logs the training loss of every domain that a step had samples of; the others are left out.
+    """Logs the training loss of every domain of which the step had samples.
 
     | key | meaning |
     |---|---|

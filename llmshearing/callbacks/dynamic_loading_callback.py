@@ -1,4 +1,4 @@
-"""Dynamic batch loading: after each evaluation, more of the domains that lag behind their reference.
+"""Dynamic batch loading: after each evaluation, domains further above their reference get more weight.
 
 The rule (Sheared-LLaMA, section 2.2 and algorithm 1; the defaults are the released code's): with
 excess loss e = loss - reference of each domain, w <- w exp(step_size e), scaled to sum to 1, then
@@ -68,7 +68,7 @@ class DynamicLoadingCallback(Callback):
     | key | meaning |
     |---|---|
     | `metrics/train/{domain}_weight` | probability of the domain, logged at start and after each update |
-    | `metrics/train/{domain}_pass` | how often the domain's data was gone through, 1.5: half of it twice |
+    | `metrics/train/{domain}_pass` | passes over the domain's data; 1.5: half of it was read twice |
     | `metrics/train/{domain}_excess_loss` | evaluation loss minus reference that an update used, in nats |
 
     Args:
@@ -76,12 +76,13 @@ class DynamicLoadingCallback(Callback):
         proportion: starting weights, as the training dataset got them; a domain of weight 0 keeps it.
         set_names: the domains.
         update_type: `doremi`, `bandit` (softmax of weight + excess) or `constant`.
-        clip_excess: True takes a domain below its reference as being at it (the paper's).
+        clip_excess: if true, a domain below its reference counts as exactly at it (as in the paper).
         smoothing: share of every new weight that is spread evenly over the domains, 0 to 1.
         step_size: factor of the excess loss, above 0.
-        max_weight: no domain's weight is updated beyond it, from 1 / D to 1.
+        max_weight: the largest weight that an update gives a domain, from 1 / D to 1.
 
-    Raises ValueError for settings out of their range.
+    Raises:
+        ValueError: for settings out of their range.
     """
 
     def __init__(
@@ -114,7 +115,8 @@ class DynamicLoadingCallback(Callback):
 
         A domain of weight 0 keeps it: the rule is applied to the others alone.
 
-        Raises ValueError for a loss that is not finite.
+        Raises:
+            ValueError: for a loss that is not finite.
         """
         weights, loss = np.array(current_prop, np.float64), np.asarray(losses, np.float64)
         for name, value in zip(self.set_names, loss, strict=True):
@@ -142,7 +144,7 @@ class DynamicLoadingCallback(Callback):
             )
         if self.update_type != "constant":
             self._check_evaluation(state)
-        if state.timestamp.batch.value == 0:  # a run that goes on has them in its log already
+        if state.timestamp.batch.value == 0:  # a resumed run has logged them
             self._log_weights(dataset, logger)
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
@@ -165,7 +167,7 @@ class DynamicLoadingCallback(Callback):
         self._log_weights(dataset, logger)
 
     def _update(self, dataset: TextDynamicStreamingDataset, losses: list[float], logger: Logger) -> None:
-        # Rank 0 decides: a last bit that differs between ranks would tear their streams apart.
+        # Rank 0 decides: if the last bit differed between ranks, their streams would diverge.
         decision = [self.update_proportion(dataset.proportion, losses)]
         dist.broadcast_object_list(decision)
         dataset.set_proportion(decision[0])
@@ -180,7 +182,11 @@ class DynamicLoadingCallback(Callback):
             )
 
     def _check_evaluation(self, state: State) -> None:
-        """Raise ValueError unless the evaluation has sequences of every domain."""
+        """Check that the evaluation has sequences of every domain.
+
+        Raises:
+            ValueError: naming the domains that it lacks.
+        """
         present: set[str] = set()
         for evaluator in state.evaluators:
             loader: Any = evaluator.dataloader.dataloader

@@ -1,4 +1,4 @@
-"""Ends a run whose training data ends before its duration does."""
+"""Ends a run when its training data is exhausted."""
 
 import logging
 

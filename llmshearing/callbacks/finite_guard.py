@@ -1,4 +1,4 @@
-"""Stops a run whose loss or gradient is no number, before the optimizer takes it in."""
+"""Skips or stops at steps with a non-finite loss or gradient, before the optimizer uses them."""
 
 import logging
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 
 class FiniteGuard(StepReader):
-    """Looks at every step's losses and gradient norm after the backward pass.
+    """Checks the losses and the gradient norm of every step after the backward pass.
 
-    A step that is not finite is left out, weights and moments as they were, up to `max_skipped_steps` times
-    in a run; one more ends it, with the step, its domains and its samples. Under amp_fp16 gradients overflow
-    in the ordinary course of loss scaling, so there only losses are looked at.
+    Up to `max_skipped_steps` steps of a run that are not finite are skipped: weights and moments stay as they
+    were. One more ends the run with an error that names the step, its domains and its samples. Under
+    amp_fp16, loss scaling makes gradients overflow now and then, so only losses are checked.
 
     Args:
-        max_skipped_steps: how many steps may be left out; 0: the first ends the run.
-        set_names: domains, in the order of the batch's `set` indices; None: the data is one.
+        max_skipped_steps: how many steps to skip before the run stops; 0: the first one stops it.
+        set_names: domains, in the order of the batch's `set` indices; None: there is one.
     """
 
     def __init__(self, max_skipped_steps: int = 0, set_names: list[str] | None = None) -> None:
@@ -51,21 +51,21 @@ class FiniteGuard(StepReader):
         return {"ranks_not_finite": ~torch.stack([self._loss, self._norm]).isfinite().all()}
 
     def take(self, state: State, logger: Logger, numbers: Mapping[str, Any]) -> None:
-        """Leave this step out, if it is not finite.
+        """Skip this step if it is not finite.
 
         Raises:
-            ValueError: on every rank, when no more steps may be left out.
+            ValueError: on every rank, when no more steps may be skipped.
         """
         if not numbers["ranks_not_finite"]:
             return
         what = self._describe(state)
         if self.skipped >= self.max_skipped_steps:
             raise ValueError(
-                f"{what} Nothing of this step was learned or saved. Lower optimizer.lr, look at these "
-                f"samples, or let such steps be left out: max_skipped_steps={self.max_skipped_steps + 1}."
+                f"{what} Nothing of this step was learned or saved. Lower optimizer.lr, look at "
+                f"these samples, or skip such steps: max_skipped_steps={self.max_skipped_steps + 1}."
             )
         self.skipped += 1
-        log.warning("%s Left out, %d of %d.", what, self.skipped, self.max_skipped_steps)
+        log.warning("%s Skipped, %d of %d.", what, self.skipped, self.max_skipped_steps)
         for optimizer in state.optimizers:
             optimizer.zero_grad(set_to_none=True)
 

@@ -1,4 +1,4 @@
-"""Every metric of a run, as one line of JSON a step."""
+"""Every metric of a run, one line of JSON a step."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,8 @@ class MetricsFile(LoggerDestination):
     """Writes `metrics.jsonl` into the run's folder: `{"step": 7, "loss/train/total": 3.1, ...}`.
 
     The metrics of step n, which turns the model after n steps into that after n + 1, share a line; those
-    of an evaluation after n steps have a line of their own before it. A run that goes on from a checkpoint
-    drops the lines of later steps, so the file reads as if it had never been interrupted.
+    of an evaluation after n steps have a line of their own before it. A run that resumes from a checkpoint
+    drops the lines of later steps, so the file is that of an uninterrupted run.
 
     Args:
         path: the file.
@@ -44,7 +44,7 @@ class MetricsFile(LoggerDestination):
         with replacing(self.path) as draft:
             draft.write_text("".join(f"{line}\n" for line in lines if _is_before(line, begin)))
 
-    # A line is on disk before a checkpoint of its step: a run that goes on from there will not repeat it.
+    # A line is on disk before a checkpoint of its step: a run resumed from there does not repeat it.
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self._write()
@@ -66,7 +66,7 @@ class MetricsFile(LoggerDestination):
 
 
 def _is_before(line: str, step: int) -> bool:
-    """Whether a line was written before step `step` began; one cut off or spoilt counts as later."""
+    """Whether a line was written before step `step` began; a damaged one counts as later."""
     try:
         values = json.loads(line)
         return values["step"] < step or (values["step"] == step and "loss/train/total" not in values)

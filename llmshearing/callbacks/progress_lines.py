@@ -1,4 +1,4 @@
-"""A run's progress where there is no terminal: one line each so many steps, and one each evaluation."""
+"""Progress of a run without a terminal: a line at an interval of steps, and one at each evaluation."""
 
 import sys
 import time
@@ -13,23 +13,23 @@ from llmshearing.config.durations import batches
 
 
 class ProgressLines(LoggerDestination):
-    """Writes what matters of a step, aligned so that lines can be compared:
+    """Writes the progress of a step as a line, with aligned columns:
 
         step   20/3200  loss 2.1534  lagrangian 0.0123  sparsity 0.031 of 0.034  14,752 tokens/s  7:51:02 left
 
-    Lagrangian and sparsity (expected, of its target now) appear while pruning. The rate leaves evaluations
-    out; the time left counts them in.
+    Lagrangian and sparsity (expected, of its target now) appear while pruning. The rate does not
+    count evaluations; the time left does.
 
     Args:
         interval: steps between lines, such as 10ba.
-        stream: where to; default: standard error.
+        stream: where to write; default: standard error.
     """
 
     def __init__(self, interval: str = "1ba", stream: TextIO | None = None) -> None:
         self.interval = batches(interval)
         self.stream = stream or sys.stderr
         self._values: dict[str, Any] = {}
-        self._begun = self._last = (0.0, 0.0)  # when, and at which part of the run or which token
+        self._begun = self._last = (0.0, 0.0)  # a time, and the part of the run or the token then
         self._evaluating_since = self._evaluated = 0.0
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -54,7 +54,7 @@ class ProgressLines(LoggerDestination):
             self._write(step_line(step, round(step / _fraction(state)), self._values, rate, left))
 
     def _measure(self, state: State) -> tuple[float, timedelta]:
-        """Tokens a second since the last line, and the time that is left at this launch's pace."""
+        """Tokens a second since the last line, and the time left at the pace of this launch."""
         now, tokens = time.monotonic(), float(state.timestamp.token.value)
         rate = (tokens - self._last[1]) / max(now - self._last[0] - self._evaluated, 1e-9)
         begun, fraction = self._begun

@@ -1,4 +1,4 @@
-"""Keeps the pruning method in step with the run, logs what it reports and saves its gates."""
+"""Drives the pruning method during a run, logs its values and saves its gates."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ class PruningCallback(StepReader):
     |---|---|
     | `metrics/train/expected_{kind}_sparsity` | expected sparsity of a kind of units, mean over its rows |
     | `metrics/train/target_{kind}_sparsity` | the target in force for it |
-    | `metrics/train/{expected,target}_sparsity` | the same of all parameters that masks reach |
+    | `metrics/train/{expected,target}_sparsity` | the same, of all parameters that masks reach |
     | `metrics/train/{multiplier}` | the Lagrange multipliers, such as `lambda_1_head` |
 
     Args:

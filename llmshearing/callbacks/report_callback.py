@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 
 class ReportCallback(Callback):
-    """Writes `report.html` into the run's folder when the run has ended, well or not.
+    """Writes `report.html` into the run's folder when the run has ended, successfully or not.
 
-    It comes after everything else has been closed, when metrics and masks are complete; a run that never
-    began has none. A launch that finds the run complete writes the report that a killed one did not. A report
-    that cannot be written is no reason for a run to fail: the reason is logged.
+    The report is written after everything else has been closed, when metrics and masks are complete; a run
+    that never started has none. A launch that finds the run complete writes the report that a killed launch
+    did not. A report that cannot be written does not fail the run: the reason is logged.
 
     Args:
         folder: the run's folder.
@@ -45,6 +45,6 @@ class ReportCallback(Callback):
         try:
             self.write([self.folder], self.folder / REPORT)
         except (OSError, ValueError) as error:
-            log.warning("There is no report of this run: %s", error)
+            log.warning("The report of this run could not be written: %s", error)
         else:
             log.info("Report: %s", self.folder / REPORT)

@@ -1,4 +1,4 @@
-"""Goes on from a checkpoint, on the same or another number of processes, without running anything in it.
+"""Resumes from a checkpoint, on the same or another number of processes, without running anything in it.
 
 Composer's own loading unpickles whatever a file holds and evaluates text in it; here everything is read as
 data and handed to Composer's state by its public methods.
@@ -31,8 +31,8 @@ from llmshearing.config.resuming import changes
 
 log = logging.getLogger(__name__)
 
-# What Composer's state restores by itself. Left out: the name of this run and its algorithms are its own
-# (Composer would evaluate the text it finds there), metrics begin anew with each evaluation.
+# What Composer's state restores by itself, except the run's name and algorithms, which are this run's own
+# (Composer would evaluate the text it finds there), and metrics, which start over with each evaluation.
 _PLAIN = ("callbacks", "dataset_state", "rank_zero_seed", "scaler", "schedulers", "timestamp")
 
 
@@ -43,7 +43,7 @@ class Resume(Callback):
         path: the checkpoint, a file or a folder of shards.
         config: the resolved configuration of this run as YAML.
         weights_only: restore the model alone: a new run from these weights.
-        contents: what the file holds, where it has been opened already.
+        contents: the content of the file, where it has been opened already.
         data: hash of the manifest of this run's training data, None where it has none.
     """
 
@@ -75,7 +75,7 @@ class Resume(Callback):
         try:
             set_model_state_dict(state.model, saved["model"], options=options)
         except RuntimeError as error:
-            raise ValueError(f"{self.path} is of another model: {error}") from error
+            raise ValueError(f"{self.path} belongs to a different model: {error}") from error
         if self.weights_only:
             return
         optimizer = state.optimizers[0]
@@ -89,10 +89,10 @@ class Resume(Callback):
         self._rng = contents["rng"]
         self._max_duration = contents.get("max_duration")
         self._check_division(contents.get("division"), state)
-        log.info("going on from %s, step %d", self.path, state.timestamp.batch.value)
+        log.info("resuming from %s, step %d", self.path, state.timestamp.batch.value)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Report a learning rate that another duration of the run makes jump."""
+        """Warn of a learning rate that jumps because the duration of the run changed."""
         now, duration = _learning_rates(state), state.max_duration
         if self._max_duration is None or dist.get_global_rank() != 0:
             return
@@ -101,8 +101,8 @@ class Resume(Callback):
         state.max_duration = duration
         if not np.allclose(before, now, rtol=1e-6, atol=0):
             log.warning(
-                "max_duration was %s, is %s: the schedule of learning rates is another. After step %d they "
-                "jump from %s to %s",
+                "max_duration was %s, is %s, which changes the schedule of learning rates. After step %d "
+                "they jump from %s to %s",
                 self._max_duration,
                 duration,
                 state.timestamp.batch.value,
@@ -111,12 +111,16 @@ class Resume(Callback):
             )
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        if self._rng is not None:  # the trainer seeds anew after loading, and the loader draws a number
+        if self._rng is not None:  # the trainer seeds again after loading, and the loader draws a number
             reproducibility.load_rng_state(self._rng)
             self._rng = None
 
     def _check(self, contents: Any, state: State) -> None:
-        """Raise ValueError unless this is the checkpoint of a run such as this one."""
+        """Check that this is a checkpoint of a run with this configuration and data.
+
+        Raises:
+            ValueError: when it is incomplete, or a setting changed with which the run cannot be resumed.
+        """
         check_contents(contents, self.path, _name(state.optimizers[0]), self.weights_only)
         if self.weights_only:
             return
@@ -127,27 +131,29 @@ class Resume(Callback):
         if saved_record.get("data", self.data) != self.data and dist.get_global_rank() == 0:
             log.warning(
                 "the training data differs from that of the run that wrote %s: its manifest.json has SHA-256 "
-                "%s, that run's had %s. Restore that data, or begin a new run from these weights: "
+                "%s, that run's had %s. Restore that data, or start a new run from these weights: "
                 "load_weights_only=true.",
                 *(self.path, self.data, saved_record["data"]),
             )
         if changed:
             raise ValueError(
-                f"{self.path} is of a run with another configuration: " + "; ".join(changed) + ". Restore "
-                "these keys, or begin a new run from its weights: load_weights_only=true."
+                f"{self.path} was written by a run with a different configuration: "
+                + "; ".join(changed)
+                + ". "
+                "Restore these keys, or start a new run from its weights: load_weights_only=true."
             )
         if differing and dist.get_global_rank() == 0:
             log.warning(
-                "from here on other settings hold than in the run that wrote %s: %s",
+                "settings changed since the run that wrote %s: %s",
                 self.path,
                 "; ".join(differing),
             )
 
     def _check_division(self, saved: Mapping[str, int] | None, state: State) -> None:
-        """Have noise that hangs on the division of a batch be what it was, or reject or report the change.
+        """Keep noise that depends on the division of a batch what it was, or reject or report the change.
 
         Raises:
-            ValueError: when the microbatches of this run are of another size.
+            ValueError: when the microbatches of this run have a different size.
         """
         if saved is None or not any(
             getattr(module, "noise_depends_on_division", False) for module in state.model.modules()
@@ -157,7 +163,7 @@ class Resume(Callback):
         if now["processes"] != saved["processes"] and dist.get_global_rank() == 0:
             log.warning(
                 "%s was written by %d processes, this run has %d. The masks' noise is drawn for each "
-                "process, so the run continues with other noise than it would have had (noise=shared not)",
+                "process, so the run continues with different noise (with noise=shared it would not)",
                 self.path,
                 saved["processes"],
                 now["processes"],
@@ -176,42 +182,47 @@ class Resume(Callback):
 
 
 def check_contents(contents: Any, path: Path, optimizer: str, weights_only: bool) -> None:
-    """Refuse what a run cannot go on from: it lacks weights or, unless they are all that is wanted, moments.
+    """Check that a checkpoint holds weights and, unless `weights_only`, the state of this optimizer.
 
     Raises:
-        ValueError: saying what is missing.
+        ValueError: naming what is missing.
     """
     saved = contents.get("state") if isinstance(contents, Mapping) else None
     if not isinstance(saved, Mapping) or not saved.get("model"):
-        raise ValueError(f"{path} is no checkpoint of a run: it has no weights under state.model.")
+        raise ValueError(f"{path} is not a checkpoint of a run: it has no weights under state.model.")
     if not weights_only and optimizer not in (saved.get("optimizers") or {}):
-        found = ", ".join(saved.get("optimizers") or {}) or "nothing"
+        others = ", ".join(saved.get("optimizers") or {})
+        found = f"its optimizer state belongs to {others}" if others else "it holds no optimizer state"
         raise ValueError(
-            f"{path} cannot be gone on from: its optimizer state is of {found}, this run's is of "
-            f"{optimizer}. Begin a new run from its weights: load_weights_only=true."
+            f"{path} cannot be resumed: {found} (this run uses {optimizer}). Start a new run from its weights: "
+            "load_weights_only=true."
         )
 
 
 def _check_complete(weights: Mapping[str, Any], state: State, path: Path) -> None:
-    """Raise ValueError when the model has weights that a checkpoint lacks, which torch would keep as is."""
+    """Check that a checkpoint has all weights of the model, since torch would keep those that it lacks.
+
+    Raises:
+        ValueError: naming one of them.
+    """
     expected = get_model_state_dict(state.model, options=StateDictOptions(full_state_dict=False))
     missing = [name for name in expected if name not in weights]
     if missing:
         raise ValueError(
             f"{path} does not match this run's model: it lacks {len(missing)} of {len(expected)} weights, "
-            f"such as {missing[0]}. Take model sizes and pruning sections of the run that wrote it."
+            f"such as {missing[0]}. Use the model sizes and pruning section of the run that wrote it."
         )
 
 
 def find_checkpoint(
     folder: Path | None, load_path: str | None = None, autoresume: bool = False, overwrite: bool = False
 ) -> Path | None:
-    """The checkpoint that a run begins from, the same on every rank; None: from nothing.
+    """The checkpoint that a run starts from, the same on every rank; None: it starts from scratch.
 
     Args:
-        folder: the run's own; `autoresume` goes on from the checkpoint written last there, if any.
+        folder: the run's own; `autoresume` resumes from its latest checkpoint, if any.
         load_path: a checkpoint from elsewhere, for a run that has none of its own yet.
-        overwrite: begin anew although `folder` holds checkpoints.
+        overwrite: start over although `folder` holds checkpoints.
 
     Raises:
         FileNotFoundError: when there is nothing at `load_path`.
@@ -227,7 +238,7 @@ def find_checkpoint(
 def choose_checkpoint(
     folder: Path | None, load_path: str | None = None, autoresume: bool = False, overwrite: bool = False
 ) -> Path | None:
-    """`find_checkpoint` without reading what was found."""
+    """`find_checkpoint` without checking the checkpoint for damage."""
     place = folder.resolve() if folder is not None else None
     own = run_folder.checkpoints(place) if place is not None else []
     strays = run_folder.without_manifest(place) if place is not None else []
@@ -239,16 +250,20 @@ def choose_checkpoint(
     if own and not (autoresume or overwrite or choice in own or choice in strays):
         raise FileExistsError(
             f"{folder} holds checkpoints of an earlier run, the last of step {run_folder.step_of(own[0])}: "
-            "set autoresume=true to go on from it, save_overwrite=true to begin anew, or another save_folder."
+            "set autoresume=true to resume from it, save_overwrite=true to start over, or another save_folder."
         )
-    # Asked on every rank, so that all go the same way: the nodes may not see the same files.
+    # Checked on every rank, so that all agree: nodes may not see the same files.
     if not all(dist.all_gather_object(choice is None or choice.exists())):
-        raise FileNotFoundError(f"load_path is {load_path}, but there is nothing.")
+        raise FileNotFoundError(f"load_path is {load_path}, which does not exist.")
     return choice
 
 
 def _check_strays(strays: list[Path], own: list[Path], choice: Path | None, overwrite: bool) -> None:
-    """Refuse to write over what may be a checkpoint of later steps, copied here without its manifest."""
+    """Check that the run would overwrite no checkpoint of later steps, copied here without its manifest.
+
+    Raises:
+        FileExistsError: naming it.
+    """
     if not strays or overwrite or choice in strays:
         return
     last = strays[0]
@@ -256,22 +271,22 @@ def _check_strays(strays: list[Path], own: list[Path], choice: Path | None, over
         return
     raise FileExistsError(
         f"{last.parent} holds {last.name} without {last.name}.json, which says whether it is complete: copy "
-        f"that too, go on from it as it is with load_path={last}, begin anew with save_overwrite=true, or "
+        f"that too, resume from it unchecked with load_path={last}, start over with save_overwrite=true, or "
         "set another save_folder."
     )
 
 
 def _check_undamaged(checkpoint: Path) -> None:
-    """Compare a checkpoint with its manifest, each rank a share of its files; others' may have none."""
+    """Compare a checkpoint with its manifest, if it has one; each rank reads a share of the files."""
     manifest = run_folder.read_manifest(checkpoint)
     files = sorted(manifest["files"]) if manifest is not None else []
     mine = files[dist.get_global_rank() :: dist.get_world_size()]
     shares = dist.all_gather_object(run_folder.damage(checkpoint, mine) if mine else [])
-    run_folder.refuse(checkpoint, [problem for share in shares for problem in share])
+    run_folder.reject(checkpoint, [problem for share in shares for problem in share])
 
 
 def _learning_rates(state: State) -> list[float]:
-    """What the schedule gives now, by parameter group."""
+    """The learning rates of the schedule now, by parameter group."""
     return [
         peak * factor(scheduler.last_epoch)
         for scheduler in cast(list[LambdaLR], state.schedulers)

@@ -1,4 +1,4 @@
-"""What a run leaves behind besides weights: its configuration and where its model came from."""
+"""The record that a run saves with its weights: its configuration and the source of its model and data."""
 
 from typing import Any
 

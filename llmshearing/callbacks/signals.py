@@ -1,4 +1,4 @@
-"""Ends a run at the end of its step when the cluster asks for the machine back."""
+"""Ends a run at the end of its step when the cluster reclaims the machine."""
 
 import logging
 import signal
@@ -28,7 +28,7 @@ class StopOnSignal(StepReader):
     """On SIGTERM or SIGUSR1 to any rank: finish the step and its evaluation, save, exit with status 75.
 
     Args:
-        checkpointing: what saves; None: a run without a folder just ends.
+        checkpointing: saves the run; None: a run without a folder ends unsaved.
     """
 
     def __init__(self, checkpointing: Checkpointing | None) -> None:
@@ -49,7 +49,7 @@ class StopOnSignal(StepReader):
         self._agreed = next((number.name for number, ranks in signalled if ranks), None)
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        if self._before:  # what came during a long evaluation does not wait for the next step
+        if self._before:  # a signal during a long evaluation does not wait for the next step
             ranks = self.summed(state)["ranks_signalled"]
             dist.all_reduce(ranks)
             self.take(state, logger, {"ranks_signalled": ranks.tolist()})
@@ -60,7 +60,7 @@ class StopOnSignal(StepReader):
         if self.checkpointing is not None:
             self.checkpointing.save(state)
         log.warning(
-            "%s: ending after step %d; start again to go on", self._agreed, state.timestamp.batch.value
+            "%s: ending after step %d; start again to resume", self._agreed, state.timestamp.batch.value
         )
         self._before = {}  # a launcher that ends the other ranks must not cut this one short
         raise Interrupted(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""What the callbacks want to know of a training step, read from the device at once."""
+"""The numbers that callbacks need from a training step, read from the device in one transfer."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 class StepReader(Callback):
-    """A callback that wants numbers of every training step on the host.
+    """A callback that needs numbers of every training step on the host.
 
-    `StepNumbers` asks each for its tensors after the backward pass, and hands the numbers of all to each
-    before the optimizer's step.
+    `StepNumbers` collects the tensors of all readers after the backward pass, and gives every reader all
+    numbers before the optimizer's step.
     """
 
     def summed(self, state: State) -> Mapping[str, Tensor]:
-        """Tensors to add up over all processes, by names that no other callback uses."""
+        """Tensors to sum over all processes, by names that no other callback uses."""
         return {}
 
     def own(self, state: State) -> Mapping[str, Tensor]:
@@ -30,10 +30,10 @@ class StepReader(Callback):
 
 
 class StepNumbers(Callback):
-    """Makes one tensor of what all `StepReader`s want, adds up once and reads once.
+    """Concatenates the tensors of all `StepReader`s, sums them once and reads them once.
 
-    Each read waits until the device has caught up, so that a step should have no more than one. It takes
-    place after the backward pass, because whether the optimizer may use the gradients hangs on it.
+    Each read waits for the device, so a step should have only one. It takes place after the backward pass,
+    because it decides whether the optimizer may use the gradients.
     """
 
     def after_train_batch(self, state: State, logger: Logger) -> None:

@@ -1,4 +1,4 @@
-"""Knows what every rank is doing, and says so when one dies or hangs."""
+"""Watches the progress of all ranks, and ends the run with a report when one dies or hangs."""
 
 import faulthandler
 import json
@@ -19,24 +19,26 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 HUNG = 70  # EX_SOFTWARE of sysexits.h
 _PREFIX = "llmshearing/watchdog"
-_LIMIT = 0.7  # of the timeout: the process group's own, equally long, would end the run without a word
+_LIMIT = (
+    0.7  # of the timeout: the process group's own, equally long, would end the run without an explanation
+)
 
 
 class Watchdog(Callback):
-    """Ends this process when no rank makes progress for `timeout` seconds, with a picture of all ranks.
+    """Ends this process when no rank makes progress for `timeout` seconds, and reports the state of all ranks.
 
     Progress is an event of the trainer, a byte of a checkpoint that is being written, or a call of `beat`. A
     thread notes the stage (Composer's event) and the age of the last progress in the key-value store through
-    which the ranks found each other. When this rank's is old and no other rank's is young, the notes are
-    compared: a rank whose notes stop coming is dead, one whose stage grows old is hung or waits for another.
-    Before it ends, each rank prints what all of them were doing, and the stacks of its own threads.
+    which the ranks found each other. When neither this rank nor any other has made recent progress, the notes
+    are compared: a rank that stops writing notes is dead, one that stays in a stage hangs or waits for
+    another. Before it ends, each rank prints what all ranks were doing, and the stacks of its own threads.
 
-    Only time in which the thread itself ran counts: a process that was stopped, or a machine that was
-    suspended, starts over. One process alone waits for no other, and is not watched.
+    Only time in which the thread itself ran counts: the count starts over after a process was stopped or a
+    machine suspended. A single process waits for no other, and is not watched.
 
     Args:
-        timeout: seconds without progress after which a run is given up.
-        saving: the folder in which checkpoints are while they are being written.
+        timeout: seconds without progress after which the run ends.
+        saving: the folder in which checkpoints are written.
     """
 
     def __init__(self, timeout: float, saving: Path | None = None) -> None:
@@ -77,7 +79,7 @@ class Watchdog(Callback):
             self._thread.join()
 
     def explain(self) -> str:
-        """What every rank was doing, one line each; takes a few beats, to see which still live."""
+        """What every rank was doing, one line each; takes a few intervals, to see which ranks are alive."""
         rank = dist.get_global_rank()
         lines = [f"  rank {rank} (this one): {self._stage}, {self._age:.0f} s before"]
         before = self._notes()
@@ -114,7 +116,7 @@ class Watchdog(Callback):
         return self._seen != before
 
     def _others_progress(self) -> bool:
-        """Whether a rank that lives made progress lately: then this one waits for it."""
+        """Whether a live rank made progress lately, for which this one waits."""
         before, self._others = self._others, self._notes()
         rank, lately = dist.get_global_rank(), _LIMIT * self.timeout / 2
         return any(
@@ -124,17 +126,17 @@ class Watchdog(Callback):
         )
 
     def _exchange(self) -> None:
-        """Note what this rank does; remember what rank 0 does."""
+        """Publish the note of this rank; remember that of rank 0."""
         if self._store is None:
             return
         try:
             self._publish(self._store)
             self._first = json.loads(self._store.get(f"{_PREFIX}/0"))
-        except RuntimeError:  # the store is in rank 0 or in a launcher beside it, and went with them
+        except RuntimeError:  # the store lived in rank 0 or its launcher, which is gone
             self._store = None
 
     def _notes(self) -> dict[int, dict[str, Any]]:
-        """The last notes of all ranks; of rank 0 alone when the store is gone."""
+        """The last notes of all ranks; only that of rank 0 when the store is gone."""
         try:
             if self._store is not None:
                 keys = {rank: f"{_PREFIX}/{rank}" for rank in range(dist.get_world_size())}
@@ -155,7 +157,7 @@ class Watchdog(Callback):
         store.set(f"{_PREFIX}/{dist.get_global_rank()}", json.dumps(note))
 
     def _give_up(self) -> None:
-        """End this process, unless what it waits for happens while the ranks are asked."""
+        """End this process, unless it makes progress while the notes are collected."""
         waited, picture = self._age, self.explain()
         if self._progressed() or self._stop.is_set():
             self._age = 0.0

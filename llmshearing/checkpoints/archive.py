@@ -1,7 +1,7 @@
-"""Whether the archive that torch.save writes holds what its pickle promises.
+"""Checks that the archive that torch.save writes holds what its pickle promises.
 
-torch takes from where a member begins as many bytes as the pickle says: what is shorter would be filled with
-whatever follows in the file, or in memory, without a word.
+torch reads as many bytes from the start of a member as the pickle says. A member that is shorter would be
+filled silently with whatever follows it in the file or in memory.
 """
 
 import io
@@ -10,7 +10,7 @@ import zipfile
 from typing import IO, Any
 
 _HEADER = 30  # bytes of a member's own header before its name and extra field
-_ITEMSIZES = {  # of torch's classes of storages; UntypedStorage counts bytes, and later types use it
+_ITEMSIZES = {  # bytes an element, by class of storage; UntypedStorage counts bytes, and later types use it
     "ComplexDouble": 16,
     "ComplexFloat": 8,
     "Double": 8,
@@ -27,18 +27,18 @@ _ITEMSIZES = {  # of torch's classes of storages; UntypedStorage counts bytes, a
 def check_archive(file: IO[bytes]) -> None:
     """Compare the members of a zip file of torch.save with its pickle and with each other.
 
-    A file that is no zip is left alone: torch reads the older format member by member, each with its length.
+    A file that is not a zip file passes: torch reads the older format by the length of each member.
 
     Raises:
-        ValueError: when a member is compressed, overlaps the next, is there twice or missing, or does not
-            have the size of the storage it is for.
+        ValueError: when a member is compressed, duplicated or missing, overlaps the next, or does not have the
+            size of its storage.
     """
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if len(members) < len(archive.infolist()):
-            raise ValueError("a name stands twice in the archive")
+            raise ValueError("a name occurs twice in the archive")
         starts = _starts(file, archive)
     pickles = [name for name in members if name.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -55,7 +55,11 @@ def check_archive(file: IO[bytes]) -> None:
 
 
 def _starts(file: IO[bytes], archive: zipfile.ZipFile) -> dict[str, int]:
-    """Where the bytes of each member begin: stored as they are, and ending before the next begins."""
+    """The offset of each member's bytes.
+
+    Raises:
+        ValueError: when a member is compressed or overlaps the next.
+    """
     infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     limits = [info.header_offset for info in infos[1:]] + [archive.start_dir]
     starts = {}
@@ -66,12 +70,12 @@ def _starts(file: IO[bytes], archive: zipfile.ZipFile) -> dict[str, int]:
         name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
         starts[info.filename] = info.header_offset + _HEADER + name + extra
         if starts[info.filename] + info.file_size > limit:
-            raise ValueError(f"{info.filename} reaches into what follows it")
+            raise ValueError(f"{info.filename} overlaps what follows it")
     return starts
 
 
 class _Anything:
-    """Stands for every object of a pickle: takes whatever is done to it, and does nothing."""
+    """Stands for every object of a pickle: accepts every operation and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -87,13 +91,13 @@ class _Anything:
 
 
 class _StorageType(_Anything):
-    """A class of torch for storages, with the bytes of one element."""
+    """A storage class of torch; `itemsize` is the bytes of one element."""
 
     itemsize = 1
 
 
 class _Storages(pickle.Unpickler):
-    """Runs through a pickle, building nothing, and notes the bytes of every storage that it refers to."""
+    """Reads through a pickle without building anything, and notes the size of every storage it refers to."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)
@@ -108,7 +112,7 @@ class _Storages(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Anything:
         kind, storage, key, _, elements = pid
         if kind != "storage" or not (isinstance(storage, type) and issubclass(storage, _StorageType)):
-            raise ValueError("it refers to something that is no storage")
+            raise ValueError("it refers to something that is not a storage")
         size = elements * storage.itemsize
         if self.sizes.setdefault(str(key), size) != size:
             raise ValueError(f"storage {key} has two sizes")

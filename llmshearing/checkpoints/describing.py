@@ -1,4 +1,4 @@
-"""What model a checkpoint holds: sizes from its weights, the rest from what describes it."""
+"""The model that a checkpoint holds: sizes from its weights, the rest from its record and configuration."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -37,14 +37,14 @@ _NO_SHAPE = ("model_class", "_name_or_path")
 def completed(section: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     """`section` with every size it leaves out read from a checkpoint.
 
-    A checkpoint that tells nothing of itself, such as a bare state dict of the original, is taken to be of
-    the model that `section` describes.
+    A checkpoint without a description, such as a bare state dict of the original, is taken to hold the model
+    that `section` describes.
 
     Raises:
         ValueError: when `section` contradicts the checkpoint.
     """
-    tells = checkpoint.hf_config is not None or run_config(checkpoint) is not None
-    if tells or not section.n_heads:
+    described = checkpoint.hf_config is not None or run_config(checkpoint) is not None
+    if described or not section.n_heads:
         arch = architecture_from_hf(_sized(checkpoint, {})[1])
         check_weights(checkpoint.weights, arch, checkpoint.path)
         return complete(section, arch, str(checkpoint.path))
@@ -62,11 +62,10 @@ def describe(
     the run, else from `overrides` over the values of Llama 2.
 
     Args:
-        overrides: keys of the HF config with values, `model_class` and `_name_or_path`, as given on the
-            command line.
+        overrides: keys of the HF config, `model_class` and `_name_or_path`, as given on the command line.
 
     Raises:
-        ValueError: when overrides contradict the tensors, or the tensors are not those of such a model.
+        ValueError: when overrides contradict the tensors, or the tensors do not match the model described.
     """
     overrides = overrides or {}
     arch, hf = _sized(checkpoint, overrides)
@@ -83,7 +82,7 @@ def describe(
 def _tokenizer(files: Mapping[str, str | bytes], source: Path) -> tuple[Tokenizer, dict[str, Any]]:
     try:
         tokenizer = Tokenizer.from_str(str(files["tokenizer.json"]))
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library has no narrower exception
         raise ValueError(f"The tokenizer.json in {source} is not a tokenizer: {error}") from error
     return tokenizer, parse_config(files.get("tokenizer_config.json", "{}"), source)
 
@@ -93,7 +92,7 @@ def run_config(checkpoint: Checkpoint) -> ModelConfig | None:
     an original `config.pt` beside it; None without any.
 
     Raises:
-        ValueError: when there is one that cannot be read.
+        ValueError: when it cannot be read.
     """
     beside = checkpoint.path.parent
     source, text = checkpoint.path, (checkpoint.record or {}).get("config")
@@ -115,14 +114,14 @@ def run_config(checkpoint: Checkpoint) -> ModelConfig | None:
 
 
 def _sized(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture and HF config, without the ids of special tokens that a tokenizer tells."""
+    """The architecture and HF config, without the special token ids that only a tokenizer knows."""
     base = _described_by(checkpoint, overrides)
     arch = base.resized(**sizes_of(checkpoint.weights, base.head_dim, checkpoint.path))
     return arch, architecture_to_hf(arch, checkpoint.hf_config)
 
 
 def _described_by(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Architecture:
-    """An architecture of which all but the sizes hold, and the size of a head."""
+    """An architecture of which everything but the sizes holds, and the size of a head."""
     hf = checkpoint.hf_config
     if hf is not None:
         return architecture_from_hf(hf)
@@ -136,7 +135,7 @@ def _described_by(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Archi
 
 
 def _guessed(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Architecture:
-    """What weights and command line tell about a model that nothing describes; the rest is Llama 2's."""
+    """The architecture without any description, from weights and overrides; the rest is Llama 2's."""
     names = checkpoint.weights
     block = f"{PREFIX}blocks.0."
     family = "llama"
@@ -168,7 +167,7 @@ def _head_dim(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> int:
         return overrides["head_dim"]
     if "num_attention_heads" not in overrides:
         raise ValueError(
-            f"{checkpoint.path} does not tell its model's number of heads: it carries no HF config, and "
+            f"{checkpoint.path} does not say how many heads its model has: it carries no HF config, and "
             "there is no config.yaml or config.pt beside it. Give num_attention_heads=... (in a run: "
             "model.n_heads) and whatever else differs from Llama 2, such as rope_theta=... ."
         )
@@ -181,10 +180,14 @@ def _head_dim(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> int:
 def _check_overrides(
     hf: Mapping[str, Any], overrides: Mapping[str, Any], family: str, source: str | Path
 ) -> None:
-    """Refuse overrides that no config of the family has, or that the weights contradict."""
+    """Reject overrides that no config of the family has, or that the weights contradict.
+
+    Raises:
+        ValueError: for the first such override.
+    """
     if "model_class" in overrides and family_of_class(overrides["model_class"]) != family:
         raise ValueError(
-            f"model_class={overrides['model_class']} was given, but {source} is of family {family}."
+            f"model_class={overrides['model_class']} was given, but {source} is a model of family {family}."
         )
     known = [*architecture_to_hf(architecture_from_hf(hf)), *hf, *_NO_SHAPE]
     for key, value in overrides.items():

@@ -1,7 +1,7 @@
-"""GGUF files: tensors by HF's names, the HF config and a tokenizer, all from the file and nothing else.
+"""Reads GGUF files: tensors by HF's names, the HF config and a tokenizer, all from the file alone.
 
-The container is read by the reader of the `gguf` package; what stands in it is understood here. A key about
-the model that is not understood, a tensor without a place, a part that is missing: each is an error.
+The `gguf` package reads the container; this module interprets its content. An unknown key about the model, an
+unknown tensor and a missing part are errors.
 
 R rotated dimensions of a head, H heads.
 """
@@ -33,21 +33,21 @@ _SIZES = {
 }
 _WITHOUT_MEANING = (  # for what the model computes
     "rope.scaling.finetuned",
-    "tensor_data_layout",  # written for llama alone, and told by its permuted projections
+    "tensor_data_layout",  # written for llama alone, whose projections are always permuted
 )
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str | bytes]]:
-    """The HF config, weights by HF names in fp32, and the files that travel along, of a GGUF file.
+    """The HF config, weights by HF names in fp32, and the files that travel with them, of a GGUF file.
 
     Args:
         path: the file, or any part of a split one, all of whose parts are read.
 
     Raises:
-        FileNotFoundError: when there is no such file, or parts of it are missing.
-        ValueError: when it is broken, or holds anything that is not understood.
+        FileNotFoundError: when the file or parts of it do not exist.
+        ValueError: when it is broken, or holds anything unknown.
     """
     parts = [_open(part) for part in _parts(path)]
     fields, infos = _joined(parts, path)
@@ -67,7 +67,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, 
         raise ValueError(f"{path} ({name}): {error}") from error
     family = config["model_type"]
     named = {gguf_to_hf(info, family): info for info in infos if info != _ROPE_FACTORS}
-    weights = {name: _as_in_hf(name, _values(infos[ours], path), config) for name, ours in named.items()}
+    weights = {name: _as_in_hf(name, _dequantized(infos[ours], path), config) for name, ours in named.items()}
     files = {**tokenizer_files(fields, path), "generation_config.json": _generation(fields)}
     return config, weights, checked(with_config(files, config), path)
 
@@ -76,7 +76,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, 
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files of which `path` is one."""
+    """All files of a split model of which `path` is one; else `path` alone."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     place = path.parent.resolve() / path.name
@@ -103,7 +103,7 @@ def _open(path: Path) -> Any:
         ) from error
 
     class Reader(GGUFReader):
-        """Refuses to read beyond the end, where the library gives fewer values than are asked for."""
+        """Rejects reads beyond the end, for which the library returns fewer values than requested."""
 
         def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **kwargs: Any) -> Any:
             if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
@@ -112,18 +112,18 @@ def _open(path: Path) -> Any:
 
     try:
         reader = Reader(path)
-    except Exception as error:  # broken bytes lead the library anywhere
+    except Exception as error:  # broken bytes can raise anything
         raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is truncated or no GGUF file "
+            f"{path} ({path.stat().st_size:,} bytes) is truncated or not a GGUF file "
             f"({type(error).__name__}: {first_line(error)[:200]}); copy it again."
         ) from error
     if reader.byte_order != "I":
-        raise ValueError(f"{path} was written for machines of the other byte order, which is not supported.")
+        raise ValueError(f"{path} is big-endian, which is not supported.")
     return reader
 
 
 def _joined(parts: list[Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metadata of the first part and tensors of all, which must be the parts that each says it is."""
+    """Metadata of the first part and tensors of all, after checking the number that each part carries."""
     fields, infos = {}, {}
     for number, part in enumerate(parts):
         own = {name: _content(name, field, path) for name, field in part.fields.items()}
@@ -131,12 +131,12 @@ def _joined(parts: list[Any], path: Path) -> tuple[dict[str, Any], dict[str, Any
         if (said, count) != (number, len(parts)):
             raise ValueError(
                 f"{path} says it is part {said + 1} of {count}, but is read as part {number + 1} of "
-                f"{len(parts)}: give all parts their names back, NAME-00001-of-{count:05d}.gguf and so on."
+                f"{len(parts)}: restore the names of all parts, NAME-00001-of-{count:05d}.gguf and so on."
             )
         fields = {**own, **fields}
         for info in part.tensors:
             if info.name in infos:
-                raise ValueError(f"{path}: {info.name} stands in two parts.")
+                raise ValueError(f"{path}: {info.name} is in two parts.")
             infos[info.name] = info
     expected = fields.get("split.tensors.count", len(infos))
     if expected != len(infos):
@@ -145,7 +145,7 @@ def _joined(parts: list[Any], path: Path) -> tuple[dict[str, Any], dict[str, Any
 
 
 def _content(name: str, field: Any, path: Path) -> Any:
-    """A value of the metadata; fp32 as the shortest number that is the same in fp32."""
+    """A value of the metadata; fp32 as the shortest decimal that rounds to it."""
     try:
         value = field.contents()
     except UnicodeDecodeError as error:
@@ -154,7 +154,7 @@ def _content(name: str, field: Any, path: Path) -> Any:
     return float(str(np.float32(value))) if is_fp32 else value
 
 
-def _values(info: Any, path: Path) -> Tensor:
+def _dequantized(info: Any, path: Path) -> Tensor:
     from gguf.quants import dequantize
 
     try:
@@ -162,7 +162,7 @@ def _values(info: Any, path: Path) -> Tensor:
     except NotImplementedError as error:
         raise ValueError(
             f"{path}: {info.name} is stored as {info.tensor_type.name}, which the gguf package does not "
-            "read; take a file of another type, such as F16 or Q8_0."
+            "read; use a file of another type, such as F16 or Q8_0."
         ) from error
     shape = tuple(int(size) for size in reversed(info.shape))
     return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(shape)
@@ -172,7 +172,7 @@ def _values(info: Any, path: Path) -> Tensor:
 
 
 class _Values:
-    """The metadata about one architecture; what is not taken in the end was not understood."""
+    """The metadata about one architecture; a key that is not taken in the end is unknown."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._left = values
@@ -202,7 +202,7 @@ def _in_words(kind: Any) -> str:
 def _config(
     name: str, values: _Values, infos: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The HF config; keys of GGUF that say nothing more than the shapes are compared by the strict check."""
+    """The HF config; its sizes are compared with the shapes of the tensors later."""
     family = FAMILIES[name]
     config: dict[str, Any] = {theirs: values.take(key, int) for key, theirs in _SIZES.items()}
     heads = config["num_attention_heads"]
@@ -239,12 +239,12 @@ def _config(
     if family == "llama":
         config["mlp_bias"] = "blk.0.ffn_up.bias" in infos
     head = {"architectures": [hf_class_name(family)], "model_type": family, "torch_dtype": "float32"}
-    ids = special_ids(fields)  # None where there is none: left out, HF would fill in numbers of its own
+    ids = special_ids(fields)  # None where there is none: HF would fill in its own for a missing key
     return {**head, **config, **{f"{name}_token_id": ids.get(name) for name in ("bos", "eos", "pad")}}
 
 
 def _generation(fields: Mapping[str, Any]) -> str:
-    """generation_config.json: a text also ends where a turn or a message does."""
+    """generation_config.json; the end of a turn or a message also ends the text."""
     ids = special_ids(fields)
     ends = [ids.get("eos"), *(fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom"))]
     distinct = list(dict.fromkeys(end for end in ends if end is not None))
@@ -255,7 +255,7 @@ def _generation(fields: Mapping[str, Any]) -> str:
 
 
 def _as_in_hf(name: str, weight: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """A tensor with its rows in HF's order: GGUF reorders projections for its own rotary embedding."""
+    """A tensor with its rows in HF's order; GGUF reorders projections for its rotary embedding."""
     heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads")
     if config["model_type"] in ("llama", "mistral"):
         for part, count in (("q_proj", heads), ("k_proj", kv_heads)):
@@ -274,7 +274,7 @@ def _as_in_hf(name: str, weight: Tensor, config: Mapping[str, Any]) -> Tensor:
 def _rope_scaling(
     values: _Values, config: Mapping[str, Any], rotated: int, infos: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The rotary scaling of the file as HF writes it; None without any."""
+    """The rotary scaling of the file as HF writes it; None when there is none."""
     trained = config["max_position_embeddings"]
     older = values.take("rope.scale_linear", _NUMBER, 0)
     factor = values.take("rope.scaling.factor", _NUMBER, older) or 1.0
@@ -283,7 +283,7 @@ def _rope_scaling(
     if _ROPE_FACTORS in infos:
         if kind == "yarn" or (kind == "linear" and factor != 1):
             raise ValueError(f"it scales its rotary embedding twice: by {_ROPE_FACTORS} and by {kind}.")
-        factors = _values(infos[_ROPE_FACTORS], Path(_ROPE_FACTORS)).double().numpy()
+        factors = _dequantized(infos[_ROPE_FACTORS], Path(_ROPE_FACTORS)).double().numpy()
         exponents = np.arange(0, rotated, 2) / rotated
         if factors.shape != exponents.shape:
             raise ValueError(f"{_ROPE_FACTORS} has {factors.shape} numbers; expected {len(exponents)}.")
@@ -310,10 +310,10 @@ def _rope_scaling(
 def scaling_of(factors: np.ndarray, frequencies: np.ndarray, original: int) -> dict[str, Any] | None:
     """The `rope_scaling` that divides frequencies by `factors`, [R/2] both; None when it divides by 1.
 
-    Llama 3's scaling leaves frequencies above a bound alone, divides those below another by one factor, and
-    goes smoothly from one to the other between them. GGUF holds the quotients alone. With n the turns that a
+    Llama 3's scaling keeps frequencies above a bound, divides those below another by one factor, and
+    interpolates between the two. GGUF holds only the quotients. With n the turns that a
     frequency makes in the original context, 1/quotient is linear in n: 1/factor up to low_freq_factor, 1 from
-    high_freq_factor on. These two and the original length are told up to one common multiple.
+    high_freq_factor on. These two and the original length are determined up to one common multiple.
 
     Raises:
         ValueError: when no such scaling gives these factors.
@@ -339,7 +339,9 @@ def scaling_of(factors: np.ndarray, frequencies: np.ndarray, original: int) -> d
                 "high_freq_factor": high,
                 "original_max_position_embeddings": length,
             }
-    raise ValueError(f"{_ROPE_FACTORS} scales the rotary embedding in a way that no rope_scaling of HF says.")
+    raise ValueError(
+        f"{_ROPE_FACTORS} scales the rotary embedding in a way that no rope_scaling of HF expresses."
+    )
 
 
 def _llama3(frequencies: np.ndarray, factor: float, low: float, high: float, length: int) -> np.ndarray:

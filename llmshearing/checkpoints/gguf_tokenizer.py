@@ -45,7 +45,7 @@ def special_ids(fields: Mapping[str, Any]) -> dict[str, int]:
     """The ids of the special tokens that a file's metadata names, by `bos`, `eos`, `unk`, `pad` and so on.
 
     Raises:
-        ValueError: when an id is no token's.
+        ValueError: when an id does not belong to a token.
     """
     count = len(fields.get("tokenizer.ggml.tokens") or [])
     found = {"bos": 1, "eos": 2, "unk": 0} if fields.get("tokenizer.ggml.model") == "llama" else {}
@@ -61,10 +61,10 @@ def special_ids(fields: Mapping[str, Any]) -> dict[str, int]:
 
 
 def tokenizer_files(fields: Mapping[str, Any], source: Path) -> dict[str, str | bytes]:
-    """tokenizer.json and tokenizer_config.json; neither, with a warning, where the file's kind is not known.
+    """tokenizer.json and tokenizer_config.json; {} with a warning for an unknown kind of tokenizer.
 
     Raises:
-        ValueError: when what the file says of its tokenizer contradicts itself.
+        ValueError: when the metadata of the tokenizer is inconsistent.
     """
     tokens, types = (fields.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
     kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
@@ -73,26 +73,26 @@ def tokenizer_files(fields: Mapping[str, Any], source: Path) -> dict[str, str | 
         reason = (
             "holds no tokenizer"
             if not tokens
-            else f"has a tokenizer of kind {kind!r} with splitting {pre!r}, which is not known here"
+            else f"has a tokenizer of kind {kind!r} with splitting {pre!r}, which is not supported"
             if not known
             else "holds the same token more than once"
         )
         logger.warning(
-            "%s %s: the model is converted without; copy the tokenizer files of the source model to the "
-            "folder that is exported",
+            "%s %s: the model is converted without one; copy the tokenizer files of the source model to "
+            "the folder that is exported",
             source,
             reason,
         )
         return {}
     if kind == "gpt2" and pre == "default":
-        logger.warning("%s does not say how its text is split into words: GPT-2's way is used", source)
+        logger.warning("%s does not say how its text is split into words: GPT-2's rule is used", source)
     types = types or [_NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise ValueError(f"{source} has {len(tokens)} tokens and {len(types)} types of tokens.")
     try:
         tokenizer = _sentencepiece(fields, tokens, types) if kind == "llama" else _bytes(fields, tokens, pre)
-    except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"{source} has a tokenizer that does not hold together: {error}") from error
+    except Exception as error:  # the library has no narrower exception
+        raise ValueError(f"{source} has an inconsistent tokenizer: {error}") from error
     for number, (token, of_type) in enumerate(zip(tokens, types, strict=True)):
         if of_type in (_CONTROL, _UNKNOWN):
             tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
@@ -133,7 +133,7 @@ def _config(fields: Mapping[str, Any], tokens: list[str]) -> dict[str, Any]:
 
 
 def _put_around(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
-    """Let the tokenizer put BOS and EOS around a text where the file says so."""
+    """Make the tokenizer add BOS and EOS where the file says so."""
     before = [config["bos_token"]] if config["add_bos_token"] and "bos_token" in config else []
     after = [config["eos_token"]] if config["add_eos_token"] and "eos_token" in config else []
     if not (before or after):
@@ -146,7 +146,7 @@ def _put_around(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
 
 
 def _bytes(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Tokenizer:
-    """Byte-level BPE: GPT-2 and those after it."""
+    """Byte-level BPE: GPT-2 and its successors."""
     vocabulary = {token: number for number, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ", 1)) for merge in fields.get("tokenizer.ggml.merges") or []]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST))
@@ -164,7 +164,7 @@ def _bytes(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Tokenizer:
 
 
 def _sentencepiece(fields: Mapping[str, Any], tokens: list[str], types: list[int]) -> Tokenizer:
-    """SentencePiece's BPE: a pair is merged earlier the higher the score of what it makes."""
+    """SentencePiece's BPE: pairs merge in the order of the scores of their results, highest first."""
     scores = fields.get("tokenizer.ggml.scores") or []
     if len(scores) != len(tokens):
         raise ValueError(f"it has {len(tokens)} tokens and {len(scores)} scores")

@@ -36,7 +36,7 @@ _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 @dataclass(frozen=True)
 class HFModel:
-    """Weights by HF names, mapped from their files, the config as a dict, and `files` that travel along."""
+    """Weights by HF names, mapped from their files; the config as a dict; the files that travel with them."""
 
     path: str
     config: dict[str, Any]
@@ -53,7 +53,7 @@ def read_hf(path: str | Path) -> HFModel:
     """Read an HF model: a folder, a safetensors or GGUF file, or the name of a model on the hub.
 
     Raises:
-        FileNotFoundError: when there is no such model, or a shard that its index names is missing.
+        FileNotFoundError: when the model, or a shard that its index names, does not exist.
         ValueError: when a file is broken, or is not what it should be.
     """
     place = Path(path)
@@ -66,10 +66,10 @@ def read_hf(path: str | Path) -> HFModel:
         place = _download(str(path))
     if place.is_file() and not is_hf(place) and place.name not in _WEIGHT_FILES:
         raise ValueError(
-            f"{place} is no HF model: expected a folder with {CONFIG}, or a safetensors or GGUF file. A "
-            "Composer checkpoint is converted by `llmshearing export`."
+            f"{place} is not an HF model: expected a folder with {CONFIG}, or a safetensors or GGUF file. "
+            "`llmshearing export` converts a Composer checkpoint."
         )
-    # Links are followed once: a folder that is replaced meanwhile is not read half and half.
+    # Links are followed once, so that a folder replaced meanwhile is not read in part.
     folder = place.resolve() if place.is_dir() else place.parent.resolve()
     files = read_travelling(folder)
     if CONFIG not in files:
@@ -80,10 +80,10 @@ def read_hf(path: str | Path) -> HFModel:
 
 
 def from_hf(model: HFModel) -> tuple[dict[str, Tensor], Architecture]:
-    """Weights by our names, the very tensors of `model`, and the architecture.
+    """Weights by our names (the same tensors, not copies) and the architecture.
 
     Raises:
-        ValueError: for a model that is not supported, or whose weights are not those of its config.
+        ValueError: for a model that is not supported, or whose weights do not match its config.
     """
     arch = architecture_from_hf(model.config)
     weights = {
@@ -94,7 +94,7 @@ def from_hf(model: HFModel) -> tuple[dict[str, Tensor], Architecture]:
         if head is not None and not _same(head, embedding):
             logger.warning(
                 "%s: tie_word_embeddings is true, but the weights hold an output head that differs from the "
-                "embedding. It is left out, as transformers does; `llmshearing convert --untie` keeps it.",
+                "embedding. It is skipped, as in transformers; `llmshearing convert --untie` keeps it.",
                 model.path,
             )
     check_weights(weights, arch, model.path)
@@ -105,13 +105,13 @@ def untied(model: HFModel) -> HFModel:
     """A model that uses the output head among its weights, although its config ties the embeddings.
 
     Raises:
-        ValueError: when there is nothing to untie.
+        ValueError: when the model is not tied, or has no output head of its own.
     """
     arch = architecture_from_hf(model.config)
     heads = [name for name in model.weights if is_weight(name) and to_composer(name, arch.family) == _HEAD]
     if not (arch.tie_embeddings and heads):
         found = "has no output head of its own" if arch.tie_embeddings else "is not tied"
-        raise ValueError(f"{model.path} {found}: leave --untie out.")
+        raise ValueError(f"{model.path} {found}: remove --untie.")
     config = {**model.config, "tie_word_embeddings": False}
     return replace(model, config=config, files=with_config(model.files, config))
 
@@ -122,13 +122,15 @@ def write_hf(
     config: Mapping[str, Any],
     files: Mapping[str, str | bytes],
 ) -> None:
-    """Write a folder that `transformers` loads: weights in shards of 1 GB, config and `files`; or nothing.
+    """Write a folder that `transformers` loads: weights in shards of 1 GB, config and `files`.
+
+    A failed write leaves nothing behind.
 
     Args:
-        files: as `travelling.checked` gives them, which is where their names are looked at.
+        files: as returned by `travelling.checked`, which checks their names.
 
     Raises:
-        OSError: when it cannot be written, or `out` holds anything.
+        OSError: when it cannot be written, or `out` is not empty.
     """
     assert set(files) <= set(TRAVELLING)
     weights = _apart(weights)
@@ -160,7 +162,7 @@ def _same(head: Tensor, embedding: Tensor | None) -> bool:
 
 
 def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` of which no two share memory, which safetensors does not write."""
+    """`weights` without shared memory, which safetensors does not write: shared tensors are copied."""
     users = Counter(weight.untyped_storage().data_ptr() for weight in weights.values())
     return {
         name: weight.clone() if users[weight.untyped_storage().data_ptr()] > 1 else weight
@@ -169,7 +171,7 @@ def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _dequantized(model: HFModel) -> HFModel:
-    """A model without `quantization_config` when its weights show that it is left over.
+    """The model without a `quantization_config` that its weights show to be obsolete.
 
     Raises:
         ValueError: when weights are quantized.
@@ -182,10 +184,10 @@ def _dequantized(model: HFModel) -> HFModel:
             raise ValueError(
                 f"{model.path} is quantized: its {name} is {weight.dtype}, and {CONFIG} has "
                 f"quantization_config {json.dumps(quantization)[:100]}. Pruning needs the weights in fp32, "
-                "bf16 or fp16: take the model that this one was made from, or dequantize it."
+                "bf16 or fp16: use the model that this one was made from, or dequantize it."
             )
     logger.warning(
-        "%s: every weight is fp32, bf16 or fp16; quantization_config of %s is left over and is dropped",
+        "%s: every weight is fp32, bf16 or fp16; quantization_config of %s is obsolete and is dropped",
         model.path,
         CONFIG,
     )
@@ -206,8 +208,8 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{folder} has no weights; expected one of {', '.join(_PLACES)}.{advice}")
     if len(found) > 1:
         logger.warning(
-            "%s holds weights more than once: %s is read, as transformers does, and %s is not; remove what "
-            "is old",
+            "%s holds weights more than once: %s is read, as in transformers, and %s is not; remove the "
+            "old files",
             folder,
             found[0],
             " and ".join(found[1:]),
@@ -251,9 +253,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except Exception as error:  # a broken header leads the library anywhere
+    except Exception as error:  # a broken header can raise anything
         raise ValueError(
-            f"{path} is truncated or no safetensors file ({first_line(error)[:200]}); copy it again."
+            f"{path} is truncated or not a safetensors file ({first_line(error)[:200]}); copy it again."
         ) from error
 
 
@@ -266,7 +268,7 @@ def _only_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _download(name: str) -> Path:
-    """A model of the hub in its cache: pickled weights only where there are no others."""
+    """The cached folder of a hub model; pickled weights are downloaded only where there are no others."""
     fetch: Callable[..., str] = snapshot_download
     try:
         folder = Path(fetch(name, allow_patterns=[*TRAVELLING, *_SAFETENSORS]))
@@ -275,6 +277,6 @@ def _download(name: str) -> Path:
         return folder
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"{name} is neither a folder or file nor a model that the Hugging Face hub gives "
+            f"{name} is neither a folder or file nor a model on the Hugging Face hub "
             f"({first_line(error)[:200]})."
         ) from error

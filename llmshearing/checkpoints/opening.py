@@ -58,29 +58,29 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """`open_checkpoint`, which must be as it was written where a run's manifest tells how that was.
+    """`open_checkpoint`, after comparing the files with the run's manifest, where there is one.
 
     Raises:
         FileNotFoundError: when there is nothing at `path`.
-        ValueError: when it is no checkpoint, damaged, holds more than data, or has no model weights.
+        ValueError: when it is not a checkpoint, is damaged, holds more than data, or has no model weights.
     """
-    place = run_folder.follow(path)  # once: a run moves its link to the latest while others read
+    place = run_folder.follow(path)  # once: a run moves the link while others read
     manifest = run_folder.read_manifest(place)
     if manifest is None:
         return open_checkpoint(path)
     before = _stamp(place)
-    run_folder.refuse(place, run_folder.damage(place, manifest["files"]))
+    run_folder.reject(place, run_folder.damage(place, manifest["files"]))
     checkpoint = open_checkpoint(place)
     _check_unchanged(place, before)
     return checkpoint
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Map a Composer checkpoint (whole or sharded), a bare state dict or an HF model: weights alone.
+    """Map the weights of a Composer checkpoint (whole or sharded), a bare state dict or an HF model.
 
     Raises:
         FileNotFoundError: when there is nothing at `path`.
-        ValueError: when it is no checkpoint, truncated, holds more than data, or has no model weights.
+        ValueError: when it is not a checkpoint, is truncated, holds more than data, or has no model weights.
     """
     path = run_folder.follow(path)
     if is_hf(path):
@@ -109,8 +109,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def in_pieces(checkpoint: Checkpoint, size: int = 2**28) -> Iterator[dict[str, Tensor]]:
     """The weights of a checkpoint in pieces of about `size` bytes.
 
-    Each piece of a file is mapped anew, so that memory holds the pages of one piece, not of all that were
-    read before it.
+    Each piece is mapped separately, so that memory holds the pages of one piece, not of all pieces so far.
     """
     pieces: list[list[str]] = [[]]
     held = 0
@@ -130,7 +129,7 @@ def in_pieces(checkpoint: Checkpoint, size: int = 2**28) -> Iterator[dict[str, T
 
 
 def _stamp(path: Path) -> Any:
-    """What tells one state of a file from another: another file of its name, or written to since."""
+    """Identifies a state of a file: it changes when the file is replaced or written to."""
     state = path.stat()
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
@@ -141,10 +140,10 @@ def _check_unchanged(path: Path, stamp: Any) -> None:
 
 
 def _checked_record(record: Any, source: Path) -> dict[str, Any] | None:
-    """A record as this package writes it.
+    """The record, its files checked; None when there is none.
 
     Raises:
-        ValueError: when it is anything else.
+        ValueError: when it is not a record as this package writes it.
     """
     if record is None:
         return None
@@ -162,8 +161,8 @@ def _load_sharded(path: Path) -> Any:
 
     if not is_sharded(path):
         latest = path / run_folder.LATEST
-        advice = f"take the run's {latest}" if latest.exists() else "expected a checkpoint or a folder of one"
+        advice = f"use the run's {latest}" if latest.exists() else "expected a checkpoint or a folder of one"
         raise FileNotFoundError(
-            f"{path} is the folder of no model, it has neither {CONFIG} nor {INDEX}: {advice}."
+            f"{path} is not a model folder: it has neither {CONFIG} nor {INDEX}; {advice}."
         )
     return load_sharded(path)

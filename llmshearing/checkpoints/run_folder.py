@@ -1,14 +1,14 @@
 """The checkpoints in a run's folder: each is complete or absent, and can be checked against its manifest.
 
-A checkpoint is written below `.incomplete/` and renamed into the folder when all of it is on disk, after its
-manifest `NAME.json`:
+A checkpoint is written below `.incomplete/`. When all of it is on disk, its manifest `NAME.json` is renamed
+into the folder, then the checkpoint:
 
     {"step": 400, "written": 1763720000.0, "files": {"ep0-ba400-rank0.pt": {"bytes": 123, "sha256": "..."}}}
 
 A name without a manifest, or a manifest without its checkpoint, is what a killed process left behind and
-counts as absent. Checkpoints are ordered by step, never by a clock: those of a folder belong to one run,
-because what a launch supersedes leaves the folder before its first step. `latest-rank0.pt` points to the one
-of the last step: it is a link or, on a file system without links, a text file with the checkpoint's name.
+counts as absent. Checkpoints are ordered by step, never by a clock: those in a folder belong to one run,
+because a launch moves away what it supersedes before its first step. `latest-rank0.pt` points to the one of
+the last step: it is a link or, on a file system without links, a text file with the checkpoint's name.
 """
 
 import hashlib
@@ -30,22 +30,22 @@ _NAME = re.compile(r"ep\d+-ba(\d+)(-rank0\.pt)?")
 _MANIFEST = re.compile(rf"({_NAME.pattern})\.json")
 _MASKS = re.compile(r"zs_s(\d+)\.safetensors")
 _BLOCK = 2**24
-_POINTER_BYTES = 256  # more than a pointer file has
+_POINTER_BYTES = 256  # a pointer file is smaller
 
 
 def checkpoint_name(epoch: int, step: int, sharded: bool) -> str:
-    """The name of a checkpoint: a folder where every process writes a part, else a file."""
+    """The name of a checkpoint: a folder when sharded, else a file."""
     return f"ep{epoch}-ba{step}" if sharded else f"ep{epoch}-ba{step}-rank0.pt"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of `folder`, the one of the last step first."""
+    """The complete checkpoints of `folder`, latest step first."""
     found = [path for path in folder.glob("ep*-ba*") if _NAME.fullmatch(path.name) and read_manifest(path)]
     return sorted(found, key=step_of, reverse=True)
 
 
 def without_manifest(folder: Path) -> list[Path]:
-    """What has the name of a checkpoint and no manifest, the latest step first: copied here without it."""
+    """Checkpoints without a manifest, such as copies without it, latest step first."""
     found = [
         path for path in folder.glob("ep*-ba*") if _NAME.fullmatch(path.name) and not read_manifest(path)
     ]
@@ -53,20 +53,20 @@ def without_manifest(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint of the last step; None without any."""
+    """The complete checkpoint of the last step; None when there is none."""
     found = checkpoints(folder)
     return found[0] if found else None
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of steps behind a checkpoint, from its name."""
+    """The step of a checkpoint, from its name."""
     match = _NAME.fullmatch(checkpoint.name)
     assert match is not None
     return int(match[1])
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
-    """What was written about `checkpoint`; None when nothing, or nothing readable, was."""
+    """The manifest of `checkpoint`; None when there is none that can be read."""
     try:
         manifest = json.loads(_manifest_path(checkpoint).read_text())
         return manifest if {"step", "written", "files"} <= manifest.keys() else None
@@ -86,12 +86,12 @@ def damage(checkpoint: Path, files: Iterable[str]) -> list[str]:
         elif path.stat().st_size != expected["bytes"]:
             problems.append(f"{path} has {path.stat().st_size:,} bytes; {expected['bytes']:,} were written.")
         elif describe_file(path) != expected:
-            problems.append(f"{path} has other contents than were written: its SHA-256 differs.")
+            problems.append(f"{path} has changed since it was written: its SHA-256 differs.")
     return problems
 
 
-def refuse(checkpoint: Path, problems: Sequence[str]) -> None:
-    """Refuse a damaged checkpoint, naming the complete one before it.
+def reject(checkpoint: Path, problems: Sequence[str]) -> None:
+    """Reject a damaged checkpoint, naming the complete one before it.
 
     Args:
         problems: `damage` of its files.
@@ -104,8 +104,8 @@ def refuse(checkpoint: Path, problems: Sequence[str]) -> None:
     step = (read_manifest(checkpoint) or {})["step"]
     earlier = [other for other in checkpoints(checkpoint.parent) if step_of(other) < step]
     offer = (
-        f"The one before it is {earlier[0]}: take that. To go on from it with autoresume=true, delete "
-        f"{checkpoint} and its .json; or begin in another save_folder with load_path={earlier[0]}."
+        f"The one before it is {earlier[0]}: use that. To resume from it with autoresume=true, delete "
+        f"{checkpoint} and its .json; or start in another save_folder with load_path={earlier[0]}."
         if earlier
         else "There is none before it in this folder."
     )
@@ -113,7 +113,7 @@ def refuse(checkpoint: Path, problems: Sequence[str]) -> None:
 
 
 def follow(path: str | Path) -> Path:
-    """The checkpoint itself, where `path` is a link or a pointer file to it, which a run may move."""
+    """The checkpoint that a link or a pointer file (which a run may move) points to; else `path` itself."""
     place = Path(path)
     if place.is_symlink():
         place = place.resolve()
@@ -122,7 +122,7 @@ def follow(path: str | Path) -> Path:
 
 
 def _pointed_to(path: Path) -> str | None:
-    """The name in a pointer file; None when `path` is anything else."""
+    """The name in a pointer file; None when `path` is not one."""
     if path.name != LATEST or not path.is_file() or path.stat().st_size > _POINTER_BYTES:
         return None
     name = path.read_text(errors="replace").strip()
@@ -130,7 +130,7 @@ def _pointed_to(path: Path) -> str | None:
 
 
 def describe_file(path: Path, after_block: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """Size and SHA-256 of a file, as a manifest holds them; `after_block` is called now and then."""
+    """Size and SHA-256 of a file, as in a manifest; `after_block` is called after every 16 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -140,12 +140,12 @@ def describe_file(path: Path, after_block: Callable[[], object] = lambda: None) 
 
 
 def place_of_writing(folder: Path) -> Path:
-    """Where below `folder` a checkpoint is while it is being written."""
+    """The folder below `folder` in which checkpoints are written."""
     return folder / ".incomplete"
 
 
 def start_writing(folder: Path) -> None:
-    """Make the place of writing anew."""
+    """Create an empty place of writing."""
     clear_incomplete(folder)
     place_of_writing(folder).mkdir(parents=True)
 
@@ -156,11 +156,14 @@ def clear_incomplete(folder: Path) -> None:
 
 
 def commit(written: Path, step: int, files: Mapping[str, Any]) -> Path:
-    """Move a checkpoint from its place of writing into the folder: from now on it exists; returns its path.
+    """Move a checkpoint from its place of writing into the folder, which completes it.
 
     Args:
         written: the checkpoint below `place_of_writing`.
         files: `describe_file` of each of its files, by name.
+
+    Returns:
+        Its path.
     """
     folder = written.parent.parent
     final = folder / written.name
@@ -172,7 +175,7 @@ def commit(written: Path, step: int, files: Mapping[str, Any]) -> Path:
     draft.rename(_manifest_path(final))
     written.rename(final)
     for other in checkpoints(folder):
-        if other != final and step_of(other) == step:  # sharded and now whole, or the other way round
+        if other != final and step_of(other) == step:  # was sharded and is whole now, or vice versa
             remove(other)
     _point_to(final)
     sync(folder)
@@ -181,16 +184,16 @@ def commit(written: Path, step: int, files: Mapping[str, Any]) -> Path:
 
 
 def _point_to(checkpoint: Path) -> None:
-    """Have `latest-rank0.pt` beside `checkpoint` point to it."""
+    """Make `latest-rank0.pt` beside `checkpoint` point to it."""
     draft = place_of_writing(checkpoint.parent) / LATEST
     draft.parent.mkdir(exist_ok=True)
     try:
         draft.symlink_to(checkpoint.name)
     except OSError as error:
-        if not (checkpoint.parent / LATEST).is_file():  # said once in a run's life
+        if not (checkpoint.parent / LATEST).is_file():  # warn once in a run
             log.warning(
-                "%s has no symbolic links (%s): %s is a text file with the name of the last checkpoint, "
-                "which the commands of this package follow",
+                "%s does not support symbolic links (%s): %s is a text file with the name of the last "
+                "checkpoint, which the commands of this package follow",
                 checkpoint.parent,
                 error.strerror,
                 LATEST,
@@ -201,7 +204,7 @@ def _point_to(checkpoint: Path) -> None:
 
 
 def repair(folder: Path) -> None:
-    """Put right what a killed process or a copy left: half a checkpoint, an old or missing pointer."""
+    """Repair what a killed process or a copy left: half a checkpoint, an old or missing pointer."""
     if not folder.is_dir():
         return
     clear_incomplete(folder)
@@ -223,15 +226,15 @@ def repair(folder: Path) -> None:
 
 
 def supersede(folder: Path, step: int, begin: Path | None, overwrite: bool, autoresume: bool) -> None:
-    """Take out of `folder` what belongs to another run than the one that is about to make step `step`.
+    """Remove from `folder` what does not belong to the run that is about to compute step `step`.
 
-    That is everything when the run begins from nothing or from elsewhere, and what lies beyond `step` when it
-    resumes from a checkpoint of this folder. Checkpoints move, with all that belongs to them, to
-    `superseded-N`, where `overwrite` deletes them unless the run begins from one of them. Without any
-    checkpoint, `autoresume` takes what is there for the beginning of this run, which is made again.
+    That is everything when the run starts from scratch or from elsewhere, and what lies beyond `step` when it
+    resumes from a checkpoint of this folder. Checkpoints, and everything that belongs to them, move to
+    `superseded-N`; `overwrite` deletes them instead, unless the run starts from one of them. Without any
+    checkpoint, `autoresume` takes what is there for the start of this run, which is computed again.
 
     Args:
-        begin: the checkpoint that the run begins from.
+        begin: the checkpoint that the run starts from.
     """
     own = begin is not None and begin.parent.resolve() == folder.resolve()
     moving = _files_of_a_run(folder, step if own and step else -1)
@@ -249,7 +252,7 @@ def supersede(folder: Path, step: int, begin: Path | None, overwrite: bool, auto
 
 
 def _files_of_a_run(folder: Path, step: int) -> list[Path]:
-    """Checkpoints, manifests and masks of later steps than `step`; with -1 also what else a run writes."""
+    """Checkpoints, manifests and masks of steps after `step`; for -1, everything that a run writes."""
     found = [folder / name for name in (CONFIG, METRICS, REPORT) if step < 0 and (folder / name).exists()]
     for path in sorted(folder.iterdir()):
         named = _NAME.fullmatch(path.name.removesuffix(".json")) or _MASKS.fullmatch(path.name)
@@ -259,7 +262,7 @@ def _files_of_a_run(folder: Path, step: int) -> list[Path]:
 
 
 def _set_aside(folder: Path, paths: Sequence[Path]) -> Path:
-    """Move these to a new folder below `folder`, checkpoints after their manifests; its path."""
+    """Move these to a new folder below `folder`, checkpoints after their manifests; return the new folder."""
     number = 1
     while (place := folder / f"superseded-{number}").exists():
         number += 1
@@ -271,7 +274,7 @@ def _set_aside(folder: Path, paths: Sequence[Path]) -> Path:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint: it leaves its place whole, and half-way through it is absent, not damaged."""
+    """Delete a checkpoint. It is moved away first, so that an interruption leaves it absent, not damaged."""
     away = place_of_writing(checkpoint.parent) / f"removed-{checkpoint.name}"
     away.parent.mkdir(exist_ok=True)
     if checkpoint.exists():
@@ -284,7 +287,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def keep_last(folder: Path, count: int) -> None:
-    """Delete all but the `count` checkpoints written last; one always stays."""
+    """Delete all but the last `count` checkpoints; one always stays."""
     for checkpoint in checkpoints(folder)[max(1, count) :]:
         remove(checkpoint)
     clear_incomplete(folder)

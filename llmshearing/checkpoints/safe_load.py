@@ -1,11 +1,11 @@
-"""Reading what others wrote with `torch.save`, without running any of it.
+"""Reads files of `torch.save` from anywhere without running anything in them.
 
 `torch.load(weights_only=True)` reads tensors and plain containers. Composer's training checkpoints also
 hold the few classes of `COMPOSER_CLASSES`, and an original run's `config.pt` those of `_OMEGACONF`: allowed
 by name, everything else is rejected unread.
 
-The tensors are mapped from the file, and torch takes the place and length of each on trust: they are compared
-with the archive first.
+The tensors are mapped from the file. torch does not check where each lies and how long it is, so these are
+compared with the archive first.
 """
 
 import collections
@@ -57,11 +57,11 @@ _OMEGACONF: list[Any] = [
 
 
 def load_tensors(path: Path) -> Any:
-    """What a file of torch.save holds: tensors, mapped from the file rather than read, and containers.
+    """The content of a file of torch.save: containers, and tensors mapped from the file.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is truncated, not of torch.save, or holds more than data.
+        ValueError: when it is truncated, was not written by torch.save, or holds more than data.
     """
     return _load(path, COMPOSER_CLASSES)
 
@@ -79,10 +79,10 @@ def load_omegaconf(path: Path) -> DictConfig:
 
 
 def plain_file_name(name: Any, source: str | Path) -> str:
-    """The name of a file in the folder of `source`, which gives it.
+    """`name`, which `source` gives for a file beside it.
 
     Raises:
-        ValueError: when it leads anywhere else.
+        ValueError: when it leads out of the folder of `source`.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
         raise ValueError(
@@ -101,20 +101,20 @@ def _load(path: Path, allowed: list[Any]) -> Any:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(_refusal(path, str(error))) from None
-    except Exception as error:  # broken bytes lead the unpickler anywhere: KeyError, EOFError, RuntimeError
+        raise ValueError(_rejection(path, str(error))) from None
+    except Exception as error:  # broken bytes can raise anything: KeyError, EOFError, RuntimeError
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: it is truncated, or was "
-            f"not written by torch.save ({reason}). Copy it again, or take an earlier one."
+            f"not written by torch.save ({reason}). Copy it again, or use an earlier one."
         ) from error
 
 
-def _refusal(path: Path, error: str) -> str:
+def _rejection(path: Path, error: str) -> str:
     found = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class|GLOBAL) ([\w.]+)", error)
     if found is None:
-        return f"{path} cannot be read as a checkpoint: it is not a file of torch.save; correct the path."
+        return f"{path} cannot be read as a checkpoint: it was not written by torch.save; correct the path."
     return (
         f"{path} holds {found[1]}, more than tensors and plain containers; nothing of it was run or read. "
-        "Save it anew with weights only, or do not use it if you do not know where it comes from."
+        "Save it again with weights only, or do not use it if you do not know where it comes from."
     )

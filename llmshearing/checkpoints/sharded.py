@@ -1,4 +1,4 @@
-"""Sharded checkpoints (torch.distributed.checkpoint), read by one process and without running any of them.
+"""Reads sharded checkpoints (torch.distributed.checkpoint) in one process, without running anything in them.
 
 The library reads its index with pickle and small values with `weights_only=False`; both are done here
 within an allow-list.
@@ -48,12 +48,12 @@ def is_sharded(path: Path) -> bool:
 def load_sharded(
     path: Path, wanted: Sequence[Place] = MODEL_AND_RECORD, like: Mapping[Any, Any] | None = None
 ) -> dict[str, Any]:
-    """What a sharded checkpoint holds at some places, nested as in a checkpoint of one file.
+    """The content of a sharded checkpoint at some places, nested as in a checkpoint of one file.
 
     Args:
-        wanted: keys from the top, such as ("state", "model"); all below them is read.
-        like: nested in the same way, tensors to read into; a tensor that is sharded over processes gets
-            this process's part. The others are read whole.
+        wanted: keys from the top, such as ("state", "model"); everything below them is read.
+        like: tensors to read into, nested in the same way; one that is sharded over processes gets this
+            process's part. All others are read whole.
 
     Raises:
         ValueError: when the index or a shard is missing or broken, or holds more than data.
@@ -66,7 +66,7 @@ def load_sharded(
         planner = _Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
         load(flat, storage_reader=reader, planner=planner, no_dist=True)
         return _with_lists(_nested(flat, places))
-    except (CheckpointException, Exception) as error:  # broken bytes lead the library anywhere
+    except (CheckpointException, Exception) as error:  # broken bytes can raise anything
         raise ValueError(f"The sharded checkpoint {path} cannot be read: {_reason(error)}") from None
 
 
@@ -81,7 +81,7 @@ def _nested(flat: Mapping[str, Any], places: Mapping[str, Place]) -> dict[Any, A
 
 
 def _with_lists(value: Any) -> Any:
-    """Nested dicts with those whose keys are 0, 1, ... turned back into the lists they were."""
+    """Nested dicts, in which those whose keys are 0, 1, ... become lists again."""
     if not isinstance(value, dict):
         return value
     inner = {key: _with_lists(item) for key, item in value.items()}
@@ -95,7 +95,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, pickle.UnpicklingError):
         return f"it holds more than tensors and plain values; nothing of it was run. {str(error)[:200]}"
     text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    return f"a shard is missing or truncated ({text}). Copy the whole folder again, or take an earlier one."
+    return f"a shard is missing or truncated ({text}). Copy the whole folder again, or use an earlier one."
 
 
 def _is_below(place: Place, wanted: Sequence[Place]) -> bool:
@@ -119,7 +119,7 @@ def _room(entry: Any, place: Place, like: Mapping[Any, Any]) -> Any:
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Builds the classes of an index and nothing else."""
+    """Builds the classes of an index and rejects all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
@@ -138,7 +138,7 @@ class _Reader(filesystem.FileSystemReader):
         return index
 
     def _check_places(self, index: metadata.Metadata) -> None:
-        """Compare what the index says of its files with the files."""
+        """Check that the files hold what the index says of them."""
         sizes: dict[str, int] = {}
         for part, info in (index.storage_data or {}).items():
             name = plain_file_name(info.relative_path, INDEX)

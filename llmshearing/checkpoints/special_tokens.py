@@ -1,4 +1,4 @@
-"""The tokens that begin, end and fill a text, as the files of a tokenizer tell them."""
+"""The tokens that begin, end and pad a text, according to the files of a tokenizer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from tokenizers import Tokenizer
 
 
 def special_token_ids(tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[str, int]:
-    """`bos_token_id`, `eos_token_id` and `pad_token_id`, as far as there are such tokens.
+    """`bos_token_id`, `eos_token_id` and `pad_token_id`, of the tokens that exist.
 
     Args:
-        config: of tokenizer_config.json: a token's text, or a description with the text as `content`.
+        config: tokenizer_config.json; a token is its text, or a mapping with the text as `content`.
     """
     found = {}
     for kind in ("bos", "eos", "pad"):

@@ -1,4 +1,4 @@
-"""The pruning method in a checkpoint, as the run that wrote it left it."""
+"""The pruning method in a checkpoint, in the state in which the run saved it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,13 +13,13 @@ from llmshearing.shapes.families import complete
 
 
 def load_method(checkpoint: Checkpoint, arch: Architecture, target: Mapping[str, Any]) -> Method:
-    """The method in a checkpoint, in evaluation mode: its gates without noise have the target's sizes.
+    """The method in a checkpoint, in evaluation mode; its gates without noise have the target's sizes.
 
     Args:
         target: sizes by the names of `target_model`, in place of those in the run's configuration.
 
     Raises:
-        ValueError: when there is none, its target is not known, or it cannot reach the target.
+        ValueError: when there is no method, its target is not known, or it cannot reach the target.
     """
     section = checkpoint.section
     if section is None:

@@ -1,7 +1,7 @@
 """The files that travel with weights: config and tokenizer, from a folder or from a checkpoint's record.
 
-A record may be a stranger's, and what it holds is written to disk again by an export. So this is the one
-door: names that are known, text where text is due, JSON that is an object, and nothing that points to code.
+A record may come from anywhere, and an export writes its content to disk again. This is the only door: it
+accepts known names, valid text, JSON objects, and nothing that points to code.
 """
 
 import json
@@ -28,7 +28,7 @@ _OBJECTS = (  # JSON objects
 _BINARY = ("tokenizer.model",)
 TRAVELLING = (*_OBJECTS, *_BINARY, "merges.txt", "chat_template.jinja")
 _CONFIGS = (CONFIG, "generation_config.json", "tokenizer_config.json")
-PLAIN_CLASS = {  # reads any tokenizer.json; by default it also gives token types, which no decoder takes
+PLAIN_CLASS = {  # reads any tokenizer.json; its default inputs include token types, which no decoder takes
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_input_names": ["input_ids", "attention_mask"],
 }
@@ -37,24 +37,24 @@ _KERNELS = ("attn_implementation", "_attn_implementation")  # a name with a slas
 
 
 def read_travelling(folder: Path) -> dict[str, str | bytes]:
-    """Config and tokenizer files of an HF folder, by name; text, but for binary formats.
+    """Config and tokenizer files of an HF folder, by name; bytes for binary formats, else text.
 
     Raises:
-        ValueError: when one of them is not what its name promises.
+        ValueError: when the content of one does not match its name.
     """
     names = [name for name in TRAVELLING if (folder / name).is_file()]
     return checked({name: (folder / name).read_bytes() for name in names}, folder)
 
 
 def checked(files: Any, source: str | Path) -> dict[str, str | bytes]:
-    """`files` as they may travel on: known names, valid contents, without pointers to code.
+    """`files` as they may be passed on: known names, valid contents, without pointers to code.
 
     Args:
         files: contents by name; text may be given as bytes.
         source: where they come from, for messages.
 
     Raises:
-        ValueError: for another name, or contents that are not what the name promises.
+        ValueError: for an unknown name, or content that does not match the name.
     """
     if not isinstance(files, Mapping):
         raise ValueError(f"{source} carries a {type(files).__name__} as hf_files; expected files by name.")
@@ -87,7 +87,7 @@ def parse_config(text: str | bytes, source: str | Path) -> dict[str, Any]:
 
 
 def with_config(files: Mapping[str, str | bytes], config: Mapping[str, Any]) -> dict[str, str | bytes]:
-    """`files` with another HF config."""
+    """`files` with `config` as their HF config."""
     return {**files, CONFIG: json.dumps(dict(config), indent=2) + "\n"}
 
 
@@ -99,7 +99,7 @@ def _content(name: str, content: Any, source: str | Path) -> str | bytes:
         return content if isinstance(content, bytes) else content.encode("utf-8")
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
-        text.encode("utf-8")  # a text may hold halves of surrogate pairs, which no file does
+        text.encode("utf-8")  # fails for lone surrogates, which a text may hold and a file may not
     except UnicodeError as error:
         raise ValueError(f"{where} is not text in UTF-8 ({error}).") from error
     if name in _OBJECTS:
@@ -108,7 +108,7 @@ def _content(name: str, content: Any, source: str | Path) -> str | bytes:
 
 
 def _without_code(name: str, files: Mapping[str, str | bytes], source: str | Path) -> str | bytes:
-    """One of the configs without what makes a reader look for code that is not there."""
+    """One of the configs without the keys that make a reader look for code that is not there."""
     config = parse_config(files[name], f"{source}: {name}")
     kernels = [key for key in _KERNELS if "/" in str(config.get(key))]
     dropped = [key for key in (*_CODE, *kernels) if key in config]
@@ -122,8 +122,8 @@ def _without_code(name: str, files: Mapping[str, str | bytes], source: str | Pat
     if not dropped:
         return files[name]
     logger.warning(
-        "%s: %s: %s pointed to code that does not travel with the weights and is left out, or replaced by "
-        "the class of transformers",
+        "%s: %s: %s pointed to code that does not travel with the weights: removed, or replaced by the class "
+        "of transformers",
         source,
         name,
         ", ".join(f"{key} ({json.dumps(config[key])[:100]})" for key in dropped),
@@ -132,7 +132,7 @@ def _without_code(name: str, files: Mapping[str, str | bytes], source: str | Pat
 
 
 def _unknown(classes: Any) -> bool:
-    """Whether names of classes are given and transformers lacks one of them."""
+    """Whether class names are given of which transformers lacks one."""
     import transformers
 
     names = [classes] if isinstance(classes, str) else classes

@@ -1,4 +1,4 @@
-"""The weights a model of some architecture has, and the sizes that weights tell."""
+"""The weights that an architecture has, and the sizes that weights imply."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,13 +16,13 @@ _LISTED = 8
 
 
 def section_of(name: str) -> str | None:
-    """The section of the pruning method that a tensor belongs to; None: it is a weight of the model."""
+    """The section of the pruning method that a tensor belongs to; None for a weight of the model."""
     top, section, *_ = [*name.split("."), ""]
     return section if top == "model" and section in METHODS else None
 
 
 def sizes_of(weights: Mapping[str, Tensor], head_dim: int, source: str | Path) -> dict[str, int]:
-    """The sizes of `Architecture` that the shapes of weights tell.
+    """The sizes of `Architecture` that follow from the shapes of weights.
 
     Raises:
         ValueError: when an expected weight is missing or `head_dim` does not divide the projections.
@@ -49,7 +49,7 @@ def sizes_of(weights: Mapping[str, Tensor], head_dim: int, source: str | Path) -
 
 
 def check_weights(weights: Mapping[str, Tensor], arch: Architecture, source: str | Path) -> None:
-    """Refuse weights that are not exactly those of `arch`; those of a pruning method are not looked at.
+    """Reject weights that are not exactly those of `arch`; tensors of a pruning method are ignored.
 
     Raises:
         ValueError: naming missing and unexpected weights, wrong shapes (expected and found) and wrong types.
@@ -61,7 +61,7 @@ def check_weights(weights: Mapping[str, Tensor], arch: Architecture, source: str
         _listing("missing", (name for name in expected if name not in found)),
         _listing("unexpected", (name for name in found if name not in expected)),
         _listing(
-            "of another shape",
+            "of the wrong shape",
             (
                 f"{name} (expected {expected[name]}, found {tuple(found[name].shape)})"
                 for name in both

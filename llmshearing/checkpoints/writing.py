@@ -1,4 +1,4 @@
-"""Checkpoints written to a file, and loaded into a model."""
+"""Writes checkpoints to a file, and loads them into a model."""
 
 import logging
 import zipfile
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_output(out: str | Path, source: str | Path) -> None:
-    """Refuse to write a checkpoint over what it is made from, over a run's, or over anything else.
+    """Check that writing to `out` overwrites nothing but a checkpoint that a command wrote.
 
     Raises:
-        FileExistsError: when `out` is neither new nor a checkpoint that a command wrote.
+        FileExistsError: when `out` is a part of the source, a checkpoint of a run, or anything else.
     """
     path, origin = Path(out), Path(source)
     if not (path.exists() or path.is_symlink()):
@@ -33,17 +33,18 @@ def check_output(out: str | Path, source: str | Path) -> None:
     elif path.is_symlink() or run_folder.read_manifest(path):
         what = "a checkpoint of a run" if path.exists() else "a link to nothing"
     elif not (path.is_file() and zipfile.is_zipfile(path)):
-        what = "no checkpoint"
+        what = "not a checkpoint"
     else:
-        logger.warning("%s exists and is replaced", path)
+        logger.warning("%s exists and is overwritten", path)
         return
     raise FileExistsError(f"{path} exists and is {what}: choose another name, or remove it first.")
 
 
 def write_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write weights and their record as a checkpoint that `read_checkpoint` and Composer read, or nothing.
+    """Write weights and their record as a checkpoint that `read_checkpoint` and Composer read.
 
-    Without checksums, which no reader of mapped files looks at; they would take a quarter of the time.
+    A failed write leaves nothing behind. There are no checksums: no reader of mapped files uses them, and
+    they would take a quarter of the time.
 
     Raises:
         OSError: when it cannot be written.
@@ -60,28 +61,28 @@ def check_masks(checkpoint: Checkpoint, prunes: bool) -> None:
     """Check that a run that prunes nothing does not start from a checkpoint whose masks are not applied.
 
     Raises:
-        ValueError: saying how to apply them.
+        ValueError: when it would, with the command that applies the masks.
     """
     if checkpoint.section and not prunes:
         raise ValueError(
             f"{checkpoint.path} is the checkpoint of a pruning run, whose masks are not applied yet, and "
-            f"this run has no model.{checkpoint.section}. Run `llmshearing prune {checkpoint.path}` and start "
-            "from the file that it writes."
+            f"this run has no model.{checkpoint.section}. Run `llmshearing prune {checkpoint.path}` and "
+            "start from the file that it writes."
         )
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's weights into a `ComposerMosaicLlama`, strictly.
 
-    What the checkpoint lacks of the model's pruning method keeps its initial values.
+    Parameters of the pruning method that the checkpoint lacks keep their initial values.
 
     Raises:
-        ValueError: when weights and model differ, or only the checkpoint is of a pruning method.
+        ValueError: when weights and model differ, or only the checkpoint has a pruning method.
     """
     decoder = model.model
     check_masks(checkpoint, decoder.method is not None)  # type: ignore[union-attr]
     check_weights(checkpoint.weights, decoder.arch, checkpoint.path)  # type: ignore[union-attr,arg-type]
-    # Imported here: it takes seconds, and conversion has no use for it.
+    # Imported here: it takes seconds, and conversion does not need it.
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, strict=checkpoint.section is not None)

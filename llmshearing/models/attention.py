@@ -1,4 +1,4 @@
-"""Causal attention in three implementations that agree; none builds an S x S mask.
+"""Causal attention in three equivalent implementations.
 
 B batch, S sequence, H query heads, K KV heads, E head dim, W window.
 """
@@ -14,6 +14,8 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
 
 def sdpa(q_BHSE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, window: int | None = None) -> Tensor:
     """torch's scaled_dot_product_attention, causal; output [B, H, S, E].
+
+    KV heads are repeated: with enable_gqa=True torch takes a kernel on CPUs that builds the scores [S, S].
 
     Args:
         window: tokens a position sees, itself included; None: all before it.
@@ -47,7 +49,7 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 def eager(q_BHSE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, window: int | None = None) -> Tensor:
-    """The definition, softmax(q k^T / sqrt(E)) v, for checking the others; output [B, H, S, E]."""
+    """The definition, softmax(q k^T / sqrt(E)) v, to check the others against; output [B, H, S, E]."""
     groups = q_BHSE.shape[1] // k_BKSE.shape[1]
     k_BHSE, v_BHSE = k_BKSE.repeat_interleave(groups, dim=1), v_BKSE.repeat_interleave(groups, dim=1)
     scores = q_BHSE @ k_BHSE.transpose(-1, -2) * q_BHSE.shape[-1] ** -0.5
@@ -64,9 +66,7 @@ def flash(q_BHSE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, window: int | None = N
     from flash_attn import flash_attn_func  # type: ignore[import-not-found]
 
     q, k, v = (x.transpose(1, 2) for x in (q_BHSE, k_BKSE, v_BKSE))
-    if (
-        q.dtype == torch.float32
-    ):  # an fp32 residual stream outside autocast: flash-attn has 16-bit kernels only
+    if q.dtype == torch.float32:  # outside autocast; flash-attn has 16-bit kernels only
         q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
     look_back = (window - 1, 0) if window else (-1, -1)
     return flash_attn_func(q, k, v, causal=True, window_size=look_back).transpose(1, 2)
@@ -76,7 +76,7 @@ def attention_function(name: str) -> AttentionFunction:
     """The implementation called `name`: sdpa, flash or eager.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for an unknown name.
         ImportError: for flash without the package flash-attn, with the line that installs it.
     """
     known: dict[str, AttentionFunction] = {"sdpa": sdpa, "flash": flash, "eager": eager}

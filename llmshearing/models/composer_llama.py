@@ -44,7 +44,7 @@ class ComposerMosaicLlama(ComposerModel):
 
         Args:
             batch: `input_ids` [B, S]; optionally `labels` [B, S], `attention_mask` [B, S], masks by name
-                (`Z_NAMES`), and `pruned_steps`, the step at which the constraint is taken.
+                (`Z_NAMES`), and `pruned_steps`, the step at which the constraint is computed.
 
         Returns:
             `logits`; `l0_output`, the method's part of the loss and its values (None in evaluation, unless

@@ -44,8 +44,8 @@ class Decoder(nn.Module):
 
     Attributes:
         transformer: `wte`, `blocks`, `ln_f` and, unless embeddings are tied, `output`.
-        method: how the run decides what stays, a child module called as its section; None: nothing is pruned.
-        table: where gates enter.
+        method: the pruning method, a child module named after its section; None: nothing is pruned.
+        table: the table of units, which places the gates.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -112,10 +112,10 @@ class Decoder(nn.Module):
         Args:
             input_ids: [B, S].
             labels: [B, S], not shifted; `IGNORE_INDEX` where there is nothing to predict.
-            attention_mask: [B, S] for padding on the right, which causal attention needs no mask for.
+            attention_mask: [B, S]; padding must be on the right, where it needs no mask.
             given: gates to use; default: the method's.
             with_term: compute the method's part of the loss.
-            step: the training step at which that is taken; default: the one last begun.
+            step: the training step at which to compute it; default: the step last begun.
             logits: return them, [B, S, V] in the type of the computation.
 
         Returns:
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
         return outputs
 
     def hidden_states(self, input_ids: Tensor, gates: Gates) -> Tensor:
-        """What the head reads: the residual stream after the last norm, [B, S, D]; 0 where closed."""
+        """The input of the head: the residual stream after the last norm, [B, S, D]; 0 where closed."""
         outside = layer_gates(self.table, gates, None)
         x_BSD = _scaled(self.transformer["wte"](input_ids), outside.columns("wte"))
         rope = self._rope_tables(input_ids.shape[1], x_BSD)

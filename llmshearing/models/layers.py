@@ -1,4 +1,4 @@
-"""The parts of a decoder block, each under the gates that the table of units names for its weights.
+"""The parts of a decoder block, under the gates that the table of units names for their weights.
 
 B batch, S sequence, D hidden, H query heads, K KV heads, E head dim, F intermediate.
 

@@ -1,4 +1,4 @@
-"""The head and the losses that look at its logits, without the logits of a whole batch.
+"""The head and the losses on its logits, without the logits of a whole batch in memory.
 
 N tokens, D hidden, V vocabulary.
 """
@@ -25,7 +25,7 @@ def chunk_size(vocab_size: int) -> int:
 
 
 class Term(Protocol):
-    """A part of the loss that looks at logits."""
+    """A part of the loss that is computed from logits."""
 
     weight: float
 
@@ -33,11 +33,11 @@ class Term(Protocol):
         """Loss of each token of a chunk, and its gradient to the logits.
 
         Args:
-            logits: [n, V] in fp32, which the term may write over.
+            logits: [n, V] in fp32, which the term may overwrite.
             rows: which tokens of the batch these are.
 
         Returns:
-            [n] and, if wanted, [n, V]; what stands where nothing is predicted has no effect.
+            [n] and, if wanted, [n, V]; values where nothing is predicted are ignored.
         """
         ...
 

@@ -22,7 +22,7 @@ class MeanTokenLoss(Metric):
     """Mean loss of predicted tokens, in nats, of one domain or (`domain=None`) of all.
 
     Raises:
-        ValueError: on `compute` without a token: there is no such thing as a mean of nothing.
+        ValueError: on `compute` without any token.
     """
 
     full_state_update = False
@@ -46,7 +46,7 @@ class MeanTokenLoss(Metric):
     def compute(self) -> Tensor:
         if not self.tokens:
             raise ValueError(
-                f"The evaluation held no token of {self.name or 'any domain'}; expected some of every "
+                f"The evaluation had no tokens of {self.name or 'any domain'}; expected some of every "
                 "domain: check the evaluation data and eval_subset_num_batches."
             )
         mean = self.loss_sum / self.tokens

@@ -1,4 +1,4 @@
-"""Model classes by the names that YAML files use."""
+"""Model classes by the names that configurations use."""
 
 import re
 

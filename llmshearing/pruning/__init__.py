@@ -1,8 +1,8 @@
-"""How a run decides what stays.
+"""Pruning methods, and the export of what they keep.
 
 method.py          the interface
 l0.py              learned hard-concrete masks; hard_concrete.py and lagrangian.py hold its mathematics
-cut.py             gates folded into weights, closed units cut out
+cut.py             multiplies gates into weights, removes closed units
 
 `METHODS` is the one list of methods; a new one is a file and a row here, and a section of `ModelConfig`.
 """
@@ -45,7 +45,7 @@ def build_method(config: ModelConfig) -> Method | None:
     """The configured method.
 
     Raises:
-        ValueError: when it cannot do what it is asked to.
+        ValueError: when it cannot reach its target.
     """
     method = method_class(config)
     return None if method is None else method(config)  # type: ignore[call-arg]

@@ -1,9 +1,9 @@
-"""Gates folded into weights, and the rows and columns of closed units cut out: pure functions of state dicts.
+"""Multiplies gates into weights and removes closed units: pure functions of state dicts.
 
-Everything follows from the table of units (`llmshearing.shapes.units`), which the masked forward pass reads
-too, so that the smaller model computes what the masked one did, soft gates included.
+The table of units (`llmshearing.shapes.units`) is also that of the masked forward pass, so the smaller model
+computes what the masked one did, soft gates included.
 
-L layers, D hidden, H query heads, K KV heads, G = H / K, F intermediate; a prime marks what stays.
+L layers, D hidden, H query heads, K KV heads, F intermediate; a prime marks the sizes that remain.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from llmshearing.shapes.units import GATES, KINDS, Axis, block_of, layer_gates, 
 
 @dataclass(frozen=True)
 class Survivors:
-    """What stays, as ascending indices.
+    """What remains, as ascending indices.
 
     Attributes:
         layers: [L'].
@@ -31,7 +31,7 @@ class Survivors:
     units: dict[str, Tensor]
 
     def of(self, axis: Axis, position: int | None) -> Tensor | None:
-        """Indices of what stays of an axis, in the layer that becomes layer `position`; None: all of it."""
+        """Indices of an axis that remain in the layer that becomes layer `position`; None: all of them."""
         if axis.owner is None:
             return None
         units = self.units[axis.owner]
@@ -44,18 +44,18 @@ def cut(
 ) -> tuple[dict[str, Tensor], Architecture]:
     """The smaller model that computes what `arch` with these gates does.
 
-    A unit goes when its gate is 0, a layer when the gates of both its blocks are. Layers of an HF model are
-    equally wide: each keeps as many units as the layer with most survivors, closed ones as zeros.
+    A unit is removed when its gate is 0, a layer when the gates of both its blocks are. Layers of an HF model
+    are equally wide: each keeps as many units as the widest layer, closed ones as zeros.
 
     Args:
-        weights: by our names; what is not the model's own (the method's parameters) is left out.
-        gates: by name, in the shapes of `GATES`; what is missing is open.
+        weights: by our names; parameters of the method are ignored.
+        gates: by name, in the shapes of `GATES`; a missing gate is open.
 
     Returns:
-        Weights of their old types, multiplied in fp32, with layers renumbered; and their architecture.
+        The weights in their old types, multiplied in fp32, with layers renumbered; and their architecture.
 
     Raises:
-        ValueError: when nothing would be left.
+        ValueError: when no layer or no hidden dimension remains.
     """
     gates = {name: gate.detach().cpu().float() for name, gate in gates.items()}
     stay = survivors(gates, arch)
@@ -99,10 +99,10 @@ def _cut(weight: Tensor, keep: Sequence[Tensor | None], scales: Sequence[Tensor 
 
 
 def survivors(gates: Mapping[str, Tensor], arch: Architecture) -> Survivors:
-    """What stays under `gates`: KV heads with any open query head, and as many query heads in each.
+    """What remains under `gates`: KV heads with any open query head, and as many query heads in each.
 
     Raises:
-        ValueError: when no layer or no hidden dimension stays.
+        ValueError: when no layer or no hidden dimension remains.
     """
     full = {name: gates.get(name, torch.ones(gate.shape(arch))) for name, gate in GATES.items()}
     layers = (full["attention"] + full["mlp"]).nonzero().flatten().tolist()
@@ -111,7 +111,7 @@ def survivors(gates: Mapping[str, Tensor], arch: Architecture) -> Survivors:
         block = block_of(kind, arch)
         if block is None:
             units[kind] = full[kind].nonzero().flatten()
-        elif layers:  # a closed block's units need no room: they count as closed
+        elif layers:  # the units of a closed block count as closed
             units[kind] = _widest((full[kind] * full[block][:, None])[layers])
     if not layers or not len(units["hidden"]):
         raise ValueError(
@@ -128,7 +128,7 @@ def survivors(gates: Mapping[str, Tensor], arch: Architecture) -> Survivors:
 
 
 def _widest(gates: Tensor) -> Tensor:
-    """The k most open gates of each row of [R, n], ascending [R, k]; k: as many as any row has open, or 1."""
+    """Indices of the k most open gates of each row of [R, n], ascending; k: most open in any row."""
     count = max(1, int(torch.count_nonzero(gates, dim=1).max()))
     order = torch.argsort(gates, dim=1, descending=True, stable=True)
     return order[:, :count].sort(dim=1).values

@@ -50,7 +50,7 @@ def expected_zeros(log_alpha: Tensor) -> Tensor:
 def deterministic(log_alpha: Tensor, zeros: Tensor | int) -> Tensor:
     """Gates without noise: sigmoid(0.8 log_alpha / T), the `zeros` lowest of each row set to exactly 0.
 
-    The survivors stay soft (0.996 at the limit of log_alpha). Ties fall to the lower index, so that every
+    Open gates stay soft (0.996 at the limit of log_alpha). Ties fall to the lower index, so that every
     process and every later reading of a checkpoint agree. No loop over rows and no device-to-host copy.
 
     Args:

@@ -115,16 +115,16 @@ class L0Module(Method):
             aimed_at = config.l0_module.target_model
         else:
             raise ValueError(
-                f"{path} does not tell the target of its masks: it carries no run configuration, and there "
-                "is no config.yaml or config.pt beside it. Give the sizes, such as d_model=2048 n_heads=16 "
-                "n_layers=24 intermediate_size=5504."
+                f"{path} does not say what the target of its masks is: it carries no run configuration, "
+                "and there is no config.yaml or config.pt beside it. Give the sizes, such as d_model=2048 "
+                "n_heads=16 n_layers=24 intermediate_size=5504."
             )
         section = replace(config.l0_module or L0Config(), target_model=aimed_at, pruning_modules=kinds)
         module = cls(replace(config, l0_module=replace(section, eval_target_model=True)))
         try:
             module.masks.load_state_dict(gates)
         except RuntimeError as error:
-            raise ValueError(f"The masks of {path} are not those of its model: {error}") from error
+            raise ValueError(f"The masks of {path} do not match its model: {error}") from error
         return module.eval().requires_grad_(False)
 
     # -------------------------------------------------------------- during a run

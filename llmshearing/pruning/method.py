@@ -1,7 +1,7 @@
-"""How a run decides what stays: the interface that every pruning method has.
+"""The interface of pruning methods, which decide what a run keeps.
 
-The trainer's side (decoder, optimizer, loss, checkpoints, planner, report) knows this interface and never a
-method. `PruningCallback` drives it; `llmshearing.pruning.METHODS` lists the methods.
+Decoder, optimizer, loss, checkpoints, planner and report know this interface, and no method by name.
+`PruningCallback` drives it; `llmshearing.pruning.METHODS` lists the methods.
 """
 
 from dataclasses import dataclass, field
@@ -14,19 +14,19 @@ from llmshearing.config import ModelConfig, OptimizerConfig
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.units import Gates, drive
 
-NEAR = 0.01  # of a row's units, in expectation: nearer to its target a row counts as having reached it
+NEAR = 0.01  # a row has reached its target when its expected sparsity is this close to it
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What a method is to do with a source model, known before anything is built.
+    """The task of a method with a source model, known before anything is built.
 
     Attributes:
-        target: the shape it prunes to; None where only a share is named.
+        target: the shape to prune to; None where only a share is given.
         kinds: the kinds of units that it gates.
         share: part of the prunable parameters to remove, where there is no `target`.
-        problems: what stops it, each with what to change.
-        warnings: what it would do, though nobody can want it.
+        problems: why it is impossible, each with what to change.
+        warnings: what it would do that is probably not intended.
         durations: keys of the configuration that hold a duration to compare with that of the run.
     """
 
@@ -53,7 +53,7 @@ class Convergence:
 
 
 class Method(nn.Module):
-    """A way to choose what stays. Every hook below may be left as it is.
+    """A way to choose what a run keeps. Hooks do nothing by default.
 
     A method is built as `cls(model_config, device)`; its own parameters are replicated over processes, those
     that `attach` puts into the decoder are sharded with it.
@@ -63,7 +63,7 @@ class Method(nn.Module):
         loss_name: the name of its part of the loss.
         noise_depends_on_division: whether its gates depend on how a batch is divided over processes and
             microbatches.
-        seed, step, steps: of the run; the step that is computed now, and how many there will be.
+        seed, step, steps: the seed of the run, the current step, and the number of steps.
     """
 
     section: ClassVar[str]
@@ -79,7 +79,7 @@ class Method(nn.Module):
 
     @classmethod
     def aim(cls, config: ModelConfig, source: Architecture) -> Aim:
-        """What the section of `config` asks for, and what is wrong with it."""
+        """The task that the section of `config` sets, with its problems."""
         raise NotImplementedError
 
     @classmethod
@@ -89,12 +89,12 @@ class Method(nn.Module):
         """The method that wrote `tensors` (by their names in it), in evaluation mode and frozen.
 
         Args:
-            config: the model with all its sizes, and the method's section where the run's is known.
+            config: the model with all its sizes; the method's section where that of the run is known.
             target: sizes by the names of `target_model`, in place of those in `config`.
             path: the checkpoint, for messages.
 
         Raises:
-            ValueError: when the tensors are not those of such a model, or the target is not known.
+            ValueError: when the tensors do not match the model, or the target is not known.
         """
         raise NotImplementedError
 
@@ -115,7 +115,7 @@ class Method(nn.Module):
         """Its part of the loss (None: it has none), and scalars to log under `metrics/train/`.
 
         Args:
-            step: the step at which it is taken; default: the step last begun.
+            step: the step at which to compute it; default: the step last begun.
         """
         return None, {}
 
@@ -129,7 +129,7 @@ class Method(nn.Module):
         """Parameter groups of the optimizer beside the decoder's."""
         return []
 
-    # ------------------------------------------------------------ what stays now
+    # ------------------------------------------------------------- current gates
 
     def gates_by_kind(self) -> dict[str, Tensor]:
         """The gates without noise, one number a unit, by kind and in the shapes of `Kind.shape`."""
@@ -140,7 +140,7 @@ class Method(nn.Module):
         return drive(self.gates_by_kind())
 
     def convergence(self) -> dict[str, Convergence]:
-        """How far each kind is from its target; of methods without one, nothing."""
+        """How far each kind is from its target; {} for methods without a target."""
         return {}
 
 

@@ -15,7 +15,7 @@ _COUNTS = (
 )
 
 
-MAX_LAYERS = 10_000  # more is a broken file or a hostile one, and would be built layer by layer
+MAX_LAYERS = 10_000  # more means a broken or hostile file, and would be built layer by layer
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def embedding_parameters(arch: Architecture) -> int:
 
 
 def matrix_parameters(arch: Architecture) -> int:
-    """Parameters of all attention and MLP matrices, biases and norms left out: what masks can remove."""
+    """Parameters of all attention and MLP matrices, which masks can remove; without biases and norms."""
     return sum(arch.n_layers * _size(weight) for block in BLOCKS for weight in _matrices(arch, block))
 
 

@@ -1,6 +1,6 @@
-"""Model families: one table, and the way between an HF config, the `model` section and an `Architecture`.
+"""Model families: one table, and conversions between HF config, `model` section and `Architecture`.
 
-A new LLaMA-like family costs one row in `FAMILIES`, when its weights carry LLaMA's names.
+A new LLaMA-like family is one row in `FAMILIES`, when its weights have LLaMA's names.
 """
 
 import copy
@@ -21,7 +21,7 @@ class Family:
     """How one HF `model_type` maps to an `Architecture`.
 
     `hf_class` is its class in `transformers`; `keys` maps fields of `Architecture` to keys of the HF
-    config; `fixed` are fields that the family does not leave open; `adjust` reads what one key cannot say.
+    config; `fixed` are fields with one value in the family; `adjust` reads what no single key says.
     """
 
     hf_class: str
@@ -120,7 +120,7 @@ def architecture_from_hf(hf: Mapping[str, Any]) -> Architecture:
     if name not in FAMILIES:
         raise ValueError(
             f"model_type is {name!r}, which is not supported; supported: {', '.join(FAMILIES)}. "
-            "Mixture-of-experts and encoder-decoder models cannot be shorn."
+            "Mixture-of-experts and encoder-decoder models cannot be pruned."
         )
     if hf.get("quantization_config"):
         raise ValueError("The checkpoint is quantized; pruning needs the weights in fp32, bf16 or fp16.")
@@ -145,12 +145,12 @@ def architecture_from_hf(hf: Mapping[str, Any]) -> Architecture:
 
 
 def architecture_to_hf(arch: Architecture, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The HF config of `arch` as a dict: `base` if it says the same, else with every key that `arch` fixes.
+    """The HF config of `arch` as a dict: `base` if it describes `arch`, else with every key that `arch` sets.
 
     Its rotary embedding is spelt as transformers 4 does, which transformers 5 reads too.
 
     Raises:
-        ValueError: when the family's config cannot say what `arch` is.
+        ValueError: when the family's config cannot express `arch`.
     """
     if base and "rope_parameters" not in base and architecture_from_hf(base) == arch:
         return dict(base)
@@ -167,7 +167,7 @@ def architecture_to_hf(arch: Architecture, base: Mapping[str, Any] | None = None
     lost = [f.name for f in fields(arch) if getattr(arch, f.name) != getattr(understood, f.name)]
     if lost:
         raise ValueError(
-            f"An HF config of family {arch.family} cannot say "
+            f"An HF config of family {arch.family} cannot express "
             + ", ".join(f"{name}={getattr(arch, name)}" for name in lost)
             + "; choose another model.family, or sizes that fit together."
         )
@@ -183,7 +183,7 @@ def family_of_class(name: str) -> str:
     """The family of a class in `transformers`.
 
     Raises:
-        ValueError: for a class of no supported family.
+        ValueError: for a class that belongs to no supported family.
     """
     classes = {hf_class_name(family): family for family in FAMILIES}
     if name not in classes:
@@ -198,16 +198,16 @@ def size_keys(family: str) -> list[str]:
 
 
 def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """`hf` with the values that transformers gives to keys left out; of rotary embeddings it is not asked."""
+    """`hf` with the defaults of transformers for missing keys, except those of rotary embeddings."""
     asked = {key: value for key, value in hf.items() if key not in _ROPE_KEYS}
     try:
         return CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(asked)).to_dict()
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"The HF config does not hold together: {error}") from error
+        raise ValueError(f"The HF config is inconsistent: {error}") from error
 
 
 def _class_defaults(model_type: str) -> dict[str, Any]:
-    """What transformers takes for the rotary embedding of a config that does not mention it."""
+    """The default of transformers for the rotary embedding."""
     defaults = CONFIG_MAPPING[model_type]().to_dict()
     return {key: value for key, value in defaults.items() if key in _ROPE_KEYS}
 
@@ -230,7 +230,7 @@ def architecture_of(cfg: ModelConfig) -> Architecture:
     missing = [name for name in _REQUIRED if getattr(cfg, name) is None]
     if missing:
         raise ValueError(
-            f"model.{missing[0]} is not set; without a checkpoint that tells it (model.path), set "
+            f"model.{missing[0]} is not set; without a checkpoint that holds it (model.path), set "
             + ", ".join(f"model.{name}" for name in missing)
             + "."
         )
@@ -260,7 +260,7 @@ def complete(cfg: ModelConfig, arch: Architecture, source: str) -> ModelConfig:
         arch: what the checkpoint at `source` holds.
 
     Raises:
-        ValueError: when sizes that `cfg` does give are not the checkpoint's, one a line.
+        ValueError: when sizes in `cfg` differ from the checkpoint's, one a line.
     """
     filled, problems = {}, []
     for ours, key in _CONFIG_KEYS.items():
@@ -283,7 +283,7 @@ def _may_shorten(arch: Architecture, max_seq_len: int) -> bool:
 
 
 def target_of(source: Architecture, target: TargetConfig | None) -> Architecture | None:
-    """The architecture to prune to, None without a target; sizes left out stay those of `source`.
+    """The architecture to prune to, None without a target; sizes that are not set stay those of `source`.
 
     Raises:
         ValueError: when the sizes contradict each other.

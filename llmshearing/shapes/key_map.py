@@ -1,6 +1,6 @@
 """Names of weights: one table HF -> Composer for each naming scheme, the inverse derived from it; GGUF -> HF.
 
-Names stand without `.weight` and `.bias`; `{}` is the layer; ours are below `model.transformer.`.
+Names are without `.weight` and `.bias`; `{}` is the layer; ours are below `model.transformer.`.
 """
 
 import re
@@ -35,7 +35,7 @@ _GPT_NEOX = {
     "gpt_neox.final_layer_norm": "ln_f",
     "embed_out": "output",
 }
-_OF_FAMILY = {"gpt_neox": _GPT_NEOX}  # every other family carries LLaMA's names
+_OF_FAMILY = {"gpt_neox": _GPT_NEOX}  # every other family has LLaMA's names
 _NEWER = {"gpt_neox": {"lm_head": "output"}}  # of transformers 5, read; the older one is written
 _GGUF_LLAMA = {
     "token_embd": "model.embed_tokens",
@@ -76,7 +76,7 @@ def to_composer(hf_name: str, family: str) -> str:
     """Our name of an HF weight of `family`.
 
     Raises:
-        ValueError: for a name that the table does not have.
+        ValueError: for a name that is not in the table.
     """
     table = _OF_FAMILY.get(family, _LLAMA) | _NEWER.get(family, {})
     return PREFIX + _look_up(hf_name, table, f"HF models of family {family}")
@@ -86,7 +86,7 @@ def to_hf(name: str, family: str) -> str:
     """The HF name, in `family`, of one of our weights.
 
     Raises:
-        ValueError: for a name that the table does not have.
+        ValueError: for a name that is not in the table.
     """
     inverse = {ours: theirs for theirs, ours in _OF_FAMILY.get(family, _LLAMA).items()}
     return _look_up(name.removeprefix(PREFIX), inverse, f"our {family} models")
@@ -96,7 +96,7 @@ def gguf_to_hf(name: str, family: str) -> str:
     """The HF name, in `family`, of a tensor of a GGUF file.
 
     Raises:
-        ValueError: for a name that the table does not have.
+        ValueError: for a name that is not in the table.
     """
     table = _GGUF_NEOX if family == "gpt_neox" else _GGUF_LLAMA
     return _look_up(name, table, f"GGUF files of family {family}")

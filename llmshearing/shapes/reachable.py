@@ -1,4 +1,4 @@
-"""Whether masks can take a source to a target, and the result can be exported: checked before step 1."""
+"""Checks before the first step that masks can prune a source to a target, and that it can be exported."""
 
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import nearest
@@ -15,7 +15,7 @@ _NO_MASKS = (
 def pruning_problems(
     source: Architecture, target: Architecture | None, names: list[str], section: str
 ) -> list[str]:
-    """Everything that stands between `source` and `target` with masks `names`; empty when nothing does."""
+    """Why masks `names` cannot prune `source` to `target`, one sentence each; empty when they can."""
     unknown = [name for name in names if name not in KINDS]
     if unknown:
         return [_unknown_mask(name) for name in unknown]
@@ -94,10 +94,10 @@ def _uncovered(source: Architecture, target: Architecture, names: list[str], sec
 
 
 def export_warnings(target: Architecture) -> list[str]:
-    """What of an exported `target` only some versions of transformers load."""
+    """Warnings for a `target` that only some versions of transformers load."""
     if target.family == "llama" and target.d_model % target.n_heads:
         return [
-            f"target_model has d_model {target.d_model}, no multiple of its {target.n_heads} heads: "
+            f"target_model has d_model {target.d_model}, not a multiple of its {target.n_heads} heads: "
             "transformers 5 rejects such a Llama, transformers 4 loads it. Choose a multiple of n_heads to "
             "have both."
         ]

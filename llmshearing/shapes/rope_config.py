@@ -8,7 +8,7 @@ spelling is written, which both versions read.
 from collections.abc import Mapping
 from typing import Any
 
-# The keys of each type of scaling, those without which it means nothing first.
+# The keys of each type of scaling: required, then optional.
 _NEEDED = {
     "default": (),
     "linear": ("factor",),
@@ -35,11 +35,11 @@ _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def read_rope(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_theta`, `rope_scaling` and `rotary_pct` of an HF config, as far as it says them.
+    """`rope_theta`, `rope_scaling` and `rotary_pct` of an HF config, as far as it has them.
 
     Raises:
-        ValueError: for a type, key or layout that is not understood, spellings that contradict each other,
-            and a config of transformers 5 that says nothing of its rotary embedding.
+        ValueError: for an unknown type, key or layout, for contradictory spellings, and for a config of
+            transformers 5 without a rotary embedding.
     """
     new = hf.get("rope_parameters") or {}
     _check_layout(new)
@@ -60,7 +60,7 @@ def plain_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A scaling under the key `rope_type`; None when it scales nothing.
 
     Raises:
-        ValueError: for a type that is not supported, a key that it does not have or one that it needs.
+        ValueError: for an unsupported type, an unknown key or a missing one.
     """
     if not scaling:
         return None
@@ -74,7 +74,7 @@ def plain_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
     unknown = [key for key, value in values.items() if key not in known and value is not None]
     if unknown and kind != "default":
         raise ValueError(
-            f"rope_scaling of type {kind} has {', '.join(map(str, unknown))}, which is not understood; "
+            f"rope_scaling of type {kind} has {', '.join(map(str, unknown))}, which is not supported; "
             f"known: {', '.join(known)}."
         )
     kept = {key: value for key, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The table of units: what can be pruned, and where its gates enter. Every other file reads it from here.
+"""The table of units: what can be pruned, and where its gates enter. All other modules read this table.
 
 A *unit* is what pruning removes whole: one head, one hidden dimension, one layer. A *kind* is a set of like
 units. A *gate* is a unit's number in [0, 1]: 0 removes it. Every gate scales the rows or columns of weights,
@@ -68,7 +68,7 @@ Z_NAMES = tuple(gate.z for gate in GATES.values())
 
 
 class Gates(dict[str, Tensor]):
-    """Gates by their names in `GATES`, in plain shapes; what is missing is open.
+    """Gates by their names in `GATES`, in plain shapes; a missing gate is open.
 
     A class of its own, which FSDP passes on as it is: it would cast the tensors of a plain dict.
     """
@@ -78,7 +78,7 @@ def from_z(zs: Mapping[str, Tensor], arch: Architecture) -> Gates:
     """Gates in plain shapes from masks under the original's names, such as those of a batch.
 
     Raises:
-        ValueError: for a mask of another size.
+        ValueError: for a mask of the wrong size.
     """
     gates = Gates()
     for name, gate in GATES.items():
@@ -297,11 +297,11 @@ def weight_shapes(arch: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 @dataclass(frozen=True)
 class LayerGates:
-    """The gates of one layer, or of what lies outside of layers, read through the table.
+    """The gates of one layer, or of the weights outside of layers, read through the table.
 
     Attributes:
         table: the weights of the architecture.
-        gates: [n] or scalar; what is missing is open.
+        gates: [n] or scalar; a missing gate is open.
     """
 
     table: Mapping[str, Weight]
@@ -333,7 +333,7 @@ class LayerGates:
 
 
 def layer_gates(table: Mapping[str, Weight], gates: Mapping[str, Tensor], layer: int | None) -> LayerGates:
-    """The gates of layer `layer`, or (None) of what lies outside of layers."""
+    """The gates of layer `layer`, or (None) of the weights outside of layers."""
     shared = {name: gate for name, gate in gates.items() if not GATES[name].per_layer}
     if layer is None:
         return LayerGates(table, shared)

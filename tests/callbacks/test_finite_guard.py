@@ -58,7 +58,7 @@ def test_loss_scaling_may_overflow_gradients_but_not_losses() -> None:
         step(guard, [1.0], INFINITE, Precision.AMP_BF16)
 
 
-def test_steps_left_out_learn_nothing_and_are_counted() -> None:
+def test_skipped_steps_learn_nothing_and_are_counted() -> None:
     guard = FiniteGuard(1, ["code", "books"])
     assert step(guard, [1.0]).grad is not None
     assert step(guard, [1.0], INFINITE).grad is None

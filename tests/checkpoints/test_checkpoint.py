@@ -220,7 +220,7 @@ def test_a_file_or_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither config\.json nor \.metadata: expected a"):
         read_checkpoint(tmp_path)
     (tmp_path / LATEST).touch()
-    with pytest.raises(FileNotFoundError, match=r": take the run's .*/latest-rank0\.pt"):
+    with pytest.raises(FileNotFoundError, match=r": use the run's .*/latest-rank0\.pt"):
         read_checkpoint(tmp_path)
     torch.save({"state": {"model": {"lm_head.weight": torch.ones(2)}}}, tmp_path / "c.pt")
     with pytest.raises(ValueError, match=r"wte\.weight is expected; found lm_head\.weight"):
@@ -240,7 +240,7 @@ def bare(tmp_path, name="llama") -> Checkpoint:
 
 def test_weights_alone_need_the_number_of_heads_and_are_then_llama_2(tmp_path):
     checkpoint = bare(tmp_path)
-    with pytest.raises(ValueError, match=r"does not tell its model's number of heads.*num_attention_heads="):
+    with pytest.raises(ValueError, match=r"does not say how many heads its model has.*num_attention_heads="):
         describe(checkpoint)[0]
     arch = describe(
         checkpoint, {"num_attention_heads": 4, "model_class": "LlamaForCausalLM", "hidden_size": 32}
@@ -277,7 +277,7 @@ def test_weights_alone_tell_their_family_and_options(tmp_path, name):
             {"model_class": "MixtralForCausalLM"},
             "model class MixtralForCausalLM is not supported; supported: Llama",
         ),
-        ({"num_attention_heads": 7}, "heads of size 4 do not divide|of another shape|was given, but"),
+        ({"num_attention_heads": 7}, "heads of size 4 do not divide|of the wrong shape|was given, but"),
     ],
 )
 def test_arguments_that_contradict_the_weights_are_refused(tmp_path, given, message):

@@ -223,7 +223,7 @@ def without(*names):
             r"output\.weight \(expected \(300, 32\)",
         ),
         ({"block_count": 3}, lambda t: t, "9 missing"),
-        ({"attention.head_count_kv": 4}, lambda t: t, "of another shape"),
+        ({"attention.head_count_kv": 4}, lambda t: t, "of the wrong shape"),
         ({"expert_count": 8}, lambda t: t, r"settings that are not supported: expert_count \(8\)"),
         ({"logit_scale": 0.5}, lambda t: t, r"not supported: logit_scale \(0.5\)"),
         (
@@ -258,7 +258,7 @@ def test_what_has_no_place_or_is_missing_is_reported(tmp_path, metadata, tensors
         ({"general.type": "adapter"}, "of type 'adapter'; expected a model"),
         ({"tokenizer.ggml.eos_token_id": 5000}, "eos_token_id is 5000; the file has 300 tokens"),
         ({"tokenizer.ggml.token_type": [1, 3]}, "300 tokens and 2 types"),
-        ({"tokenizer.ggml.merges": ["zz yy"]}, "tokenizer that does not hold together"),
+        ({"tokenizer.ggml.merges": ["zz yy"]}, "inconsistent tokenizer"),
     ],
 )
 def test_metadata_that_contradicts_itself_is_reported(tmp_path, metadata, message):
@@ -281,7 +281,7 @@ def test_a_truncated_file_is_reported(tmp_path, size):
     path = gguf_twins.write(tmp_path / "m.gguf", twin("llama grouped"))
     content = path.read_bytes()
     path.write_bytes(content[:size])
-    with pytest.raises(ValueError, match=r"m\.gguf .*is truncated or no GGUF file"):
+    with pytest.raises(ValueError, match=r"m\.gguf .*is truncated or not a GGUF file"):
         read_gguf(path)
 
 
@@ -290,7 +290,7 @@ def test_a_list_that_announces_more_than_there_is_is_not_read_for_ever(tmp_path)
     content = path.read_bytes()
     place = content.index(b"\x01\x00\x00\x00\x00\x00\x00\x00x") + 9 + 8  # name, its types, the length
     path.write_bytes(content[:place] + b"\xff" * 7 + b"\x00" + content[place + 8 :])
-    with pytest.raises(ValueError, match="truncated or no GGUF file"):
+    with pytest.raises(ValueError, match="truncated or not a GGUF file"):
         read_gguf(path)
 
 
@@ -397,7 +397,7 @@ def test_text_is_split_as_the_file_says(tmp_path, pre, text, pieces):
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"tokenizer.ggml.pre": "some-new-one"}, "splitting 'some-new-one', which is not known here"),
+        ({"tokenizer.ggml.pre": "some-new-one"}, "splitting 'some-new-one', which is not supported"),
         ({"tokenizer.ggml.model": "t5"}, "of kind 't5'"),
         ({"tokenizer.ggml.tokens": ["a"] * WORDS}, "the same token more than once"),
         ({"tokenizer.ggml.tokens": None, "tokenizer.ggml.bos_token_id": None}, "holds no tokenizer"),

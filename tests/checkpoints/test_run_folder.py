@@ -45,7 +45,7 @@ def test_checkpoints_are_ordered_by_step_whatever_the_clock_says(tmp_path, monke
     assert run_folder.checkpoints(tmp_path) == [fourth, third, second, first]
     third.write_bytes(b"weightS")
     with pytest.raises(ValueError, match=f"The one before it is {second}"):
-        run_folder.refuse(third, run_folder.damage(third, [third.name]))
+        run_folder.reject(third, run_folder.damage(third, [third.name]))
     run_folder.keep_last(tmp_path, 1)
     assert run_folder.checkpoints(tmp_path) == [fourth]
     assert (tmp_path / run_folder.LATEST).resolve() == fourth
@@ -73,7 +73,7 @@ def test_without_links_a_file_tells_the_last_checkpoint(tmp_path, no_links, capl
         last = write(tmp_path, name)
         assert run_folder.follow(tmp_path / run_folder.LATEST) == last
     assert find_checkpoint(None, str(tmp_path / run_folder.LATEST)) == last
-    assert caplog.text.count("has no symbolic links (Function not implemented)") == 1
+    assert caplog.text.count("does not support symbolic links (Function not implemented)") == 1
     assert not run_folder.place_of_writing(tmp_path).exists()
 
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_without_manifest_begins_a_run_whatever_way_it_is_named(tmp
     (tmp_path / "other").symlink_to("run")
     monkeypatch.chdir(tmp_path)
     for folder in ("run", "other", tmp_path / "run"):
-        with pytest.raises(FileExistsError, match="go on from it as it is with load_path"):
+        with pytest.raises(FileExistsError, match="resume from it unchecked with load_path"):
             find_checkpoint(Path(folder), autoresume=True)
         for named in ("run", "other", tmp_path / "run"):
             assert find_checkpoint(Path(folder), f"{named}/{stray.name}") == stray
@@ -211,10 +211,10 @@ def test_a_damaged_one_is_refused_with_the_one_before_it_whatever_its_name(tmp_p
     second.rename(best)
     second.with_name(f"{second.name}.json").rename(tmp_path / "best.pt.json")
     files = [second.name]
-    run_folder.refuse(best, run_folder.damage(best, files))
+    run_folder.reject(best, run_folder.damage(best, files))
     best.write_bytes(b"weightS")
     with pytest.raises(ValueError, match=rf"{best} is damaged.*The one before it is {first}:"):
-        run_folder.refuse(best, run_folder.damage(best, files))
+        run_folder.reject(best, run_folder.damage(best, files))
 
 
 @pytest.mark.parametrize("name", ["ep0-ba1-rank0.pt", "ep0-ba1"])
@@ -327,12 +327,12 @@ def test_a_checkpoint_that_one_rank_does_not_see_is_missed_on_every_rank(tmp_pat
     """A rank that stopped alone would leave the others waiting for it."""
     last = write(tmp_path, "ep0-ba1-rank0.pt")
     monkeypatch.setattr(dist, "all_gather_object", lambda seen: [seen, False])
-    with pytest.raises(FileNotFoundError, match="but there is nothing"):
+    with pytest.raises(FileNotFoundError, match="which does not exist"):
         find_checkpoint(tmp_path / "own", str(last))
 
 
 def test_a_run_begins_from_nothing_that_is_absent_or_damaged(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"load_path is .*none\.pt, but there is nothing"):
+    with pytest.raises(FileNotFoundError, match=r"load_path is .*none\.pt, which does not exist"):
         find_checkpoint(tmp_path / "new", str(tmp_path / "none.pt"))
     first, last = (write(tmp_path, f"ep0-ba{step}") for step in (1, 2))
     (last / "__0_0.distcp").write_bytes(b"weightS")

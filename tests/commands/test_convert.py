@@ -205,7 +205,7 @@ def test_a_truncated_safetensors_file_is_refused(tmp_path):
     folder = save(make(CONFIGS["llama"]), tmp_path / "hf")
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-100])
-    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or no safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or not a safetensors file"):
         save_hf_to_composer(folder, tmp_path / "c.pt")
 
 

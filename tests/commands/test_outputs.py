@@ -40,7 +40,7 @@ def test_what_must_not_be_lost_is_not_written_over(tmp_path, kind):
         out.write_text("a: 1")
     else:
         out = tmp_path
-    with pytest.raises(FileExistsError, match=what.get(kind, "no checkpoint")):
+    with pytest.raises(FileExistsError, match=what.get(kind, "not a checkpoint")):
         check_output(out, source)
 
 
@@ -53,7 +53,7 @@ def test_what_is_replaced_is_said_and_a_folder_that_holds_anything_is_not(tmp_pa
     assert not (tmp_path / "p.pt").exists()
     for count in (0, 1):
         prune_and_save_model(source, tmp_path / "p.pt", target={"d_model": 16})
-        assert caplog.text.count("p.pt exists and is replaced") == count
+        assert caplog.text.count("p.pt exists and is overwritten") == count
 
 
 @pytest.mark.parametrize("kind", ["latest", "itself"])

@@ -44,7 +44,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "wrong shape",
             *FROM_WEIGHTS,
-            ("of another shape", "expected (32,), found (31,)"),
+            ("of the wrong shape", "expected (32,), found (31,)"),
             weights(lambda w: w.update({"model.transformer.ln_f.weight": torch.zeros(31)})),
         ),
         Case(

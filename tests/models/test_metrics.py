@@ -28,5 +28,5 @@ def test_metrics_accumulate_by_domain_and_overall():
 def test_a_domain_without_tokens_is_an_error_and_never_nan():
     metric = MeanTokenLoss(0, "wiki")
     metric.update(torch.zeros(1, 2, dtype=torch.float64))
-    with pytest.raises(ValueError, match="no token of wiki"):
+    with pytest.raises(ValueError, match="no tokens of wiki"):
         metric.compute()

@@ -96,7 +96,7 @@ def test_finds_what_would_end_a_run_later(
         ({"callbacks__speed_monitor": {"window_size": -1}}, "window_size is -1; expected a number above 0"),
         (
             {"load_path": str(tmp_path / "bare.pt")},
-            "its optimizer state is of nothing, this run's is of AdamW",
+            "it holds no optimizer state (this run uses AdamW)",
         ),
         ({"model__l0_module__pruning_modules": ["haed"]}, "pruning_modules has 'haed' (did you mean head?)"),
         ({"model__l0_module__pruning_modules": []}, "add head to model.l0_module.pruning_modules"),

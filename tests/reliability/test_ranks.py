@@ -78,7 +78,7 @@ def test_a_slow_save_is_no_hang(tmp_path, data, table):
 
 
 @pytest.mark.world_size
-def test_a_suspended_run_goes_on(tmp_path, data, table):
+def test_suspended_run_continues(tmp_path, data, table):
     path = write_config(tmp_path, data, **PATIENT)
     ranks = Ranks([path], 2, partial(faults.linger_at, "batch_start", 3, (0, 1), 4))
     end = time.monotonic() + 100
@@ -119,15 +119,15 @@ def test_a_step_that_is_not_finite_ends_the_run(tmp_path, data, table, world_siz
     table("a gradient turns into NaN", "ends with step, domains and samples; last checkpoint untouched")
 
 
-def test_steps_that_are_not_finite_can_be_left_out(tmp_path, data, table):
+def test_steps_that_are_not_finite_can_be_skipped(tmp_path, data, table):
     path = write_config(tmp_path, data)
     ranks = Ranks([path, "max_skipped_steps=1"], 1, partial(faults.nan_at, 6))
     assert ranks.wait(200) == [0], ranks.output()[-3000:]
-    assert "Left out, 1 of 1." in ranks.output()
+    assert "Skipped, 1 of 1." in ranks.output()
     losses = [v["loss/train/ce_loss"] for v in metrics(tmp_path).values() if "loss/train/ce_loss" in v]
     assert len(losses) == 12
     assert all(loss == loss for loss in losses)
-    table("a gradient turns into NaN, max_skipped_steps=1", "the step is left out, the run ends well")
+    table("a gradient turns into NaN, max_skipped_steps=1", "the step is skipped, the run ends well")
 
 
 @pytest.mark.world_size

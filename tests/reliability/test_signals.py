@@ -21,7 +21,7 @@ def whole(tmp_path_factory, data):
 
 @pytest.mark.world_size
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
-def test_a_signal_saves_and_the_next_launch_goes_on(tmp_path, data, table, whole, number):
+def test_signal_saves_and_the_next_launch_resumes(tmp_path, data, table, whole, number):
     path = write_config(tmp_path, data, **SETTINGS)
     ranks = Ranks([path, "autoresume=true"], 2)
     end = time.monotonic() + 200

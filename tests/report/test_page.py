@@ -189,7 +189,7 @@ def test_a_report_that_cannot_be_written_ends_no_run(
     callback = ReportCallback(folder, write_report)
     callback.fit_start(cast(Any, None), cast(Any, None))
     callback.post_close()
-    assert "There is no report of this run" in caplog.text
+    assert "The report of this run could not be written" in caplog.text
     assert "metrics.jsonl, line 1" in caplog.text
 
 

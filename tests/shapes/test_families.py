@@ -125,7 +125,7 @@ def test_an_unsupported_family_is_named_with_those_that_are_supported(model_type
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized; pruning needs the weights in fp32"),
         ({"num_key_value_heads": 3}, "n_heads is 4 and n_kv_heads is 3"),
         ({"num_hidden_layers": "four"}, "n_layers is 'four'; expected a whole number of at least 1"),
-        ({"num_attention_heads": 0}, "The HF config does not hold together|num_attention_heads is 0"),
+        ({"num_attention_heads": 0}, "The HF config is inconsistent|num_attention_heads is 0"),
         (
             {"hidden_size": None},
             "hold together|hidden_size is None in the HF config; expected a whole number",
@@ -155,9 +155,9 @@ def arch_of(name: str) -> Architecture:
 
 
 def test_what_a_family_cannot_say_is_refused_at_export():
-    with pytest.raises(ValueError, match="family llama cannot say out_bias=True"):
+    with pytest.raises(ValueError, match="family llama cannot express out_bias=True"):
         architecture_to_hf(arch_of("llama").resized(out_bias=True))
-    with pytest.raises(ValueError, match="family gpt_neox cannot say head_dim=8"):
+    with pytest.raises(ValueError, match="family gpt_neox cannot express head_dim=8"):
         architecture_to_hf(arch_of("gpt_neox").resized(d_model=24))
 
 

@@ -158,6 +158,6 @@ def test_a_row_of_the_table_is_all_that_a_new_gate_needs(monkeypatch):
 
 def test_a_width_that_transformers_5_rejects_is_warned_about():
     (warning,) = export_warnings(GQA.resized(d_model=60))
-    assert "d_model 60, no multiple of its 8 heads: transformers 5 rejects" in warning
+    assert "d_model 60, not a multiple of its 8 heads: transformers 5 rejects" in warning
     assert not export_warnings(GQA)
     assert not export_warnings(GQA.resized(d_model=60, family="mistral"))
