@@ -63,7 +63,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, data, prune
 
 @pytest.mark.slow
 @pytest.mark.world_size
-def test_a_complete_run_is_left_alone_and_a_longer_one_goes_on(tmp_path, data):
+def test_a_complete_run_is_left_alone_and_a_longer_one_resumes(tmp_path, data):
     path = write_config(tmp_path / "run", data, max_duration="4ba")
     run([path])
     before = weights(tmp_path / "run")
@@ -104,7 +104,7 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path, data):
 @pytest.mark.slow
 @pytest.mark.world_size
 @pytest.mark.parametrize("fsdp", [{}, SHARDED], ids=["full", "sharded"])
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path, data, fsdp):
+def test_a_run_resumes_with_another_number_of_processes(tmp_path, data, fsdp):
     """1 -> 2 -> 1 processes, from full and sharded checkpoints, with masks that all ranks share."""
     settings = {
         "max_duration": "12ba",
@@ -122,7 +122,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, data, fsdp):
     assert_close(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_weights_only_begins_a_new_run(tmp_path, data):
+def test_weights_only_starts_a_new_run(tmp_path, data):
     run([write_config(tmp_path / "first", data, prune=False, max_duration="2ba")])
     first = tmp_path / "first/latest-rank0.pt"
     path = write_config(tmp_path / "second", data, prune=False, max_duration="1ba", optimizer__lr=0.0)
@@ -141,7 +141,7 @@ class Draws(Callback):
         self.drawn.append((random.random(), torch.rand(()).item()))
 
 
-def test_random_numbers_and_evaluations_go_on_where_they_stopped(tmp_path, data, monkeypatch):
+def test_random_numbers_and_evaluations_continue_where_they_stopped(tmp_path, data, monkeypatch):
     build = training.build_callbacks
     draws = {}
     for name, ends in {"whole": [4], "resumed": [2, 4]}.items():
@@ -158,15 +158,15 @@ def test_random_numbers_and_evaluations_go_on_where_they_stopped(tmp_path, data,
     assert draws["resumed"].drawn == draws["whole"].drawn
 
 
-def test_weights_saved_alone_cannot_be_gone_on_from(tmp_path, data):
+def test_weights_saved_alone_cannot_be_resumed(tmp_path, data):
     training.train(run_config(data, tmp_path, max_duration="1ba", save_weights_only=True))
     state = load_tensors(tmp_path / "latest-rank0.pt")["state"]
     assert [*state, *state["callbacks"]] == ["model", "callbacks", "RunRecord"]
-    with pytest.raises(ValueError, match="it holds no optimizer state \(this run uses AdamW\)"):
+    with pytest.raises(ValueError, match=r"it holds no optimizer state \(this run uses AdamW\)"):
         training.train(run_config(data, tmp_path, max_duration="2ba", autoresume=True))
 
 
-def test_steps_left_out_count_over_launches(tmp_path, data, monkeypatch):
+def test_skipped_steps_count_over_launches(tmp_path, data, monkeypatch):
     def spoil(state):
         next(p.grad for p in state.model.parameters() if p.grad is not None).fill_(float("nan"))
 
@@ -179,7 +179,7 @@ def test_steps_left_out_count_over_launches(tmp_path, data, monkeypatch):
         training.train(run_config(data, tmp_path / "run", max_duration="4ba", **settings))
 
 
-def test_a_folder_with_checkpoints_is_not_written_over_unasked(tmp_path, data):
+def test_a_folder_with_checkpoints_is_overwritten_only_on_request(tmp_path, data):
     path = write_config(tmp_path, data, max_duration="2ba")
     run([path])
     ranks = Ranks([path])
@@ -189,7 +189,7 @@ def test_a_folder_with_checkpoints_is_not_written_over_unasked(tmp_path, data):
     assert run_folder.latest_checkpoint(tmp_path).name == "ep0-ba1-rank0.pt"
 
 
-def test_changes_names_what_a_run_cannot_go_on_with_and_what_else_differs():
+def test_changes_separates_settings_that_prevent_resuming_from_others():
     before = "{model: {d_model: 8, path: a, l0_module: {noise: shared}}, optimizer: {name: adamw, lr: 1}}"
     now = (
         "{model: {d_model: 16, path: b, l0_module: null}, optimizer: {name: adamw, lr: 2}, save_folder: x, "
@@ -236,7 +236,7 @@ def resumed(data, folder, **changes):
 
 
 @pytest.mark.parametrize("fsdp", [{}, SHARDED], ids=["full", "sharded"])
-def test_noise_that_hangs_on_the_microbatch_needs_the_same(tmp_path, data, fsdp):
+def test_noise_that_depends_on_the_microbatch_needs_the_same(tmp_path, data, fsdp):
     training.train(run_config(data, tmp_path / "run", fsdp_config=fsdp, **SHORT))
     for size in (2, 8, 16):
         reason = rf"written with 4 sequences in a microbatch, this run has {min(size, 8)}\. The masks' noise"
@@ -246,7 +246,7 @@ def test_noise_that_hangs_on_the_microbatch_needs_the_same(tmp_path, data, fsdp)
 
 
 @pytest.mark.parametrize("settings", [{"model__l0_module__noise": "shared"}, {"prune": False}])
-def test_another_microbatch_is_accepted_where_nothing_hangs_on_it(tmp_path, data, settings):
+def test_another_microbatch_is_accepted_where_nothing_depends_on_it(tmp_path, data, settings):
     training.train(run_config(data, tmp_path / "run", **SHORT, **settings))
     resumed(data, tmp_path / "run", device_train_microbatch_size=2, **settings)
 
@@ -254,7 +254,7 @@ def test_another_microbatch_is_accepted_where_nothing_hangs_on_it(tmp_path, data
 @pytest.mark.slow
 @pytest.mark.world_size
 @pytest.mark.parametrize("fsdp", [{}, SHARDED], ids=["full", "sharded"])
-def test_noise_that_hangs_on_the_processes_is_reported(tmp_path, data, fsdp):
+def test_noise_that_depends_on_the_processes_is_reported(tmp_path, data, fsdp):
     path = write_config(tmp_path / "run", data, fsdp_config=fsdp, **SHORT)
     run([path])
     output = run([path, "autoresume=true", "max_duration=3ba"], 2)
@@ -308,7 +308,7 @@ def test_nothing_of_an_overwritten_run_stays(tmp_path, data):
     assert not names(tmp_path, "superseded-*")
 
 
-def test_a_run_from_an_earlier_checkpoint_of_its_folder_sets_the_later_ones_aside(tmp_path, data):
+def test_a_run_from_an_earlier_checkpoint_moves_the_later_ones_away(tmp_path, data):
     settings = {"eval_interval": "0ba", "save_interval": "1ba", "save_num_checkpoints_to_keep": 2}
     training.train(run_config(data, tmp_path, max_duration="3ba", **settings))
     earlier = str(tmp_path / "ep0-ba2-rank0.pt")

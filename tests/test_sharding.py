@@ -53,7 +53,7 @@ def test_weights_of_a_checkpoint_go_to_every_process(tmp_path, data):
 
 
 @pytest.mark.world_size
-def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, data):
+def test_a_batch_that_processes_cannot_share_is_rejected(tmp_path, data):
     ranks = Ranks([write_config(tmp_path, data), "global_train_batch_size=7"], 2)
     assert ranks.wait() == [2, 2]
     assert "global_train_batch_size is 7" in ranks.output()

@@ -194,8 +194,8 @@ def check_contents(contents: Any, path: Path, optimizer: str, weights_only: bool
         others = ", ".join(saved.get("optimizers") or {})
         found = f"its optimizer state belongs to {others}" if others else "it holds no optimizer state"
         raise ValueError(
-            f"{path} cannot be resumed: {found} (this run uses {optimizer}). Start a new run from its weights: "
-            "load_weights_only=true."
+            f"{path} cannot be resumed: {found} (this run uses {optimizer}). Start a new run from its "
+            "weights: load_weights_only=true."
         )
 
 
@@ -259,7 +259,7 @@ def choose_checkpoint(
 
 
 def _check_strays(strays: list[Path], own: list[Path], choice: Path | None, overwrite: bool) -> None:
-    """Check that the run would overwrite no checkpoint of later steps, copied here without its manifest.
+    """Check that the run overwrites no later checkpoint that lacks its manifest.
 
     Raises:
         FileExistsError: naming it.

@@ -25,7 +25,7 @@ _LIMIT = (
 
 
 class Watchdog(Callback):
-    """Ends this process when no rank makes progress for `timeout` seconds, and reports the state of all ranks.
+    """Ends this process when no rank makes progress for `timeout` seconds, and reports on all ranks.
 
     Progress is an event of the trainer, a byte of a checkpoint that is being written, or a call of `beat`. A
     thread notes the stage (Composer's event) and the age of the last progress in the key-value store through

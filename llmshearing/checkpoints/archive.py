@@ -30,8 +30,8 @@ def check_archive(file: IO[bytes]) -> None:
     A file that is not a zip file passes: torch reads the older format by the length of each member.
 
     Raises:
-        ValueError: when a member is compressed, duplicated or missing, overlaps the next, or does not have the
-            size of its storage.
+        ValueError: when a member is compressed, duplicated or missing, overlaps the next, or its size
+            is not that of its storage.
     """
     if not zipfile.is_zipfile(file):
         return

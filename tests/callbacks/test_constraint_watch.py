@@ -36,7 +36,7 @@ def test_masks_move_with_every_kind_of_clipping(
 
 
 @pytest.mark.parametrize("setting", [{"optimizer__lag_lr": 1e-9}, {"optimizer__eps": 1e3}])
-def test_a_run_that_prunes_nothing_says_so_once(
+def test_a_run_that_prunes_nothing_warns_once(
     data: Path, caplog: pytest.LogCaptureFixture, setting: dict[str, float]
 ) -> None:
     training.train(run_config(data, max_duration="16ba", eval_interval="0ba", **setting))
@@ -52,7 +52,7 @@ def warnings(expected: list[float], target: list[float], caplog: pytest.LogCaptu
     return caplog.text.count("nothing is being pruned")
 
 
-def test_standing_still_is_told_from_slowness_and_from_arrival(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_movement_is_distinguished_from_slowness_and_arrival(caplog: pytest.LogCaptureFixture) -> None:
     steps = 3 * WINDOW
     rising = [0.5 * step / steps for step in range(steps)]
     assert warnings([0.1 * value for value in rising], rising, caplog) == 0

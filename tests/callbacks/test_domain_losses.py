@@ -42,7 +42,7 @@ def test_each_step_starts_over():
     assert second["metrics/train/wiki_LanguageCrossEntropy"] == pytest.approx(1.5)
 
 
-def test_a_domain_without_predicted_tokens_is_left_out():
+def test_a_domain_without_predicted_tokens_is_skipped():
     (found,) = logged([[([0, 1], [[2.0, 2.0], [0.0, 0.0]])]])
     assert "metrics/train/books_LanguageCrossEntropy" not in found
     assert found["metrics/train/code_LanguageCrossEntropy"] == pytest.approx(2.0)

@@ -138,7 +138,7 @@ def test_a_domain_of_weight_0_is_never_used(update_type, max_weight):
         ({"max_weight": 0.4}, r"max_weight is 0.4: expected from 1/2"),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
+def test_wrong_settings_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         callback(**settings)
 
@@ -388,7 +388,7 @@ def test_two_processes_train_and_evaluate_as_one_does(root, tmp_path):
         assert weights == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_domain_without_evaluation_samples_is_refused_at_start(root, monkeypatch):
+def test_a_domain_without_evaluation_samples_is_rejected_at_start(root, monkeypatch):
     trainer, _, _ = build(root, callback(), evaluation="eval_merge")
     with pytest.raises(ValueError, match="evaluation data has no sequences of book, needed to update"):
         trainer.fit()
@@ -403,7 +403,7 @@ def test_a_domain_without_evaluation_samples_is_refused_at_start(root, monkeypat
     trainer.fit()
 
 
-def test_other_domains_than_the_loaders_are_refused(root):
+def test_other_domains_than_the_loaders_are_rejected(root):
     other = DynamicLoadingCallback((1.0, 1.0), START, ["book", "cc"])
     trainer, _, _ = build(root, other)
     with pytest.raises(ValueError, match=r"domains are \['cc', 'book'\], expected .*\['book', 'cc'\]"):

@@ -8,7 +8,7 @@ from typing import Any, cast
 from llmshearing.callbacks.metrics_file import MetricsFile
 
 
-def test_lines_after_the_checkpoint_are_dropped_and_spoilt_ones(tmp_path: Path) -> None:
+def test_damaged_lines_and_those_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     steps = [{"step": step, "loss/train/total": 1.0} for step in range(4)]
     evaluations = [{"step": step, "metrics/eval/LanguageCrossEntropy": 2.0} for step in (2, 4)]

@@ -89,7 +89,7 @@ def test_without_a_folder_no_gates_are_saved(model, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_without_a_method_is_a_mistake_of_ours():
+def test_a_model_without_a_method_fails_an_assertion():
     dense = ComposerMosaicLlama(as_model_config({**SIZES, "max_seq_len": SEQ_LEN, "vocab_size": VOCABULARY}))
     with pytest.raises(AssertionError):
         PruningCallback().fit_start(at(dense), NO_LOGGER)

@@ -67,7 +67,7 @@ def test_a_resumed_run_takes_the_next_step_of_the_one_before(tmp_path):
     assert set(after.loaded) == {"callbacks", "timestamp"}, "a run keeps its own name"
 
 
-def test_weights_alone_begin_a_new_run(tmp_path):
+def test_weights_alone_start_a_new_run(tmp_path):
     before, after = Run(steps=3), Run()
     resume(tmp_path, before.contents(), after, "{model: {d_model: 9}}", weights_only=True)
     assert torch.equal(before.model.weight, after.model.weight)

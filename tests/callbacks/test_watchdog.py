@@ -161,7 +161,7 @@ def test_progress_while_the_ranks_are_asked_saves_the_process(clock, monkeypatch
     assert not capfd.readouterr().err
 
 
-def test_dead_ranks_are_told_from_those_that_wait(clock, ranks):
+def test_dead_ranks_are_distinguished_from_those_that_wait(clock, ranks):
     dog = Watchdog(TIMEOUT)
     dog._store = Store(beating={1})
     own, one, two = dog.explain().splitlines()

@@ -151,7 +151,7 @@ def test_a_sharded_checkpoint_is_not_read_into_tensors_of_another_shape(tmp_path
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_run(tmp_path, zipped):
+def test_a_pickle_that_holds_more_than_tensors_is_rejected_and_not_run(tmp_path, zipped):
     content = {"state": {"model": weights_of()}, "more": Evil(tmp_path / "touched")}
     torch.save(content, tmp_path / "c.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(
@@ -162,7 +162,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_run(tmp_path, 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_malicious_index_of_a_sharded_checkpoint_is_refused_and_not_run(tmp_path):
+def test_a_malicious_index_of_a_sharded_checkpoint_is_rejected_and_not_run(tmp_path):
     folder = sharded(tmp_path / "ep0", weights_of())
     (folder / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "touched")))
     with pytest.raises(
@@ -173,7 +173,7 @@ def test_a_malicious_index_of_a_sharded_checkpoint_is_refused_and_not_run(tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_malicious_value_of_a_sharded_checkpoint_is_refused_and_not_run(tmp_path):
+def test_a_malicious_value_of_a_sharded_checkpoint_is_rejected_and_not_run(tmp_path):
     folder = tmp_path / "ep0"
     state = {"model": weights_of(), "callbacks": {"RunRecord": {"config": Evil(tmp_path / "touched")}}}
     dcp.save({"state": state}, checkpoint_id=folder, no_dist=True)
@@ -199,14 +199,14 @@ def test_a_damaged_shard_is_named(tmp_path, damage):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world", b"\x80\x02]q\x00.", b"PK\x03\x04" + b"\x00" * 60])
-def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+def test_what_is_not_a_checkpoint_is_rejected(tmp_path, content):
     (tmp_path / "c.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"c\.pt.*(cannot be read as a checkpoint|expected a checkpoint)"):
         read_checkpoint(tmp_path / "c.pt")
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
-def test_a_truncated_checkpoint_is_refused(tmp_path, part):
+def test_a_truncated_checkpoint_is_rejected(tmp_path, part):
     write_checkpoint(tmp_path / "c.pt", weights_of(), {})
     content = (tmp_path / "c.pt").read_bytes()
     (tmp_path / "c.pt").write_bytes(content[: int(len(content) * part)])
@@ -214,7 +214,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, part):
         read_checkpoint(tmp_path / "c.pt")
 
 
-def test_a_file_or_folder_without_a_model_is_refused(tmp_path):
+def test_a_file_or_folder_without_a_model_is_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*absent\.pt"):
         read_checkpoint(tmp_path / "absent.pt")
     with pytest.raises(FileNotFoundError, match=r"neither config\.json nor \.metadata: expected a"):
@@ -280,7 +280,7 @@ def test_weights_alone_tell_their_family_and_options(tmp_path, name):
         ({"num_attention_heads": 7}, "heads of size 4 do not divide|of the wrong shape|was given, but"),
     ],
 )
-def test_arguments_that_contradict_the_weights_are_refused(tmp_path, given, message):
+def test_arguments_that_contradict_the_weights_are_rejected(tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
         describe(bare(tmp_path), {"num_attention_heads": 4, **given})[0]
 
@@ -306,7 +306,7 @@ def test_a_configuration_beside_the_checkpoint_describes_it(tmp_path, file):
     )
 
 
-def test_a_malicious_config_pt_is_refused_and_not_run(tmp_path):
+def test_a_malicious_config_pt_is_rejected_and_not_run(tmp_path):
     checkpoint = bare(tmp_path)
     torch.save({"model": Evil(tmp_path / "touched")}, tmp_path / "alone" / "config.pt")
     with pytest.raises(ValueError, match=r"config\.pt holds (_io|io)\.open"):
@@ -341,7 +341,7 @@ def test_a_masked_checkpoint_is_not_trained_on_without_its_masks(tmp_path):
     assert equal(model.state_dict(), checkpoint.weights)
 
 
-def test_masks_of_other_kinds_are_refused(tmp_path):
+def test_masks_of_other_kinds_are_rejected(tmp_path):
     checkpoint = read_checkpoint(masked_checkpoint(tmp_path / "m.pt", n_layers=1))
     model = model_for(checkpoint, l0_module=L0Config(target_model=TargetConfig(d_model=16)))
     with pytest.raises(ValueError, match=r"masks of .*m\.pt do not fit model\.l0_module"):
@@ -365,7 +365,7 @@ def test_missing_unexpected_and_misshapen_weights_are_listed(tmp_path):
     assert f"{prefix}wte.weight (torch.int8)" in text
 
 
-def test_a_record_config_that_is_not_the_weights_is_refused(tmp_path):
+def test_a_record_config_that_is_not_the_weights_is_rejected(tmp_path):
     weights, _ = from_hf(read_hf(save(make(CONFIGS["llama biases"]), tmp_path / "hf")))
     config = json.dumps(CONFIGS["llama grouped"].to_dict())
     write_checkpoint(tmp_path / "c.pt", weights, {"hf_files": {"config.json": config}, "config": None})

@@ -86,7 +86,7 @@ def test_every_family_comes_out_as_it_was_written(tmp_path, name):
         (4.0, 1.5, 9.0, 1000, 10000.0, 128),
     ],
 )
-def test_llama_3_scaling_is_told_by_its_factors(factor, low, high, original, theta, size):
+def test_llama_3_scaling_is_recovered_from_its_factors(factor, low, high, original, theta, size):
     config = copy.deepcopy(CONFIGS["llama"])
     config.head_dim, config.rope_theta = size, theta
     config.rope_scaling = {
@@ -403,7 +403,7 @@ def test_text_is_split_as_the_file_says(tmp_path, pre, text, pieces):
         ({"tokenizer.ggml.tokens": None, "tokenizer.ggml.bos_token_id": None}, "holds no tokenizer"),
     ],
 )
-def test_a_tokenizer_that_is_not_known_is_left_out_with_a_warning(tmp_path, caplog, metadata, words):
+def test_an_unknown_tokenizer_is_skipped_with_a_warning(tmp_path, caplog, metadata, words):
     path = gguf_twins.write(tmp_path / "m.gguf", twin("llama grouped"), metadata)
     folder = exported(path)
     assert words in caplog.text

@@ -91,7 +91,7 @@ def test_a_hostile_record_ends_in_one_line(tmp_path, monkeypatch, capsys, record
 
 
 @pytest.mark.parametrize("record", [["x"], "text", 3])
-def test_a_record_that_is_no_mapping_is_rejected(tmp_path, record):
+def test_a_record_that_is_not_a_mapping_is_rejected(tmp_path, record):
     weights = read_checkpoint(checkpoint(tmp_path / "c.pt")).weights
     torch.save({"state": {"model": weights}, "llmshearing": record}, tmp_path / "d.pt")
     with pytest.raises(ValueError, match="as its record; expected"):
@@ -266,7 +266,7 @@ def test_another_head_under_a_tied_config_is_reported_and_kept_on_request(tmp_pa
         assert (found - hf(ids).logits).abs().max() < 1e-4
 
 
-def test_the_embedding_again_as_head_is_no_matter(tmp_path, caplog):
+def test_a_head_equal_to_the_tied_embedding_is_skipped_silently(tmp_path, caplog):
     _, folder = tied_with_head(tmp_path, lambda hf: hf.model.embed_tokens.weight.clone())
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].double()
@@ -407,7 +407,7 @@ STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
         (lambda n, c: (c, DEFLATED if n.endswith("data/0") else STORED), "data/0 is compressed"),
     ],
 )
-def test_a_member_that_is_not_what_its_tensors_need_is_reported(tmp_path, edit, message):
+def test_a_member_of_the_wrong_size_is_reported(tmp_path, edit, message):
     torch.save({"a": torch.ones(1000), "b": torch.full((5000,), 7.0)}, tmp_path / "c.pt")
     with pytest.raises(ValueError, match=message):
         load_tensors(rewritten(tmp_path / "c.pt", edit))
@@ -508,7 +508,7 @@ def test_an_index_that_promises_more_than_there_is_is_reported(tmp_path, edit, m
         load_sharded(folder)
 
 
-def test_a_part_whose_archive_lies_is_reported(tmp_path):
+def test_a_part_with_an_inconsistent_archive_is_reported(tmp_path):
     folder = sharded(tmp_path / "ep0")
     file = folder / "__0_0.distcp"
     index = pickle.loads((folder / ".metadata").read_bytes())

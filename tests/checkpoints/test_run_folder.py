@@ -68,7 +68,7 @@ def no_links(monkeypatch):
 
 
 @pytest.mark.parametrize("names", [["ep0-ba9-rank0.pt", "ep0-ba10-rank0.pt"], ["ep0-ba9", "ep0-ba10"]])
-def test_without_links_a_file_tells_the_last_checkpoint(tmp_path, no_links, caplog, names):
+def test_without_links_a_file_names_the_last_checkpoint(tmp_path, no_links, caplog, names):
     for name in names:
         last = write(tmp_path, name)
         assert run_folder.follow(tmp_path / run_folder.LATEST) == last
@@ -77,7 +77,7 @@ def test_without_links_a_file_tells_the_last_checkpoint(tmp_path, no_links, capl
     assert not run_folder.place_of_writing(tmp_path).exists()
 
 
-def test_a_link_and_what_is_no_pointer_are_followed_to_themselves(tmp_path):
+def test_follow_resolves_links_and_leaves_other_files_alone(tmp_path):
     first, second = write(tmp_path, "ep0-ba1-rank0.pt"), write(tmp_path, "ep0-ba2-rank0.pt")
     latest = tmp_path / run_folder.LATEST
     assert run_folder.follow(latest) == second
@@ -138,7 +138,7 @@ def test_what_is_overwritten_goes_whole(tmp_path):
     assert names_in(tmp_path) == ["mine.txt"]
 
 
-def test_what_lies_beyond_an_earlier_checkpoint_is_set_aside(tmp_path):
+def test_checkpoints_after_the_one_resumed_are_moved_away(tmp_path):
     first, _, last = a_run(tmp_path, 3)
     run_folder.supersede(tmp_path, 3, last, overwrite=True, autoresume=True)
     assert not (tmp_path / "superseded-1").exists()
@@ -159,7 +159,7 @@ def test_a_new_run_from_weights_of_its_own_folder_keeps_them(tmp_path):
     assert len(run_folder.checkpoints(tmp_path / "superseded-1")) == 2
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_without_its_traces(tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_over_without_traces(tmp_path):
     for autoresume in (True, False):
         for checkpoint in a_run(tmp_path, 2):
             run_folder.remove(checkpoint)
@@ -168,7 +168,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_without_its_traces(tmp_
         assert (tmp_path / "superseded-1" / "metrics.jsonl").exists() == (not autoresume)
 
 
-def test_a_checkpoint_without_manifest_begins_a_run_whatever_way_it_is_named(tmp_path, monkeypatch):
+def test_a_checkpoint_without_manifest_starts_a_run_by_any_of_its_names(tmp_path, monkeypatch):
     write(tmp_path / "run", "ep0-ba1-rank0.pt")
     stray = tmp_path / "run" / "ep0-ba9-rank0.pt"
     stray.write_bytes(b"copied here")
@@ -197,7 +197,7 @@ def test_what_a_killed_process_leaves_is_absent(tmp_path):
     assert list(run_folder.place_of_writing(tmp_path).iterdir()) == []
 
 
-def test_what_has_no_manifest_is_told_apart_the_latest_first(tmp_path):
+def test_checkpoints_without_manifest_are_listed_latest_first(tmp_path):
     write(tmp_path, "ep0-ba1-rank0.pt")
     for name in ("ep0-ba9", "ep0-ba10-rank0.pt", "ep0-ba2-rank0.pt", "other"):
         (tmp_path / name).touch()
@@ -205,7 +205,7 @@ def test_what_has_no_manifest_is_told_apart_the_latest_first(tmp_path):
     assert found == ["ep0-ba10-rank0.pt", "ep0-ba9", "ep0-ba2-rank0.pt"]
 
 
-def test_a_damaged_one_is_refused_with_the_one_before_it_whatever_its_name(tmp_path):
+def test_a_damaged_one_is_rejected_with_the_one_before_it_whatever_its_name(tmp_path):
     first, second = (write(tmp_path, f"ep0-ba{step}-rank0.pt") for step in (1, 2))
     best = tmp_path / "best.pt"
     second.rename(best)
@@ -290,7 +290,7 @@ def test_the_last_one_always_stays(tmp_path, count, kept):
     assert len(list(tmp_path.glob("ep0-*"))) == 2 * len(kept)
 
 
-def test_a_run_begins_from_its_own_checkpoint_before_one_from_elsewhere(tmp_path):
+def test_a_run_prefers_its_own_checkpoint_to_one_from_elsewhere(tmp_path):
     own = tmp_path / "own"
     elsewhere = write(tmp_path / "other", "ep0-ba9-rank0.pt")
     assert find_checkpoint(own, str(elsewhere), autoresume=True) == elsewhere
@@ -301,7 +301,7 @@ def test_a_run_begins_from_its_own_checkpoint_before_one_from_elsewhere(tmp_path
         find_checkpoint(own, str(elsewhere))
 
 
-def test_what_may_be_a_checkpoint_of_later_steps_is_not_written_over(tmp_path):
+def test_a_later_checkpoint_without_manifest_is_not_overwritten(tmp_path):
     elsewhere = write(tmp_path / "other", "ep0-ba4-rank0.pt")
     own = write(tmp_path / "own", "ep0-ba5-rank0.pt")
     stray = tmp_path / "own" / "ep0-ba9-rank0.pt"
@@ -315,7 +315,7 @@ def test_what_may_be_a_checkpoint_of_later_steps_is_not_written_over(tmp_path):
     assert find_checkpoint(tmp_path / "own", autoresume=True) == last
 
 
-def test_every_rank_begins_from_what_rank_0_found(tmp_path, monkeypatch):
+def test_every_rank_starts_from_what_rank_0_found(tmp_path, monkeypatch):
     write(tmp_path, "ep0-ba1-rank0.pt")
     elsewhere = write(tmp_path / "other", "ep0-ba4-rank0.pt")
     found = [[elsewhere], [], elsewhere]
@@ -331,7 +331,7 @@ def test_a_checkpoint_that_one_rank_does_not_see_is_missed_on_every_rank(tmp_pat
         find_checkpoint(tmp_path / "own", str(last))
 
 
-def test_a_run_begins_from_nothing_that_is_absent_or_damaged(tmp_path):
+def test_a_run_does_not_start_from_an_absent_or_damaged_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"load_path is .*none\.pt, which does not exist"):
         find_checkpoint(tmp_path / "new", str(tmp_path / "none.pt"))
     first, last = (write(tmp_path, f"ep0-ba{step}") for step in (1, 2))

@@ -69,7 +69,7 @@ def test_sdpa_is_eager_on_a_gpu(window):
     assert (sdpa(q, k, v, window).float() - expected).abs().max() < 2e-2
 
 
-def test_an_unknown_implementation_is_refused():
+def test_an_unknown_implementation_is_rejected():
     with pytest.raises(ValueError, match="attn_impl is 'triton'; expected one of sdpa, flash, eager"):
         attention_function("triton")
 

@@ -91,7 +91,7 @@ def test_terms_add_up_with_their_weights(chunk):
 
 
 @pytest.mark.parametrize(("hidden_grad", "weight_grad"), [(True, False), (False, True), (False, False)])
-def test_only_gradients_that_are_needed_are_made(hidden_grad, weight_grad, monkeypatch):
+def test_only_needed_gradients_are_computed(hidden_grad, weight_grad, monkeypatch):
     made = []
     monkeypatch.setattr(loss, "_accumulate_product", lambda *_: made.append("weight"))
     hidden = torch.randn(6, 4, requires_grad=hidden_grad)

@@ -93,7 +93,7 @@ def test_products_are_made_in_fp32_and_types_kept():
     assert torch.equal(pruned[name], (weights[name].float() * (z * mlp[0])[:, None]).bfloat16())
 
 
-def test_masks_that_close_everything_are_refused():
+def test_masks_that_close_everything_are_rejected():
     weights, arch = twin()
     with pytest.raises(ValueError, match="leave 2 layers and 0 hidden dimensions: no model is left"):
         cut(weights, {"hidden": torch.zeros(32)}, arch)
@@ -114,7 +114,7 @@ def run_yaml(target):
 
 
 @pytest.mark.parametrize("told_by", ["record", "config.yaml", "config.pt", "arguments"])
-def test_the_target_is_made_whatever_tells_it(tmp_path, told_by):
+def test_the_target_shape_is_exact_wherever_it_is_given(tmp_path, told_by):
     config = run_yaml(TARGET) if told_by == "record" else None
     path = masked_checkpoint(tmp_path / "m.pt", config=config, **TARGET)
     if told_by == "config.yaml":
@@ -136,7 +136,7 @@ def test_without_a_target_the_command_asks_for_it(tmp_path):
         prune_and_save_model(path, target={"d_modle": 16})
 
 
-def test_a_target_that_the_masks_cannot_make_is_refused(tmp_path):
+def test_a_target_that_the_masks_cannot_make_is_rejected(tmp_path):
     path = masked_checkpoint(tmp_path / "m.pt", n_layers=1)
     with pytest.raises(ValueError, match="has no mask"):
         prune_and_save_model(path, target={"n_layers": 1, "d_model": 16})
@@ -153,7 +153,7 @@ def test_a_run_without_target_model_is_pruned_to_the_sparsity_of_its_masks(tmp_p
     assert pruned.arch.intermediate_size < 56
 
 
-def test_half_layers_are_refused_by_name(tmp_path):
+def test_half_layers_are_rejected_by_name(tmp_path):
     path = masked_checkpoint(tmp_path / "m.pt", n_layers=1)
     checkpoint = read_checkpoint(path)
     weights = dict(checkpoint.weights)

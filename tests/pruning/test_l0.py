@@ -189,7 +189,7 @@ def test_masks_stay_fp32_under_autocast():
         ({"target_modle": None}, "did you mean"),
     ],
 )
-def test_impossible_targets_are_refused_with_the_key_to_change(l0, message):
+def test_impossible_targets_are_rejected_with_the_key_to_change(l0, message):
     cfg = config()
     cfg["l0_module"] |= l0
     with pytest.raises(ValueError, match=message):

@@ -34,7 +34,7 @@ def test_a_dead_rank_ends_all_and_is_named(tmp_path, data, table, rank):
 
 
 @pytest.mark.world_size
-def test_a_rank_that_never_comes_ends_the_others(tmp_path, data, table):
+def test_a_rank_that_never_starts_ends_the_others(tmp_path, data, table):
     path = write_config(tmp_path, data)
     ranks = Ranks([path, "dist_timeout=5"], 1, env={"WORLD_SIZE": "2"})
     assert ranks.wait(120) == [2], ranks.output()[-3000:]
@@ -70,7 +70,7 @@ def ends_well(ranks):
 
 
 @pytest.mark.world_size
-def test_a_slow_save_is_no_hang(tmp_path, data, table):
+def test_a_slow_save_is_not_a_hang(tmp_path, data, table):
     path = write_config(tmp_path, data, **PATIENT)
     ends_well(Ranks([path], 2, partial(faults.slow_disk, 15)))
     assert run_folder.latest_checkpoint(tmp_path).name == "ep0-ba5-rank0.pt"
@@ -92,7 +92,7 @@ def test_suspended_run_continues(tmp_path, data, table):
 
 
 @pytest.mark.world_size
-def test_a_run_is_not_ended_when_what_it_waited_for_happens(tmp_path, data, table):
+def test_progress_while_ranks_are_asked_keeps_the_run_alive(tmp_path, data, table):
     path = write_config(tmp_path, data, **PATIENT)
     ends_well(Ranks([path], 2, partial(faults.linger_at, "after_backward", 3, (1,), 9.6)))
     table("a rank that was nearly given up", "goes on")

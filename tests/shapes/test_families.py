@@ -134,18 +134,18 @@ def test_an_unsupported_family_is_named_with_those_that_are_supported(model_type
         ({"max_position_embeddings": -4}, "max_seq_len is -4; expected a whole number of at least 1"),
     ],
 )
-def test_a_config_that_cannot_be_shorn_is_refused(change, message):
+def test_a_config_that_cannot_be_pruned_is_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         architecture_from_hf({**CONFIGS["llama"].to_dict(), **change})
 
 
-def test_a_window_in_some_layers_only_is_refused():
+def test_a_window_in_some_layers_only_is_rejected():
     config = {**CONFIGS["qwen2"].to_dict(), "use_sliding_window": True}
     with pytest.raises(ValueError, match="use_sliding_window is true"):
         architecture_from_hf(config)
 
 
-def test_gpt_neox_without_biases_is_refused():
+def test_gpt_neox_without_biases_is_rejected():
     with pytest.raises(ValueError, match="attention_bias is false"):
         architecture_from_hf({**CONFIGS["gpt_neox"].to_dict(), "attention_bias": False})
 
@@ -154,14 +154,14 @@ def arch_of(name: str) -> Architecture:
     return architecture_from_hf(CONFIGS[name].to_dict())
 
 
-def test_what_a_family_cannot_say_is_refused_at_export():
+def test_what_a_family_cannot_express_is_rejected_at_export():
     with pytest.raises(ValueError, match="family llama cannot express out_bias=True"):
         architecture_to_hf(arch_of("llama").resized(out_bias=True))
     with pytest.raises(ValueError, match="family gpt_neox cannot express head_dim=8"):
         architecture_to_hf(arch_of("gpt_neox").resized(d_model=24))
 
 
-def test_target_heads_that_kv_heads_do_not_divide_are_refused():
+def test_target_heads_that_kv_heads_do_not_divide_are_rejected():
     with pytest.raises(ValueError, match=r"target_model.n_heads is 3, which 2 KV heads do not divide"):
         target_of(arch_of("llama grouped"), TargetConfig(n_heads=3))
 
@@ -180,7 +180,7 @@ def test_sequences_may_be_shorter_than_the_checkpoints_where_rotations_do_not_de
         complete(ModelConfig(max_seq_len=16), arch_of("llama rope yarn"), "W")
 
 
-def test_padding_on_the_left_is_refused():
+def test_padding_on_the_left_is_rejected():
     model, ids = ours(make(CONFIGS["llama"])), tokens(4)
     model({"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1, 0]]).expand_as(ids)})
     with pytest.raises(ValueError, match="padding on the left; pad on the right"):

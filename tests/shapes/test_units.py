@@ -98,7 +98,7 @@ def test_grouped_heads_compete_within_their_group():
     assert units.rows("head", torch.zeros(3, 4), MHA).shape == (3, 4)
 
 
-def test_shapes_that_cannot_be_reached_or_exported_are_refused():
+def test_shapes_that_cannot_be_reached_or_exported_are_rejected():
     (problem,) = pruning_problems(GQA, GQA.resized(n_heads=6, n_kv_heads=1), ["head", "kv_head"], "model.x")
     assert "6 query heads for each KV head, the source has 4; groups only shrink" in problem
     neox = MHA.resized(family="gpt_neox")
@@ -117,7 +117,7 @@ def test_the_table_has_every_weight_of_a_model_in_its_shape(name):
 
 
 @pytest.mark.parametrize("arch", [MHA, GQA], ids=["MHA", "GQA"])
-def test_gates_go_through_the_originals_door_and_back(arch):
+def test_gates_convert_to_the_originals_masks_and_back(arch):
     gates = units.Gates({name: torch.rand(gate.shape(arch)) for name, gate in units.GATES.items()})
     zs = units.to_z(gates)
     assert zs["head_z"].shape == (arch.n_layers, 1, arch.n_heads, 1)
