@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all, and by one process at a time."""
+"""Write files and folders completely or not at all, and from one process at a time."""
 
 import errno
 import fcntl
@@ -42,10 +42,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_new_folder(path: Path, reason: str = "is not empty") -> None:
-    """Refuse a folder that holds anything.
+    """Check that a folder is new or empty.
 
     Raises:
-        FileExistsError: when `path` exists and is no empty folder; `reason` says why that is refused.
+        FileExistsError: when `path` exists and is not an empty folder; `reason` says what is wrong with it.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists and {reason}; choose another folder, or remove it first.")
@@ -81,9 +81,9 @@ def replacing_folder(path: Path, marker: str | None = None) -> Iterator[Path]:
 def save_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> None:
     """Write a safetensors file that others may read as they may read any new file.
 
-    Left alone, the library makes files for their owner only.
+    By default, the library makes files that only their owner can read.
     """
-    from safetensors.torch import save_file  # not above: it brings torch, which the report can do without
+    from safetensors.torch import save_file  # imports torch, which the report does not need
 
     path.touch()
     mode = path.stat().st_mode
@@ -95,7 +95,7 @@ def save_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> None:
 def occupied(folder: Path, by: str, setting: str) -> Iterator[None]:
     """Lock a folder against other processes; the OS releases the lock when this one ends.
 
-    A folder that is still empty in the end is removed.
+    The lock file is removed at the end, and the folder with it if nothing else is there.
 
     Args:
         by: what writes there, for the message.
@@ -121,10 +121,9 @@ def occupied(folder: Path, by: str, setting: str) -> Iterator[None]:
             try:
                 yield
             finally:
-                if [entry.name for entry in folder.iterdir()] == [LOCK]:
-                    path.unlink()  # whoever opened it meanwhile sees that it has lost its name
-                    with suppress(OSError):
-                        folder.rmdir()
+                with suppress(OSError):
+                    path.unlink()  # while it is held: `_acquire` notices that a file lost its name
+                    folder.rmdir()
     except Held:
         raise FileExistsError(
             f"Another {by} is writing to {folder} now (it holds {path}): wait for it, stop it, or set "
@@ -138,11 +137,11 @@ class Held(Exception):
 
 @contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[str | None]:
-    """Hold the lock file `path` against other processes; the OS releases it when this one ends.
+    """Lock the file `path` against other processes; the OS releases the lock when this one ends.
 
-    The file stays: a lock lies on a file and not on its name, so that two processes would each hold one
-    if a third removed the name between them. On a file system without locks nothing is held: a file whose
-    mere presence is the lock would outlive its owner.
+    The file stays. Only its holder may remove it: whoever gets the lock checks that the name still leads to
+    the locked file. On a file system without locks nothing is held: a file whose mere presence is the lock
+    would outlive its owner.
 
     Args:
         wait: until another process releases it.

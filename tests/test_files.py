@@ -87,13 +87,13 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
             os.killpg(parent.pid, signal.SIGKILL)
 
 
-def test_a_folder_that_is_held_in_vain_is_removed(tmp_path):
+def test_occupied_removes_its_lock_and_an_empty_folder(tmp_path):
     for made in ([], ["a"]):
         with occupied(tmp_path / "new", "run", "save_folder"):
             for name in made:
                 (tmp_path / "new" / name).touch()
         assert names(tmp_path) == (["new"] if made else [])
-    assert names(tmp_path / "new") == [LOCK, "a"]
+    assert names(tmp_path / "new") == ["a"]
 
 
 @pytest.fixture
@@ -116,8 +116,7 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, no_lock
         (tmp_path / LOCK).write_text("1234\nanother-host\n")
 
 
-def test_lock_file_is_named_and_stays(tmp_path):
-    (tmp_path / "a").touch()
+def test_rejected_process_names_the_lock_and_leaves_it(tmp_path):
     with occupied(tmp_path, "run", "save_folder"):
         before = (tmp_path / LOCK).stat().st_ino
         with (
@@ -125,7 +124,7 @@ def test_lock_file_is_named_and_stays(tmp_path):
             occupied(tmp_path, "run", "save_folder"),
         ):
             pass
-    assert (tmp_path / LOCK).stat().st_ino == before
+        assert (tmp_path / LOCK).stat().st_ino == before
 
 
 def test_lock_on_a_removed_file_is_not_held(tmp_path, monkeypatch):

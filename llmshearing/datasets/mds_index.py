@@ -29,8 +29,13 @@ _MOST = 2**32  # offsets have 32 bits
 
 
 def is_plain_name(name: Any) -> bool:
-    """Whether this is a visible name in a folder, and no path that leads out of it or below it."""
-    return isinstance(name, str) and name[:1] not in ("", ".") and not {"/", "\\", "\0"} & set(name)
+    """Whether this is a visible, printable name in a folder, and not a path that leads out of or below it."""
+    return (
+        isinstance(name, str)
+        and name[:1] not in ("", ".")
+        and name.isprintable()
+        and not {"/", "\\"} & set(name)
+    )
 
 
 def is_plain_path(name: Any) -> bool:

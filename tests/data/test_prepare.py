@@ -239,7 +239,7 @@ def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokeni
         (documents(99), ("--domains", "wiki", "book", "wiki"), "--domains names wiki twice: name each"),
         (documents(99), ("--proportion", "book="), "--proportion book=: expected a number such as book=0.25"),
         (documents(99), ("--proportion", "book=abc"), "--proportion book=abc: expected a number"),
-        (documents(99), ("--proportion", "book=[1"), r"value of 'book=\[1' is not plain YAML"),
+        (documents(99), ("--proportion", "book=[1"), r"The value '\[1' is not plain YAML"),
         (documents(99), ("--seq_length", "0"), "--seq_length is 0: expected 2 or more"),
         (documents(99), ("--seq_length", "1"), "--seq_length is 1: expected 2 or more"),
     ],

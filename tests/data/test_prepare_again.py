@@ -238,14 +238,14 @@ def test_tasks_that_failed_elsewhere_are_told_with_their_log(monkeypatch, tmp_pa
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
 
 
-def test_an_interrupted_run_says_that_it_goes_on(monkeypatch, tmp_path, prepared, tokenizer_folder):
+def test_interrupted_run_says_how_to_resume_it(monkeypatch, tmp_path, prepared, tokenizer_folder):
     def stop(*_):
         raise KeyboardInterrupt
 
     text, whole = prepared
     with monkeypatch.context() as patch:
         patch.setattr(stages, "cut_bins", stop)
-        with pytest.raises(KeyboardInterrupt, match="the same command goes on where it stopped"):
+        with pytest.raises(KeyboardInterrupt, match="start the same command again to resume"):
             run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
     run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
     assert tree_hash(tmp_path / "out") == tree_hash(whole)

@@ -131,10 +131,10 @@ def test_the_hash_of_a_slow_tokenizer_covers_its_rules(tmp_path):
     assert len(found) == 2
 
 
-def test_a_file_is_answered_with_where_its_folder_is_to_be_had(tmp_path):
+def test_load_tokenizer_names_the_folder_to_give_for_a_file(tmp_path):
     for name, advice in (
         ("tokenizer.json", "give the folder"),
-        ("m.gguf", "convert the model with save_hf_to"),
+        ("m.gguf", "convert the model with `llmshearing convert` and `llmshearing export`"),
     ):
         (tmp_path / name).touch()
         with pytest.raises(ValueError, match=rf"{name} is a file: {advice}"):

@@ -92,7 +92,21 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "basename",
-    ["../../outside", "/etc/hostname", "..", "a/../b", "a//b", "a/.b", "a/", "/", "a\\b", ".lock", ""],
+    [
+        "../../outside",
+        "/etc/hostname",
+        "..",
+        "a/../b",
+        "a//b",
+        "a/.b",
+        "a/",
+        "/",
+        "a\\b",
+        "a\nb",
+        "\ud800",
+        ".lock",
+        "",
+    ],
 )
 def test_a_file_outside_the_folder_is_neither_written_nor_read(tmp_path, basename):
     assert not is_plain_path(basename)
