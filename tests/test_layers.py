@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "llmshearing"
@@ -32,6 +33,7 @@ WITHOUT_COMPOSER = ["checkpoints", "models", "pruning", "data", "datasets", "sha
 COMPOSERS_SIDE = {"models.composer_llama", "models.composer_pythia", "models.model_registry"}
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """Every module of the package but `__init__`s of rooms without code, by its name below `llmshearing`."""
     found = {}

@@ -217,7 +217,7 @@ def test_a_truncated_checkpoint_is_rejected(tmp_path, part):
 def test_a_file_or_folder_without_a_model_is_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*absent\.pt"):
         read_checkpoint(tmp_path / "absent.pt")
-    with pytest.raises(FileNotFoundError, match=r"neither config\.json nor \.metadata: expected a"):
+    with pytest.raises(FileNotFoundError, match=r"neither config\.json nor \.metadata; expected a"):
         read_checkpoint(tmp_path)
     (tmp_path / LATEST).touch()
     with pytest.raises(FileNotFoundError, match=r": use the run's .*/latest-rank0\.pt"):
