@@ -250,7 +250,7 @@ def choose_checkpoint(
     if own and not (autoresume or overwrite or choice in own or choice in strays):
         raise FileExistsError(
             f"{folder} holds checkpoints of an earlier run, the last of step {run_folder.step_of(own[0])}: "
-            "set autoresume=true to resume from it, save_overwrite=true to start over, or another save_folder."
+            "set autoresume=true to resume, save_overwrite=true to start over, or another save_folder."
         )
     # Checked on every rank, so that all agree: nodes may not see the same files.
     if not all(dist.all_gather_object(choice is None or choice.exists())):
