@@ -1,20 +1,24 @@
-"""Shear a large language model into a smaller one of a shape you name, and train it on.
+"""Prune a large language model to a smaller shape, then continue pre-training it.
 
-The path of the work, and where each part of it lives:
+The path of the work, with the command of each step and the rooms of the package that do it:
 
-    jsonl / parquet text, one folder a domain
-      -> tokens -> MDS shards: for_prune, for_ft, eval_merge     llmshearing.data
-    HF model -> weights under Composer's names                   llmshearing.utils.composer_to_hf
-      -> [pruning run]                                           train.py, llmshearing.training
-           batch <- mixture of domains                           llmshearing.datasets
-           masked decoder, hard-concrete masks, Lagrangian       llmshearing.models
-           step, sparsities, domain weights                      llmshearing.callbacks
-      -> masked checkpoint -> prune_and_save                     llmshearing.utils.post_pruning_processing
-      -> [continued pre-training]                                the same trainer, no masks
-      -> HF model that transformers loads as it is               llmshearing.utils.composer_to_hf
+    jsonl / parquet text, one folder per domain
+      -> tokens -> MDS shards: for_prune, for_ft, eval_merge     prepare           data
+    HF model -> Composer checkpoint                              convert           checkpoints, shapes
+      -> what a run needs, and every problem before it starts    plan              planning
+      -> [pruning run]                                           train             training, sharding
+           batch <- mixture of domains                                             datasets
+           decoder under gates                                                     models
+           hard-concrete masks, Lagrangian, cut                                    pruning
+           step, sparsities, domain weights, saving, resuming                      callbacks
+      -> masked checkpoint -> smaller model                      prune             pruning, checkpoints
+      -> [continued pre-training]                                train             the same trainer, no masks
+      -> HF model that transformers loads as it is               export            checkpoints, shapes
+    what the runs did, as one HTML page                          report            report
 
-Imports point one way: train -> training -> callbacks -> models, datasets; utils -> models; the files of
-pure mathematics (hard_concrete, lagrangian, masks, mixture, loss) import nothing above them.
+Imports point one way: commands (and utils, their earlier names) -> training -> planning, report -> sharding
+-> callbacks -> checkpoints -> models -> pruning -> data -> datasets -> shapes -> config -> files, progress,
+cli.
 """
 
 import os

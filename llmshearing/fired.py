@@ -173,7 +173,8 @@ def _usage(command: Command, program: str) -> str:
         if name == _meanings(command)[1]:
             shown = "key=value ..."
         elif parameter.kind is parameter.KEYWORD_ONLY:
-            shown = f"--{name} {name.upper()}"
+            flag = _meanings(command)[0].get(name) is bool
+            shown = f"--{name}" if flag else f"--{name} {name.upper()}"
         words.append(shown if parameter.default is parameter.empty else f"[{shown}]")
     return f"usage: {program} {' '.join(words)}"
 

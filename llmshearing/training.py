@@ -88,11 +88,11 @@ def _train(config: Config) -> None:
     done, duration = trainer.state.timestamp, trainer.state.max_duration
     if duration is not None and done.get(duration.unit) >= duration:
         logger.info(
-            "%s is complete (step %d): to go on, raise max_duration", config.save_folder, done.batch.value
+            "%s is complete (step %d): to resume it, raise max_duration", config.save_folder, done.batch.value
         )
         trainer.close()
         return
-    dist.barrier()  # every rank has read what it begins from
+    dist.barrier()  # every rank has read what it starts from
     if folder is not None and dist.get_global_rank() == 0:
         _supersede(config, folder, trainer)
         _write_config(config, folder)
@@ -324,11 +324,11 @@ def _of_all_ranks(problems: list[str]) -> list[str]:
 
 
 def _what_is_left(config: Config) -> str:
-    """What an interrupted run can go on from."""
+    """What an interrupted run can resume from."""
     saved = run_folder.latest_checkpoint(Path(config.save_folder)) if config.save_folder else None
     if saved is None:
         return "no checkpoint was saved"
-    return f"autoresume=true goes on from {saved}"
+    return f"autoresume=true resumes from {saved}"
 
 
 def _shows_bar(config: Config) -> bool:
@@ -345,7 +345,7 @@ def _record(prepared: Prepared) -> dict[str, Any]:
 
 
 def _supersede(config: Config, folder: Path, trainer: Trainer) -> None:
-    """Clear `folder` of what belongs to another run than this one."""
+    """Clear `folder` of what belongs to a different run."""
     begin = next((part.path for part in trainer.state.callbacks if isinstance(part, Resume)), None)
     step = trainer.state.timestamp.batch.value
     run_folder.supersede(folder, step, begin, config.save_overwrite, config.autoresume)

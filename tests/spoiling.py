@@ -156,6 +156,14 @@ def integer_weights(hf: Path) -> None:
     save_file({**tensors, name: tensors[name].to(torch.int8)}, path, metadata={"format": "pt"})
 
 
+def quantize(hf: Path) -> None:
+    """One tensor is of whole numbers, and the configuration says that weights are quantized."""
+    integer_weights(hf)
+    config = json.loads((hf / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (hf / "config.json").write_text(json.dumps(config))
+
+
 def malicious_hf(hf: Path) -> None:
     """Weights as a pickle that makes a file when it is run."""
     for path in hf.glob("model*"):

@@ -62,7 +62,7 @@ INSTEAD = {
     "llmshearing report RUN...": f"llmshearing report {RUNS}",
     "llmshearing reference_loss measure MODEL --data DATA": "llmshearing reference_loss measure "
     "models/llama2-7b.pt --data data/mds",
-    "llmshearing convert HF OUT.pt": f"llmshearing convert {SOURCE}",
+    "llmshearing convert HF OUT.pt [--untie]": f"llmshearing convert {SOURCE}",
     "llmshearing convert HF OUT": f"llmshearing convert {SOURCE}",
     "llmshearing export CKPT OUT_FOLDER [key=value ...]": "llmshearing export models/llama2-7b.pt "
     "models/again hidden_size=32",

@@ -67,7 +67,7 @@ def test_a_complete_run_is_left_alone_and_a_longer_one_resumes(tmp_path, data):
     path = write_config(tmp_path / "run", data, max_duration="4ba")
     run([path])
     before = weights(tmp_path / "run")
-    assert "is complete (step 4): to go on, raise max_duration" in run([path, "autoresume=true"])
+    assert "is complete (step 4): to resume it, raise max_duration" in run([path, "autoresume=true"])
     assert all(torch.equal(before[name], value) for name, value in weights(tmp_path / "run").items())
     run([path, "autoresume=true", "max_duration=6ba"])
     assert run_folder.step_of(run_folder.checkpoints(tmp_path / "run")[0]) == 6

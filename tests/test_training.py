@@ -248,7 +248,7 @@ def test_a_run_ends_saved_where_its_data_does_and_nothing_comes_of_another_start
 
 
 @pytest.mark.parametrize(
-    ("step", "left"), [(3, "no checkpoint was saved"), (5, "autoresume=true goes on from")]
+    ("step", "left"), [(3, "no checkpoint was saved"), (5, "autoresume=true resumes from")]
 )
 def test_an_interrupt_says_what_is_left(tmp_path, monkeypatch, step, left):
     def interrupt(callback, state, logger):

@@ -79,6 +79,9 @@ class _Anything:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Anything":
+        return self
+
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None: ...

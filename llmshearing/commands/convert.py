@@ -19,7 +19,7 @@ from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.key_map import to_hf
 
 
-def save_hf_to_composer(hf_path: str | Path, out: str | Path, untie: bool = False) -> None:
+def save_hf_to_composer(hf_path: str | Path, out: str | Path, *, untie: bool = False) -> None:
     """Convert an HF model to a Composer checkpoint, which pruning and training start from.
 
     Types are kept.

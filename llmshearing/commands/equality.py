@@ -136,7 +136,7 @@ def lengths_up_to(limit: int) -> list[int]:
 
 
 def conclude(found: Iterable[Difference]) -> None:
-    """Print differences, and refuse those over the tolerance.
+    """Print differences, and report those above the tolerance as an error.
 
     Raises:
         ValueError: when the models are not equal, so that a command fails.

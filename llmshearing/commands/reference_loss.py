@@ -4,7 +4,7 @@
     llmshearing reference_loss fit TABLE.yaml --parameters 1345423360
 
 `measure` takes the losses of a model, such as the source, on the evaluation data that pruning will
-use. `fit` takes a table of losses of models of one family by size, and tells what a model of the
+use. `fit` takes a table of losses of models of one family by size, and computes what a model of the
 target's size would reach. Both print the list that `callbacks.data_loading.target_loss` wants.
 
 Example:
@@ -47,7 +47,7 @@ Example:
 
     llmshearing reference_loss measure models/llama2-7b.pt --data data/mds
 """
-_FIT = """Tell what a model of another size would reach, by a scaling law through the losses of a table.
+_FIT = """Compute what a model of another size would reach, by a scaling law through the losses of a table.
 
 Example:
 
@@ -65,7 +65,8 @@ def fit_scaling_law(parameters: Sequence[float], losses: Sequence[float]) -> tup
 
     Three sizes are met exactly, so the fit says nothing of its own error.
 
-    Raises ValueError for fewer than three sizes, for losses that rise with size, and where no curve is found.
+    Raises:
+        ValueError: for fewer than three sizes, for losses that rise with size, and where no curve is found.
     """
     if len(set(parameters)) < _UNKNOWNS or len(parameters) != len(losses):
         raise ValueError(
@@ -92,7 +93,11 @@ def fit_scaling_law(parameters: Sequence[float], losses: Sequence[float]) -> tup
 
 
 def _check_falling(parameters: Sequence[float], losses: Sequence[float]) -> None:
-    """Raise ValueError where a larger model has the larger loss: no scaling law runs through that."""
+    """Check that losses fall with size, as every scaling law has them.
+
+    Raises:
+        ValueError: when a larger model has the larger loss.
+    """
     points = sorted(zip(parameters, losses, strict=True), key=lambda point: point[0])
     for (size, loss), (larger, higher) in itertools.pairwise(points):
         if higher > loss and larger > size:
@@ -105,7 +110,8 @@ def _check_falling(parameters: Sequence[float], losses: Sequence[float]) -> None
 def read_table(path: Path) -> tuple[list[float], dict[str, list[float]]]:
     """Sizes and the losses at them of each domain, from a YAML file.
 
-    Raises ValueError for a file of another form.
+    Raises:
+        ValueError: when the file has another form.
     """
     table = _load(path)
     if not isinstance(table, Mapping) or set(table) != {"parameters", "losses"}:
@@ -155,8 +161,8 @@ def measure(
         seq_length: of data without a manifest; None: the manifest's.
         batch_size: sequences at a time.
 
-    Raises ValueError where the data does not tell its domains or its length and nobody else does, or where
-    it tells another length.
+    Raises:
+        ValueError: when neither the manifest nor an argument gives domains and length, or the two differ.
     """
     manifest = read_manifest(data)
     names = list(set_names or (manifest.domains if manifest is not None else ()))

@@ -41,7 +41,7 @@ def domain_problems(domains: DataLoadingConfig) -> list[str]:
 
 
 def _value_problems(section: Any, parent: str = "") -> Iterator[str]:
-    """What is wrong with each value of a section by itself, sections that stand elsewhere left out."""
+    """What is wrong with each value of a section by itself, skipping sections that stand elsewhere."""
     for name, known in keys_of(type(section)).items():
         full_name, value = f"{parent}{name}", getattr(section, name)
         if known.key.within or value is None:

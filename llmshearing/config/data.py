@@ -32,15 +32,15 @@ class DatasetConfig:
     shuffle_seed: int = key(9176, "Seed of the order and of the draws of domains.", least=0, most=2**63 - 1)
     exhausted: str = key(
         "repeat",
-        "What to do when a domain of the training data was read to its end: read it again, stop the run, or "
+        "What to do when all data of a training domain has been read: read it again, stop the run, or "
         "renormalize the weights of the others.",
     )
     tokenizer_name: str | None = key(
         None,
-        "Tokenizer the data was made with; where it is a folder, it is compared with the data's manifest.",
+        "Tokenizer the data was made with; a folder is compared with the data's manifest.",
     )
     is_uint16: bool | None = key(
-        None, "True: two bytes a token. Found out from the data when left out, and always checked."
+        None, "True: two bytes a token. Default: read from the data, against which it is always checked."
     )
     download_retry: int = key(2, "How often a failed download is tried again.", least=0)
     download_timeout: float = key(60.0, "Seconds a download may take.", least=1)

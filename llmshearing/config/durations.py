@@ -28,7 +28,7 @@ def parse(text: str) -> Duration:
     """Read a duration; a number alone counts batches.
 
     Raises:
-        ValueError: when it is none.
+        ValueError: when it is not a duration.
     """
     match = _DURATION.fullmatch(text)
     number = Fraction(match[1]) if match else Fraction(-1)
@@ -83,7 +83,7 @@ def steps_in(
         steps: steps of the whole run, for `dur`.
 
     Raises:
-        ValueError: when the text is no duration, or what its unit counts in is not given.
+        ValueError: when the text is not a duration, or what its unit counts in is not given.
     """
     parsed = parse(duration)
     if parsed.unit == "dur":

@@ -71,13 +71,13 @@ class ModelConfig:
     )
     init_device: str = key(
         "cpu",
-        "Where a model has its parameters at first; a run decides that itself.",
+        "Device on which parameters are created; a run chooses it itself.",
         choices=("cpu", "meta", "mixed"),
         resume=FREE,
     )
     family: str | None = key(
         None,
-        "Architecture family when there is no checkpoint to tell: llama, mistral, qwen2, qwen3, gpt_neox.",
+        "Architecture family, where no checkpoint gives it: llama, mistral, qwen2, qwen3, gpt_neox.",
     )
     d_model: int | None = key(None, "Hidden size.")
     n_heads: int | None = key(None, "Query heads.")

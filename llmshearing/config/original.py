@@ -165,4 +165,4 @@ ADVICE: dict[str, str] = {
     "data_loading": "it stands in the section callbacks: callbacks.data_loading",
     "base": "it stands at the top of a file and cannot be given on the command line",
 }
-"""What to do with keys that are called nothing here."""
+"""What to do with keys that have no counterpart here."""

@@ -30,7 +30,7 @@ def parse(text: str) -> Any:
     """What YAML text holds: dicts with text keys, lists, None, `Plain` texts, and `str` for quoted ones.
 
     Raises:
-        yaml.YAMLError: when it is no YAML, holds more than data or a key twice.
+        yaml.YAMLError: when it is not YAML, holds more than data or a key twice.
         ValueError: when it holds more than `MOST_VALUES` values, aliases counted as often as they are used.
     """
     try:

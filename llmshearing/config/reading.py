@@ -44,7 +44,7 @@ def read_what_fits(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Con
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is no YAML, or a key is missing that everything depends on.
+        ValueError: when it is not YAML, or a key is missing that everything depends on.
     """
     try:
         values = resolve_references(_with_overrides(_load(Path(path)), overrides))
@@ -78,7 +78,7 @@ def load_values(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is no YAML of keys and values.
+        ValueError: when it is not YAML of keys and values.
     """
     return resolve_references(_mapping(_text_of(path), str(path)))
 
@@ -87,7 +87,7 @@ def parse_record(text: str) -> dict[str, Any]:
     """`load_values` of the text in a checkpoint's record.
 
     Raises:
-        ValueError: when it is no YAML of keys and values.
+        ValueError: when it is not YAML of keys and values.
     """
     if not isinstance(text, str):
         raise ValueError(f"the recorded configuration is a {type(text).__name__}; expected YAML.")

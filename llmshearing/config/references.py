@@ -57,7 +57,7 @@ class _References:
             if match[0] == text:
                 return value
             if value is None or isinstance(value, dict | list):
-                what = "is empty" if value is None else "is no text"
+                what = "is empty" if value is None else "is not a text"
                 raise ValueError(f"{'.'.join(place)} is made of {match[0]}, which {what}.")
             text = f"{text[: match.start()]}{value}{text[match.end() :]}"
             if len(text) > _LONGEST:

@@ -173,7 +173,7 @@ class Config:
     )
     dist_timeout: float = key(
         1800.0,
-        "Seconds after which a rank that hears nothing from another gives up.",
+        "Seconds that a rank waits for another before the run fails.",
         least=1,
         most=10**9,
         resume=FREE,

@@ -110,7 +110,7 @@ def _check_tokenizers(
     is_folder = bool(name) and Path(name or "").is_dir()
     if name and not is_folder:
         found.warnings.append(
-            f"tokenizer_name is {name}, which is no folder here: it is not compared with the data's, and "
+            f"tokenizer_name is {name}, which is not a folder here: it is not compared with the data's, and "
             "does not travel with the model."
         )
     wanted = {name: ["train_loader"]} if name and is_folder else {}

@@ -135,7 +135,7 @@ def memory(prepared: Prepared, devices: int) -> Memory:
 
 
 def microbatch(config: Config, devices: int) -> int:
-    """Sequences of a forward pass on one device; 1 where the run is to find out what fits."""
+    """Sequences of a forward pass on one device; 1 where the run finds out what fits."""
     wanted = config.device_train_microbatch_size
     return min(wanted if isinstance(wanted, int) else 1, max(1, config.global_train_batch_size // devices))
 

@@ -197,7 +197,7 @@ def _open_saved(config: Config, starts: bool, found: Findings) -> Saved | None:
     folder = Path(config.save_folder) if config.save_folder else None
     if folder is not None and folder.exists() and not folder.is_dir():
         found.add([f"save_folder is {folder}, which is a file: give a folder, which may be new."])
-        folder = None  # every rank goes on to the next line, which some may wait in for others
+        folder = None  # every rank runs the next line, where ranks may wait for each other
     with found.collecting():
         find = find_checkpoint if starts else choose_checkpoint
         path = find(folder, config.load_path, config.autoresume, config.save_overwrite)
@@ -216,7 +216,7 @@ def _check_compilation(config: Config, found: Findings) -> None:
         torch.compile(torch.nn.Identity(), **config.compile_config)
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        found.add([f"compile_config: torch.compile refuses it: {reason}"])
+        found.add([f"compile_config: torch.compile rejects it: {reason}"])
 
 
 def _check_batch(config: Config, devices: int, found: Findings) -> None:

@@ -194,7 +194,7 @@ def excess_losses(run: Run) -> Figure | None:
 
 
 def domain_weights(run: Run) -> Figure | None:
-    """The mixture over time; weights set after the last step have none to be drawn at, and are told."""
+    """The mixture over time; weights set after the last step are given in the caption."""
     lines, unused = [], []
     for i, domain in enumerate(run.domains):
         series = run.domain_metric(domain, "weight")

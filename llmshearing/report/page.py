@@ -17,15 +17,15 @@ def write_report(folders: Sequence[Path], path: Path) -> None:
     """Write the report of the runs in `folders` to `path`, whole or not at all.
 
     Raises:
-        FileNotFoundError: when a folder is not that of a run.
-        FileExistsError: when `path` is a file that is no report.
+        FileNotFoundError: when a folder is not a run's.
+        FileExistsError: when `path` is a file but not a report.
         ValueError: when a run is named twice, or its files cannot be understood.
         OSError: when the report cannot be written.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected a file to write, such as {path}/report.html.")
     if path.exists() and not path.read_bytes().startswith(_PAGE[:15].encode()):
-        raise FileExistsError(f"{path} exists and is no report; choose another file, such as report.html.")
+        raise FileExistsError(f"{path} exists and is not a report; choose another file, such as report.html.")
     if twice := [folder for folder in folders if list(folders).count(folder) > 1]:
         raise ValueError(f"{twice[0]} is named twice; name each run once.")
     page = render([read_run(Path(folder)) for folder in folders])

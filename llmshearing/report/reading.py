@@ -117,7 +117,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder, of a run that has ended or goes on.
+    """Read a run's folder, whether the run has ended or not.
 
     Raises:
         FileNotFoundError: when there is no such folder or it is not a run's.
@@ -141,7 +141,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_metrics(path: Path) -> dict[str, Series]:
-    """Every metric by name, finite values only; a last line that is being written is left out.
+    """Every metric by name, finite values only; a last line that is being written is skipped.
 
     Raises:
         ValueError: for any other line that does not hold a step and numbers.

@@ -18,18 +18,18 @@ def test_the_page_shows_every_family():
     assert "DIFFERS" not in table
 
 
-def test_a_row_measures_what_it_says(monkeypatch):
+def test_row_shows_a_fault_in_pruning(monkeypatch):
     _, family, options = next(row for row in ROWS if row[0] == "Qwen3")
     row = measure(family, options)
     assert 0 < row.parity < 1e-4
     assert 0 < row.masked < 1e-4
     assert row.exact
-    prune = family_table.prune
+    cut = family_table.cut
 
-    def wrong(weights, zs, arch):
-        return prune(weights, {**zs, "mlp_z": zs["mlp_z"] * 0.9}, arch)
+    def wrong(weights, gates, arch):
+        return cut(weights, {**gates, "mlp": gates["mlp"] * 0.9}, arch)
 
-    monkeypatch.setattr(family_table, "prune", wrong)
+    monkeypatch.setattr(family_table, "cut", wrong)
     assert measure(family, options).masked > 1e-3
 
 

@@ -68,7 +68,7 @@ def test_lines_of_the_list_fit_a_terminal() -> None:
         ([], "error: no command is given; `llmshearing --help` lists them.\n"),
         (["zzz"], "error: unknown command zzz; `llmshearing --help` lists them.\n"),
         (["pln"], "error: unknown command pln; did you mean plan? `llmshearing --help` lists them.\n"),
-        (["convert", "a"], "error: missing: out\nusage: llmshearing convert HF_PATH OUT\n"),
+        (["convert", "a"], "error: missing: out\nusage: llmshearing convert HF_PATH OUT [--untie]\n"),
         (
             ["plan", "a.yaml", "--device", "x"],
             "error: argument --devices: invalid int value: 'x'\nusage: llmshearing plan ",

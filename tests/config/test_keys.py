@@ -147,16 +147,16 @@ def outside(place: Place) -> st.SearchStrategy[Any]:
 RANGED = [p for p in EVERY if p.known.key.range or p.known.key.choices or p.known.key.units]
 
 
-@pytest.mark.parametrize("place", RANGED, **IDS)
 @given(data=st.data())
-@settings(max_examples=10, deadline=None)
-def test_values_that_fit_are_accepted(place: Place, data: st.DataObject) -> None:
-    value = data.draw(inside(place))
-    known = place.known.key
-    if place.is_list:
-        value = [value] if known.length is None else [value] * known.length
-        value = [1.0] if known.total else value
-    assert at(build(Config, values_with(place.path, value)), place.path) == value
+@settings(max_examples=5, deadline=None)
+def test_values_that_fit_are_accepted(data: st.DataObject) -> None:
+    for place in RANGED:
+        value = data.draw(inside(place), place.name)
+        known = place.known.key
+        if place.is_list:
+            value = [value] if known.length is None else [value] * known.length
+            value = [1.0] if known.total else value
+        assert at(build(Config, values_with(place.path, value)), place.path) == value, place.name
 
 
 @given(data=st.data())
@@ -175,19 +175,17 @@ def test_a_configuration_survives_being_written(data: st.DataObject) -> None:
     assert build(Config, parse(to_yaml(config))) == config
 
 
-@pytest.mark.parametrize("place", RANGED, **IDS)
 @given(data=st.data())
-@settings(max_examples=12, deadline=None)
-def test_values_out_of_range_are_reported_with_key_found_and_expected(
-    place: Place, data: st.DataObject
-) -> None:
-    value = data.draw(outside(place))
-    known = place.known.key
-    wrong = [value] * (known.length or 1) if place.is_list else value
-    (problem,) = problems_with(place, wrong)
-    assert problem.startswith(f"file: {place.name} ")
-    assert repr(value) in problem
-    assert known.expected(place.element) in problem
+@settings(max_examples=5, deadline=None)
+def test_values_out_of_range_are_reported_with_key_found_and_expected(data: st.DataObject) -> None:
+    for place in RANGED:
+        value = data.draw(outside(place), place.name)
+        known = place.known.key
+        wrong = [value] * (known.length or 1) if place.is_list else value
+        (problem,) = problems_with(place, wrong)
+        assert problem.startswith(f"file: {place.name} ")
+        assert repr(value) in problem
+        assert known.expected(place.element) in problem
 
 
 @pytest.mark.parametrize("place", EVERY, **IDS)
@@ -225,17 +223,21 @@ def test_a_misspelt_key_is_reported_with_the_right_one(place: Place) -> None:
     assert problem.startswith(f"file: unknown key {wrong}; did you mean {'.'.join(place.path[:-1])}")
 
 
-@pytest.mark.parametrize("place", EVERY, **IDS)
 @given(data=st.data())
-@settings(max_examples=1, deadline=None)
-def test_what_a_resume_may_change_is_the_rule_of_the_key(place: Place, data: st.DataObject) -> None:
+@settings(max_examples=2, deadline=None)
+def test_a_resume_may_change_what_the_rule_of_the_key_says(data: st.DataObject) -> None:
+    for place in EVERY:
+        check_resume_rule(place, data)
+
+
+def check_resume_rule(place: Place, data: st.DataObject) -> None:
     if dict in kinds(place.known.hint):
         before, now = {"a": 1}, {"a": 2}
     elif place.is_list:
         before, now = ([1.0], [0.5, 0.5]) if place.known.key.total else ([0.1] * 2, [0.2] * 2)
         before, now = (["a"], ["b"]) if place.element is str else (before, now)
     else:
-        before, now = data.draw(st.lists(inside(place), min_size=2, max_size=2, unique_by=repr))
+        before, now = data.draw(st.lists(inside(place), min_size=2, max_size=2, unique_by=repr), place.name)
     if before == now:
         return
     texts = [dump(values_with(place.path, value)) for value in (before, now)]

@@ -13,12 +13,13 @@ from spoiling import (
     lose_manifest,
     malicious_hf,
     masked_nowhere,
+    quantize,
     sharded_hf,
     trained,
     weights,
 )
 
-GO_ON = (TRAIN, "{y} autoresume=true")
+RESUME = (TRAIN, "{y} autoresume=true")
 
 CASES: dict[str, list[Case]] = {
     "Checkpoints": [
@@ -96,13 +97,13 @@ CASES: dict[str, list[Case]] = {
         ),
         Case(
             "resuming from a truncated checkpoint",
-            *GO_ON,
+            *RESUME,
             ("is damaged", "bytes; ", "were written", "The one before it is", "ep0-ba2-rank0.pt"),
             trained(cut_short),
         ),
         Case(
             "a checkpoint copied without its manifest",
-            *GO_ON,
+            *RESUME,
             ("holds ep0-ba4-rank0.pt without ep0-ba4-rank0.pt.json", "load_path=", "save_overwrite=true"),
             trained(lose_manifest),
         ),
@@ -115,7 +116,7 @@ CASES: dict[str, list[Case]] = {
         ),
         Case(
             "resuming from a flipped bit",
-            *GO_ON,
+            *RESUME,
             ("is damaged", "its SHA-256 differs", "The one before it is", "ep0-ba2-rank0.pt"),
             trained(flip_a_bit),
         ),
@@ -144,8 +145,8 @@ CASES: dict[str, list[Case]] = {
         Case(
             "quantized weights",
             *TO_COMPOSER,
-            ("quantized", "fp32, bf16 or fp16"),
-            hf_folder(quantization_config={"quant_method": "gptq", "bits": 4}),
+            ("is quantized: its", "torch.int8", "fp32, bf16 or fp16"),
+            sharded_hf(quantize),
         ),
         Case(
             "unknown rotary scaling",

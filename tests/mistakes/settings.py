@@ -30,7 +30,9 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("wrong type", TRAIN, "{y} seed=many", ("seed is 'many'; expected a whole number",)),
         Case("missing key", *START, ("max_duration is missing",), change(max_duration=...)),
-        Case("duration without unit", TRAIN, "{y} max_duration=12", ("max_duration is '12'", "3200ba")),
+        Case(
+            "duration without unit", TRAIN, "{y} max_duration=12", ("max_duration is '12'", "such as 320ba")
+        ),
         Case("minutes", TRAIN, "{y} max_duration=9min", ("max_duration is '9min'", "ba, tok, sp, ep")),
         Case(
             "autoresume without a folder",
@@ -149,7 +151,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "no data folder",
             *START,
-            ("no data folder", "data.prepare"),
+            ("no data folder", "llmshearing prepare"),
             change(train_loader__dataset__local="x"),
         ),
         Case(

@@ -87,7 +87,7 @@ CASES: dict[str, list[Case]] = {
             "report over another file",
             REPORT[0],
             f"{REPORT[1]} --out {{f}}/run/config.yaml",
-            ("config.yaml exists and is no report",),
+            ("config.yaml exists and is not a report",),
             trained(),
         ),
         Case(

@@ -79,10 +79,10 @@ def test_finds_what_would_end_a_run_later(
         ),
         ({"save_folder": str(tmp_path / "file")}, "file, which is a file: give a folder"),
         ({"save_folder": str(tmp_path / "run")}, "ep0-ba2-rank0.pt without ep0-ba2-rank0.pt.json"),
-        ({"compile_config": {"mode": "bla"}}, "compile_config: torch.compile refuses it: Unrecognized mode"),
-        ({"compile_config": {"options": 3}}, "compile_config: torch.compile refuses it: 'int' object has no"),
-        ({"compile_config": {"dynamic": "x"}}, "compile_config: torch.compile refuses it: AssertionError"),
-        ({"compile_config": {"modes": "bla"}}, "compile_config: torch.compile refuses it: compile() got an"),
+        ({"compile_config": {"mode": "bla"}}, "compile_config: torch.compile rejects it: Unrecognized mode"),
+        ({"compile_config": {"options": 3}}, "compile_config: torch.compile rejects it: 'int' object has no"),
+        ({"compile_config": {"dynamic": "x"}}, "compile_config: torch.compile rejects it: AssertionError"),
+        ({"compile_config": {"modes": "bla"}}, "compile_config: torch.compile rejects it: compile() got an"),
         ({"loggers__tensorboard": {}}, "loggers.tensorboard needs the package no_such_package: EXTRAS=track"),
         ({"model__l0_module__target_model__d_model": 0}, "target_model.d_model is 0; expected at least 1"),
         (
@@ -184,7 +184,7 @@ def test_a_tokenizer_that_cannot_travel_and_targets_that_fall_are_warned_about(d
     assert prepared.problems == []
     falling, tokenizer = prepared.warnings
     assert "start_sparsity is 0.5, above the 0.333 that mask layer is to reach: its target falls" in falling
-    assert tokenizer.startswith("tokenizer_name is nowhere/llama, which is no folder here")
+    assert tokenizer.startswith("tokenizer_name is nowhere/llama, which is not a folder here")
 
 
 def test_numbers_out_of_range_leave_a_plan_of_the_rest(data: Path) -> None:
@@ -304,7 +304,7 @@ MISTAKES: dict[str, tuple[str, object]] = {
     "proportion sums to 1.25": ("callbacks.data_loading.proportion", [0.5, 0.25, 0.5]),
     "for_prune/plays": ("callbacks.data_loading.set_names", ["code", "plays", "books"]),
     "load_path is gone.pt": ("load_path", "gone.pt"),
-    "torch.compile refuses it": ("compile_config", {"mode": "fastest"}),
+    "torch.compile rejects it": ("compile_config", {"mode": "fastest"}),
     "global_train_batch_size is 9 for 2 devices": ("global_train_batch_size", 9),
     "exhausted is 'again'": ("train_loader.dataset.exhausted", "again"),
     "eval_loader.dataset.cache_limit is 'much'": ("eval_loader.dataset.cache_limit", "much"),
@@ -326,7 +326,7 @@ def test_every_mistake_is_reported_with_all_others(data: Path, chosen: set[str])
         assert any(name in problem for problem in problems) == (name in chosen), (name, problems)
 
 
-def test_a_tokenizer_and_a_manifest_that_differ_are_told_together(tmp_path: Path) -> None:
+def test_a_tokenizer_and_a_manifest_that_differ_are_reported_together(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     made_with = {"name": "words", "vocab_size": 99, "vocabulary_sha256": "another"}
     Manifest(SEQ_LEN * 2, "uint32", made_with, {}, {}, {}, {}).write(data)

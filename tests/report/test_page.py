@@ -170,7 +170,7 @@ def test_a_real_run_leaves_its_report(tmp_path: Path, prune: bool) -> None:
 def test_only_a_report_is_written_over_and_a_run_is_named_once(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=10)
     before = (folder / "config.yaml").read_text()
-    with pytest.raises(FileExistsError, match=r"config.yaml exists and is no report; choose another file"):
+    with pytest.raises(FileExistsError, match=r"config.yaml exists and is not a report; choose another file"):
         write_report([folder], folder / "config.yaml")
     assert (folder / "config.yaml").read_text() == before
     with pytest.raises(IsADirectoryError, match="is a folder; expected a file to write, such as"):
