@@ -1,4 +1,4 @@
-"""How far something is that takes seconds: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of what takes seconds: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
 import threading
@@ -39,7 +39,7 @@ def bar(what: str, items: Iterable[Any] | None = None, total: int | None = None,
 
 @contextmanager
 def watching(progress: tqdm, look: Callable[[tqdm], object]) -> Iterator[None]:
-    """Let `look` update a bar now and then while the block works."""
+    """Let `look` update a bar periodically while the block runs."""
     over = threading.Event()
 
     def watch() -> None:
@@ -65,7 +65,7 @@ def writing(path: Path, total: int, name: str) -> AbstractContextManager[None]:
 
 
 def written(path: Path) -> int:
-    """Bytes of a file, or of the files in a folder, that are there by now."""
+    """Bytes of a file, or of the files in a folder, that exist so far."""
     try:
         files = path.iterdir() if path.is_dir() else [path]
         return sum(file.stat().st_size for file in files)

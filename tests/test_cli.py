@@ -23,7 +23,7 @@ def test_values_are_read_as_yaml_scalars():
     ("words", "message"),
     [(["a"], "'a' is not of the form"), (["=1"], "'=1' is not of the form"), (["a=1", "a=2"], "given twice")],
 )
-def test_malformed_arguments_are_refused(words, message):
+def test_malformed_arguments_are_rejected(words, message):
     with pytest.raises(ValueError, match=message):
         cli.key_values(words)
 

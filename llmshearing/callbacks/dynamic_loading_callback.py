@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from llmshearing.config import DataLoadingConfig
 from llmshearing.datasets.load_text_dataloader import evaluated_sequences
-from llmshearing.datasets.mixture import check_weights
+from llmshearing.datasets.mixture import normalized_weights
 from llmshearing.datasets.streaming_dataset import TextDynamicStreamingDataset, TextStreamingDataset
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class DynamicLoadingCallback(Callback):
         step_size: float = 1.0,
         max_weight: float | None = None,
     ):
-        check_weights(proportion, set_names)
+        normalized_weights(proportion, set_names)
         used = sum(weight > 0 for weight in proportion)
         _check_settings(target_loss, set_names, update_type, smoothing, step_size, max_weight, used)
         self.target_loss = list(target_loss or [])

@@ -44,9 +44,9 @@ class Step:
 
 
 class LocalExecutor(LocalPipelineExecutor):
-    """datatrove's local executor, quiet on the terminal, which ends when one of its processes does.
+    """datatrove's local executor, quiet on the terminal, which stops when one of its processes dies.
 
-    The pool of its own `run` waits for ever for the task of a process that was killed.
+    datatrove's own `run` waits for ever for the task of a process that was killed.
     """
 
     def _run_for_rank(self, *args: Any, **kwargs: Any) -> Any:
@@ -54,22 +54,23 @@ class LocalExecutor(LocalPipelineExecutor):
         return super()._run_for_rank(*args, **kwargs)
 
     def run(self) -> None:
-        """Run the tasks that are not complete; Ctrl-C and the first failure end the others.
+        """Run the tasks that are not complete; Ctrl-C and the first failure stop the others.
 
-        Raises OSError when a process was ended from outside.
+        Raises:
+            OSError: when a process was killed from outside.
         """
         ranks = self.get_incomplete_ranks()
         if self.workers == 1:
             for rank in ranks:
                 self._run_for_rank(rank)
             return
-        pool = ProcessPoolExecutor(self.workers, _deaf_forkserver(), _follow_the_command)
+        pool = ProcessPoolExecutor(self.workers, _forkserver_without_interrupts(), _follow_the_command)
         try:
             for task in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
                 task.result()
         except BaseException as error:
             for child in multiprocessing.active_children():
-                child.kill()  # they may have been told to ignore SIGTERM
+                child.kill()  # they may ignore SIGTERM
             if isinstance(error, BrokenProcessPool):
                 raise OSError(
                     "a worker was ended from outside, as the system does when memory runs out: run the same "
@@ -81,7 +82,7 @@ class LocalExecutor(LocalPipelineExecutor):
 
 
 def _follow_the_command() -> None:
-    """In a worker: leave Ctrl-C to the command, and end once that is gone, which the pool would wait for."""
+    """In a worker: leave Ctrl-C to the command, and exit once the command is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     command = multiprocessing.parent_process()
     assert command is not None
@@ -93,8 +94,8 @@ def _follow_the_command() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _deaf_forkserver() -> ForkServerContext:
-    """Where workers come from: without Ctrl-C, which a terminal sends to all; the main process ends them."""
+def _forkserver_without_interrupts() -> ForkServerContext:
+    """The context that starts workers, which ignore Ctrl-C: the main process stops them."""
     mine = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         forkserver.ensure_running()
@@ -106,7 +107,8 @@ def _deaf_forkserver() -> ForkServerContext:
 def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, slurm_time: str) -> None:
     """Run all stages; with Slurm, submit them as jobs that wait for one another.
 
-    Raises what a stage raises, or OSError naming its log where that was on another machine.
+    Raises:
+        OSError: naming the log of a stage that failed on another machine; here, what the stage raises.
     """
     Path(job.work).mkdir(parents=True, exist_ok=True)
     packers = 1 + sum(task.size for task in job.tasks) // _BYTES_PER_PACKER
@@ -133,7 +135,7 @@ def run_stages(job: Job, kind: str, workers: int, slurm_partition: str | None, s
 
 @contextmanager
 def _without_partials(job: Job) -> Iterator[None]:
-    """What was half-written when a worker was killed is removed: by this command or by the next one."""
+    """Remove what killed workers had half-written, before the block and after it."""
     remove_partials(Path(job.work))
     try:
         yield
@@ -195,7 +197,7 @@ def _submit(job: Job, plan: list[Any], partition: str | None, limit: str) -> Non
 
 
 def _showing(job: Job) -> AbstractContextManager[None]:
-    """Show how far tokenizing is: bytes of text done, tokens a second and the time left."""
+    """Show the progress of tokenizing: bytes of text done, tokens per second and the time left."""
     total = sum(task.size for task in job.tasks)
     start = time.monotonic()
 

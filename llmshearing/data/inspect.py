@@ -22,9 +22,10 @@ _SHOWN_TOKENS = 60
 
 
 def find_folders(root: Path) -> list[Path]:
-    """Every MDS folder at or below `root`, without those that one above names the shards of.
+    """Every MDS folder at or below `root`, except those whose shards a folder above them names.
 
-    Raises FileNotFoundError if there is none.
+    Raises:
+        FileNotFoundError: if there is none.
     """
     if not (folders := sorted(index.parent for index in root.rglob(INDEX) if not _is_hidden(index, root))):
         raise FileNotFoundError(f"{root} holds no {INDEX}: expected what `llmshearing prepare` has completed")
@@ -43,9 +44,10 @@ def manifest_of(root: Path) -> Manifest | None:
 
 
 def choose_tokenizer(name: str | None, manifest: Manifest | None) -> TextTokenizer | None:
-    """The tokenizer named, which must be the data's, or else the manifest's if it is still there.
+    """The named tokenizer, which must be the data's, or else the manifest's if it still exists.
 
-    Raises ValueError for a tokenizer with another vocabulary than the data was made with.
+    Raises:
+        ValueError: for a tokenizer whose vocabulary does not match that of the data.
     """
     if name is not None:
         tokenizer = load_tokenizer(name)

@@ -1,4 +1,4 @@
-"""What a preparation does, as every worker gets it, and how the workers write and tell how far they are."""
+"""What a preparation does, as every worker gets it, and how the workers write and report their progress."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job:
-    """What is prepared from what; every worker gets it whole."""
+    """What is prepared from what; every worker gets all of it."""
 
     input: str
     output: str
@@ -59,7 +59,7 @@ class Job:
 
 
 def remove_partials(work: Path) -> None:
-    """Remove what processes of this machine that are gone had begun to write below `work`."""
+    """Remove what dead processes of this machine had begun to write below `work`."""
     for path in work.rglob(f"*.{socket.gethostname()}-*.partial"):
         process = int(path.name.split("-")[-1].removesuffix(".partial"))
         if process == os.getpid() or not _is_alive(process):
@@ -80,7 +80,7 @@ def _is_alive(process: int) -> bool:
 def whole(folder: Path) -> Iterator[Path]:
     """A folder to write to that takes its name once it is complete.
 
-    Its name till then is this process's own: one that outlived a killed run may be at the same task.
+    Until then its name holds the process id: a worker that outlived a killed run may do the same task.
     """
     partial = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.partial")
     partial.mkdir(parents=True)
@@ -134,7 +134,7 @@ def within(function: Callable[[], T], seconds: float) -> T:
 
 
 class Progress:
-    """A small file that says how far a tokenizing task is, for whoever watches."""
+    """A small file that reports the progress of a tokenizing task."""
 
     def __init__(self, work: str, number: int):
         self.tokens = 0

@@ -26,9 +26,11 @@ def merge(inputs: Sequence[Path], output: Path) -> int:
 
     A folder that an earlier run wrote to `output` is replaced, with a warning.
 
-    Raises FileNotFoundError for a folder without index.json or a shard, ValueError where one is
-    broken, where their columns or lengths of sequences differ or one is given twice or would be
-    replaced, FileExistsError where `output` holds something else.
+    Raises:
+        FileNotFoundError: for a folder without index.json or without one of its shards.
+        ValueError: for a damaged folder, one that is given twice or would be replaced, and for folders
+            whose columns or sequence lengths differ.
+        FileExistsError: where `output` holds something else.
     """
     _check_places(inputs, output)
     folders = [ShardFolder(path) for path in inputs]
@@ -54,7 +56,7 @@ def merge(inputs: Sequence[Path], output: Path) -> int:
 
 
 def _check_places(inputs: Sequence[Path], output: Path) -> None:
-    """Raise ValueError for an input that is there twice or that replacing the output would remove."""
+    """Raise ValueError for an input that is given twice or that replacing the output would remove."""
     places = [path.resolve() for path in inputs]
     for i, (path, place) in enumerate(zip(inputs, places, strict=True)):
         if place in places[:i]:
@@ -67,7 +69,7 @@ def _check_places(inputs: Sequence[Path], output: Path) -> None:
 
 
 def _check_output(output: Path, count: int) -> None:
-    """Raise FileExistsError for an output folder of another size than an earlier run has left."""
+    """Raise FileExistsError for an output folder that an earlier run of this merge cannot have written."""
     index = output / INDEX
     if not index.is_file():
         return
@@ -75,7 +77,7 @@ def _check_output(output: Path, count: int) -> None:
         held = sum(shard.samples for shard in read_index(index))
     except ValueError as error:
         raise FileExistsError(
-            f"{output} is nothing that a merge has left ({error}): choose another --output_split or remove it"
+            f"{output} was not written by a merge ({error}): choose another --output_split or remove it"
         ) from None
     if held != count:
         raise FileExistsError(
@@ -88,7 +90,7 @@ def _check_output(output: Path, count: int) -> None:
 def _columns(folder: ShardFolder) -> tuple[dict[str, str], int | None]:
     """Name and encoding of each column, and how many bytes the tokens of a sequence take."""
     if not len(folder):
-        raise ValueError(f"{folder.path} holds no sequences: leave it out")
+        raise ValueError(f"{folder.path} holds no sequences: omit it")
     return folder.columns, folder.token_bytes
 
 

@@ -83,9 +83,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def build_job(args: argparse.Namespace) -> Job:
-    """What is to be done, checked.
+    """The checked job that the arguments describe.
 
-    Raises ValueError and FileNotFoundError for settings that cannot work.
+    Raises:
+        ValueError, FileNotFoundError: for settings that cannot work.
     """
     for name, least in {"seq_length": 2, "seed": 0, "max_broken": 0, "workers": 1}.items():
         value = getattr(args, name)
@@ -129,7 +130,7 @@ def build_job(args: argparse.Namespace) -> Job:
 
 
 def _at_home(name: str) -> Path:
-    """A path whose ~ is the user's own folder; ~other is a name like any other."""
+    """A path whose ~ is the user's home folder; ~other is an ordinary name."""
     return Path(name).expanduser() if name.split("/")[0] == "~" else Path(name)
 
 
@@ -141,7 +142,7 @@ def _load_tokenizer(args: argparse.Namespace) -> TextTokenizer:
         if (bos, eos) != (None, None):
             raise ValueError(
                 "--document_separator and --bos or --eos are given: it stands for --bos '' --eos TOKEN, "
-                "leave one of them out"
+                "omit one of them"
             )
         bos, eos = "", args.document_separator
     tokenizer = load_tokenizer(args.tokenizer, fix).between(bos, eos)
@@ -173,8 +174,9 @@ def _shares(words: list[str], domains: list[str]) -> dict[str, float]:
 def _is_done(job: Job) -> bool:
     """True if the output is this job's result already, every file of its size.
 
-    Raises FileExistsError if the output folder holds something else, and ValueError or FileNotFoundError
-    if a file of the result is damaged or gone.
+    Raises:
+        FileExistsError: if the output folder holds something else.
+        ValueError: if a file of the result is damaged or missing.
     """
     output = Path(job.output)
     manifest = read_manifest(output)
@@ -206,7 +208,7 @@ def _is_done(job: Job) -> bool:
 
 
 def _differences(manifest: Manifest, job: Job) -> list[str]:
-    """In what a result's tokenizer, settings and sources differ from the job's, in words."""
+    """Descriptions of how a result's tokenizer, settings and sources differ from the job's."""
     found = []
     tokenizer = job.tokenizer.record
     for key, what in {
@@ -229,7 +231,7 @@ def _differences(manifest: Manifest, job: Job) -> list[str]:
 
 
 def _rewritten(manifest: Manifest, job: Job) -> list[str]:
-    """Local sources that were written after the manifest, and hold something else than it says."""
+    """Local sources that were written after the manifest and do not match their hash in it."""
     made = (Path(job.output) / MANIFEST).stat().st_mtime
     folder = open_folder(job.input)
     return [

@@ -242,7 +242,7 @@ class _BrokenError(ValueError):
 
 
 def _check_first_line(line: bytes, name: str) -> None:
-    """Raise ValueError where a file's beginning shows that it has no records line by line."""
+    """Raise ValueError where the beginning of a file shows that it does not hold one record a line."""
     if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in line[:4]:
         raise ValueError(
             f"{name} is UTF-16 or UTF-32, expected UTF-8: convert it, such as with `iconv -f UTF-16 -t UTF-8`"

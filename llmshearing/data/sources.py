@@ -1,4 +1,4 @@
-"""Which files make up each domain, and how they are shared out among tasks."""
+"""Which files make up each domain, and how they are divided among tasks."""
 
 import codecs
 import hashlib
@@ -67,7 +67,9 @@ def find_domains(folder: DataFolder) -> list[str]:
 def list_tasks(input_folder: str, domains: Sequence[str] | None) -> list[Task]:
     """All input files in groups, in an order that depends on their names only.
 
-    Raises ValueError where there is no input, an unknown domain, one named twice, or one without a file.
+    Raises:
+        FileNotFoundError: where there is no input.
+        ValueError: for an unknown domain, one that is named twice, and one without a file.
     """
     folder = open_folder(input_folder)
     if not folder.exists(""):

@@ -1,4 +1,4 @@
-"""Which documents go to evaluation, pruning and further training: pure functions.
+"""Which documents go to evaluation, pruning and continued pre-training: pure functions.
 
 A document's place is a keyed hash of its text, so exact copies of a text always land on the same
 side, in whatever files they stand. The hash falls into one of BINS bins; each split owns a range
@@ -48,11 +48,12 @@ def plan_budgets(
         tokens: how many each domain has.
         eval_tokens: for evaluation, of each domain; at most EVAL_SHARE of what it has.
         prune_tokens: for pruning, of all domains together.
-        ft_tokens: for training on, of all domains together; None: whatever is left (None in the result).
+        ft_tokens: for continued pre-training, of all domains together; None: all that is left
+            (None in the result).
         proportion: share of each domain in the two; None: by what each has.
 
     Where a domain cannot fill both, `for_prune` and `for_ft` share what it has in the ratio asked
-    for, half and half if `for_ft` is to get the rest. A split asked for with 0 is left out.
+    for, half and half if `for_ft` gets the rest. A split with a budget of 0 is omitted.
     """
     total = sum(tokens.values())
     budgets: dict[str, dict[str, int | None]] = {}

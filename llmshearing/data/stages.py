@@ -5,8 +5,8 @@
     pack      each (split, domain)       -> work/mds/SPLIT/DOMAIN, sequences as MDS
     finish    all                        -> the output folder, eval_merge, manifest.json
 
-A task writes beside its place and renames when it is complete, so one that was killed is done
-again and one that is complete is kept. Nothing depends on the number of workers.
+A task writes beside its place and renames its folder when it is complete: a killed task is
+repeated and a complete one is kept. Nothing depends on the number of workers.
 """
 
 import importlib.metadata
@@ -32,7 +32,7 @@ _BUDGETS = {"eval": "--eval_tokens", "for_prune": "--prune_tokens", "for_ft": "-
 _BATCH_BYTES = 4 << 20  # of text that is tokenized at a time
 PATIENCE_SECONDS = 600.0  # that the tokenizer may take for a batch of text,
 SLOWEST_RATE = 10_000  # and a second for each so many bytes
-LEFT_OVER_SHARE = 0.02  # of a domain's tokens that may be left out without a word
+LEFT_OVER_SHARE = 0.02  # of a domain's tokens that may be left over without a warning
 _CHUNK_TOKENS = 1 << 22  # that packing holds in memory
 _LIBRARIES = (
     "tokenizers",
@@ -150,7 +150,8 @@ def _read_documents(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.uint16]
 def plan(job: Job, number: int = 0) -> None:
     """Which bins of every domain make up which split.
 
-    Raises ValueError for a domain that cannot give every split a sequence.
+    Raises:
+        ValueError: for a domain that cannot give every split a sequence.
     """
     histograms = {domain: _histogram(job, domain) for domain in job.domains}
     tokens = {domain: int(histogram.sum()) for domain, histogram in histograms.items()}
@@ -257,7 +258,7 @@ def _check_splits(job: Job, domain: str, histogram: NDArray[np.int64], splits: d
 
 
 def _sharing(job: Job) -> str:
-    """What may have left a split with little, where both budgets are given."""
+    """The reason why a split may have few tokens, where both budgets are given."""
     if not (job.prune_tokens and job.ft_tokens):
         return ""
     return (
@@ -269,7 +270,7 @@ def _sharing(job: Job) -> str:
 def _left_over(
     job: Job, domain: str, histogram: NDArray[np.int64], splits: dict[str, SplitPlan]
 ) -> list[str]:
-    """A warning for each split whose documents hold far more than it takes."""
+    """A warning for each split whose documents hold far more tokens than it uses."""
     warnings = []
     for split, cut in splits.items():
         has = int(histogram[cut.first_bin : cut.end_bin].sum())
@@ -309,7 +310,7 @@ MDS_COLUMNS = {"tokens": "bytes", "set": "str"}
 
 
 def _sequences(job: Job, domain: str, cut: SplitPlan) -> Iterator[NDArray[Any]]:
-    """Sequences of seq_length tokens; what is left of a file begins the next, the last rest is dropped."""
+    """Sequences of seq_length tokens; a file's remainder begins the next, the last one is dropped."""
     dtype = job.tokenizer.dtype
     rest = np.zeros(0, dtype)
     left = cut.max_sequences

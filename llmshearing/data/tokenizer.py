@@ -40,7 +40,7 @@ Encode = Callable[[list[str]], Iterable[Sequence[int]]]
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer, however it was stored; it can be pickled, for whoever has not loaded it."""
+    """A tokenizer, however it was stored; it can be pickled and sent to workers."""
 
     name: str
     """As the user gave it."""
@@ -79,7 +79,7 @@ class TextTokenizer:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a manifest tells of it."""
+        """What a manifest records of it."""
         return {
             "name": self.name,
             "vocab_size": self.vocab_size,
@@ -166,7 +166,7 @@ def load_tokenizer(name: str, fix_mistral_regex: bool | None = None) -> TextToke
         if not loaded.vocabulary:
             raise ValueError("its vocabulary is empty")
         return loaded
-    except Exception as error:  # each library has its own exceptions for what is no tokenizer
+    except Exception as error:  # each library has its own exceptions for what is not a tokenizer
         raise ValueError(
             f"cannot load tokenizer {name!r} ({_reason(path, error)}): expected a folder with "
             "tokenizer.json, a SentencePiece .model file, or a name on the Hugging Face hub"
@@ -174,7 +174,7 @@ def load_tokenizer(name: str, fix_mistral_regex: bool | None = None) -> TextToke
 
 
 def _is_name(path: Path) -> bool:
-    """Whether this is nothing here, and may be a name on the hub."""
+    """Whether nothing of this name exists here, so that it may be a name on the hub."""
     return not path.exists() and path.suffix != ".model"
 
 
@@ -190,10 +190,10 @@ def _reason(path: Path, error: Exception) -> str:
         return "the folder holds no tokenizer.json, tokenizer.model or vocab file"
     for file in files:
         if file.suffix == ".json" and (problem := _json_problem(file)):
-            return f"{file.name} is no JSON: {problem}"
+            return f"{file.name} is not JSON: {problem}"
     models = [file for file in files if file.suffix == ".model"]
     if models and not any(file.suffix == ".json" for file in files):
-        return f"the folder tells nothing of its {models[0].name}: give that file, {models[0]}"
+        return f"the folder has no configuration of its {models[0].name}: give that file, {models[0]}"
     return reason
 
 
@@ -206,7 +206,7 @@ def _json_problem(file: Path) -> str | None:
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: TextTokenizer) -> None:
-    """Raise ValueError unless the data was made with this tokenizer's vocabulary."""
+    """Raise ValueError unless the data was made with the vocabulary of this tokenizer."""
     made_with = manifest.tokenizer
     if made_with["vocabulary_sha256"] != tokenizer.vocabulary_sha256:
         raise ValueError(
@@ -230,10 +230,10 @@ def _sha256(vocabulary: dict[str, int]) -> str:
 def _from_transformers(name: str, fix_mistral_regex: bool | None) -> TextTokenizer:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    # Of a folder that does not tell its class transformers guesses one from the folder's name.
-    chosen = PreTrainedTokenizerFast if _is_of_no_class(Path(name)) else AutoTokenizer
-    # Left out, it would ask on the terminal whether to run code that the folder brings. Its own test for
-    # Mistral's pre-tokenizer warns of most sound folders and misses those without a config.json.
+    # Where a folder does not name its class, transformers guesses one from the folder's name.
+    chosen = PreTrainedTokenizerFast if _has_no_class(Path(name)) else AutoTokenizer
+    # Without trust_remote_code, it would ask on the terminal whether to run code of the folder. Its own
+    # test for Mistral's pre-tokenizer warns of most sound folders, and misses those without a config.json.
     tokenizer = chosen.from_pretrained(name, trust_remote_code=False, fix_mistral_regex=False)
     tokenizer.init_kwargs.pop("fix_mistral_regex", None)
     around = _around(tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -265,8 +265,8 @@ def _from_transformers(name: str, fix_mistral_regex: bool | None) -> TextTokeniz
     )
 
 
-def _is_of_no_class(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer.json and nothing that tells its class."""
+def _has_no_class(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer.json and nothing that names its class."""
     if not (folder / "tokenizer.json").is_file() or (folder / "config.json").exists():
         return False
     config = folder / "tokenizer_config.json"

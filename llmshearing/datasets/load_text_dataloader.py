@@ -24,7 +24,7 @@ def build_text_dataloader(
     vocab_size: int | None = None,
     weights_change: bool = True,
 ) -> DataLoader:
-    """Open the data of a section, and a loader of its token sequences.
+    """Open the data of a section and build a loader of its token sequences.
 
     Args:
         cfg: the YAML section.
@@ -33,10 +33,12 @@ def build_text_dataloader(
             below the split; False for evaluation: every sequence of the split's folder once.
         set_names: the domains. None with `dynamic`: the split itself is the only one.
         proportion: starting weights of the domains, needed with `set_names` and `dynamic`.
-        vocab_size: the model's; data with larger token ids is refused.
+        vocab_size: the model's; data with larger token ids is rejected.
         weights_change: whether the domains' weights do (`places.py`).
 
-    Raises FileNotFoundError and ValueError for data that is missing, broken, or other than configured.
+    Raises:
+        FileNotFoundError: for missing data.
+        ValueError: for data that is damaged or does not match the configuration.
     """
     ranks = current_ranks()
     section = "train_loader" if dynamic else "eval_loader"
@@ -59,7 +61,7 @@ def build_mixture(
     """The order in which the sequences of these folders, one a domain, are trained on.
 
     Raises:
-        ValueError: for settings or weights that no mixture has.
+        ValueError: for settings or weights that are not valid for a mixture.
     """
     names = list(set_names) if set_names is not None else [cfg.split]
     if proportion is None:
@@ -104,7 +106,7 @@ def evaluated_sequences(
     Args:
         sequences: those of the folder.
         batches: of an evaluation on each rank; -1: all.
-        drop_last: whether a rank leaves out its last batch where that is smaller.
+        drop_last: whether a rank drops its last batch if it is smaller.
     """
     step = device_batch_size * world_size
     reachable = sequences // step * step if drop_last else sequences

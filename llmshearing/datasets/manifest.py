@@ -58,7 +58,8 @@ class Manifest:
 def read_manifest(root: Path | str) -> Manifest | None:
     """The manifest of a data folder, None if it has none (data of the original has none).
 
-    Raises ValueError if the file is there and is no manifest.
+    Raises:
+        ValueError: if the file exists and is not a manifest.
     """
     path = Path(root) / MANIFEST
     if not path.is_file():
@@ -77,7 +78,7 @@ def read_manifest(root: Path | str) -> Manifest | None:
 
 
 def _check(manifest: Manifest) -> None:
-    """Raise an exception of Python's own for contents of another kind than `prepare` writes."""
+    """Raise a built-in exception for contents that `prepare` does not write."""
     _check_kinds(vars(manifest), {"seq_length": int, "dtype": str, "settings": dict})
     _check_kinds(manifest.tokenizer, {"name": str, "vocab_size": int, "vocabulary_sha256": str})
     for files in manifest.sources.values():

@@ -1,7 +1,7 @@
 """The index of an MDS folder and its shards, read strictly: they may come from anywhere and be damaged.
 
-What is wrong with them is a ValueError that names the file, before a sequence is read or a path is made
-of what they say.
+A fault raises a ValueError that names the file, before a sequence is read or a path is built from
+their contents.
 """
 
 import json
@@ -50,7 +50,8 @@ def read_index(path: Path, called: str | None = None) -> list[MDSReader]:
         path: the file.
         called: its name in messages, where it is not `path`.
 
-    Raises ValueError for anything but an index of shards of token sequences.
+    Raises:
+        ValueError: for anything but an index of shards of token sequences.
     """
     called = called or str(path)
     try:
@@ -58,7 +59,7 @@ def read_index(path: Path, called: str | None = None) -> list[MDSReader]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{called} is not valid JSON ({error}): {AGAIN}") from None
     if not isinstance(index, dict) or index.get("version") != 2 or not isinstance(index.get("shards"), list):
-        raise ValueError(f"{called} is no index of MDS shards (version 2): {AGAIN}")
+        raise ValueError(f"{called} is not an index of MDS shards (version 2): {AGAIN}")
     for number, entry in enumerate(index["shards"]):
         if problem := _foreign_problem(entry):
             raise ValueError(f"{called}: shard {number}: {problem}: {OTHER}")
@@ -112,7 +113,7 @@ def check_packed(shard: MDSReader, file: Path, called: str) -> None:
 
 
 def _foreign_problem(entry: Any) -> str | None:
-    """What another program has written soundly and cannot be read here."""
+    """What is valid MDS of another program, but cannot be read here."""
     if not isinstance(entry, dict):
         return None
     if isinstance(kind := entry.get("format"), str) and kind != "mds":

@@ -99,11 +99,12 @@ def _feistel(
     return row * columns + column
 
 
-def check_weights(weights: Sequence[float], names: Sequence[str]) -> NDArray[np.float64]:
+def normalized_weights(weights: Sequence[float], names: Sequence[str]) -> NDArray[np.float64]:
     """The weights [D] as float64 that sum to 1.
 
-    Raises ValueError where there is not one weight a domain, where one is negative or not
-    finite, and where they do not sum to 1 within SUM_TOLERANCE.
+    Raises:
+        ValueError: where there is not one weight per domain, where one is negative or not finite, and
+            where they do not sum to 1 within SUM_TOLERANCE.
     """
     if len(weights) != len(names):
         raise ValueError(
@@ -121,7 +122,7 @@ def check_weights(weights: Sequence[float], names: Sequence[str]) -> NDArray[np.
 
 
 def check_exhausted(policy: str) -> None:
-    """Raise ValueError for what is none of EXHAUSTED_POLICIES."""
+    """Raise ValueError for a policy that is not one of EXHAUSTED_POLICIES."""
     if policy not in EXHAUSTED_POLICIES:
         raise ValueError(f"exhausted is {policy!r}: expected one of {', '.join(EXHAUSTED_POLICIES)}")
 
@@ -156,10 +157,11 @@ class Mixture:
         seed: of the draws and of the permutations, not negative.
         exhausted: what happens once every sequence of a domain was used: `repeat` reads it again
             in another order, `stop` ends the stream at the next draw of that domain,
-            `renormalize` goes on with the others' weights scaled to sum to 1.
+            `renormalize` continues with the others' weights scaled to sum to 1.
         shuffle: False reads each domain in the order of its files, every pass the same.
 
-    Raises ValueError for an empty domain, an unknown policy, and weights `check_weights` refuses.
+    Raises:
+        ValueError: for an empty domain, an unknown policy, and weights that `normalized_weights` rejects.
     """
 
     def __init__(
@@ -184,7 +186,7 @@ class Mixture:
         self.shuffle = shuffle
         # The weights from sample _since[i] on are _weights[i].
         self._since = [0]
-        self._weights = [check_weights(weights, names)]
+        self._weights = [normalized_weights(weights, names)]
 
     @property
     def weights(self) -> list[float]:
@@ -202,7 +204,7 @@ class Mixture:
 
     def set_weights(self, sample: int, weights: Sequence[float]) -> None:
         """Put weights in force from this sample on, which must not lie before the last change."""
-        checked = check_weights(weights, self.names)
+        checked = normalized_weights(weights, self.names)
         assert sample >= self._since[-1], "weights are changed in the order of the samples"
         if sample == self._since[-1]:
             self._weights[-1] = checked
@@ -256,7 +258,7 @@ class Mixture:
         return domain[:count], ordinal[:count]
 
     def state_dict(self, cursor: Cursor) -> dict[str, Any]:
-        """What another process needs to go on from `cursor`; JSON-able, grows with the updates only."""
+        """What another process needs to resume from `cursor`; JSON-able, grows with the updates only."""
         return {
             "names": self.names,
             "sizes": self.sizes.tolist(),
@@ -272,15 +274,16 @@ class Mixture:
     def load_state_dict(self, state: dict[str, Any]) -> Cursor:
         """Take over the history of a checkpoint; returns the place where it was saved.
 
-        Raises ValueError where the checkpoint's stream is another one (other domains, sizes,
-        seed or policy): going on would repeat or skip samples without a word.
+        Raises:
+            ValueError: where the checkpoint belongs to a different stream (domains, sizes, seed or policy):
+                resuming would silently repeat or skip samples.
         """
         mine = self.state_dict(self.start())
         for key, setting in _IDENTITY.items():
             if state[key] != mine[key]:
                 raise ValueError(
                     f"the checkpoint's {key} of the training data is {state[key]}, this run's is "
-                    f"{mine[key]}: restore {setting}, or begin a new run from "
+                    f"{mine[key]}: restore {setting}, or start a new run from "
                     "its weights: load_weights_only=true."
                 )
         self._since = list(state["since"])

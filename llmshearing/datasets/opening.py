@@ -26,7 +26,7 @@ class DataSection:
         ranks: this process; those of a node share the cache limit.
 
     Raises:
-        ValueError: where the manifest is that of other data, with every difference, one a line.
+        ValueError: where the manifest does not match the configuration, with every difference, one a line.
     """
 
     def __init__(
@@ -63,8 +63,7 @@ class DataSection:
         found = self._mixed[place].only(domain)
         if not len(found):
             raise ValueError(
-                f"{found.path} holds no sequences of domain {domain}: prepare more text of it, or leave it "
-                "out"
+                f"{found.path} holds no sequences of domain {domain}: prepare more text of it, or omit it"
             )
         return found
 
@@ -92,7 +91,7 @@ class DataSection:
             length_is_known=self._manifest is not None,
         )
         if not len(folder):
-            raise ValueError(f"{path} holds no sequences: prepare more text of it, or leave it out")
+            raise ValueError(f"{path} holds no sequences: prepare more text of it, or omit it")
         return folder
 
 
@@ -106,9 +105,9 @@ def check_section(loader: LoaderConfig, name: str) -> None:
     problems = [] if loader.name == "text" else [f"{name}.name is {loader.name!r}: expected text"]
     limit, remote = cfg.cache_limit, cfg.remote
     if limit is not None:
-        problems += _refused(lambda: parse_cache_limit(limit, f"{name}.dataset.cache_limit"))
+        problems += _problems_of(lambda: parse_cache_limit(limit, f"{name}.dataset.cache_limit"))
     if remote:
-        problems += _refused(lambda: check_apart(remote, Path(cfg.local)))
+        problems += _problems_of(lambda: check_apart(remote, Path(cfg.local)))
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -118,7 +117,8 @@ def dataset_manifest(cfg: DatasetConfig) -> Manifest | None:
 
     None where there is none: data of the original has none.
 
-    Raises ValueError for a file that is no manifest.
+    Raises:
+        ValueError: for a file that is not a manifest.
     """
     path = Path(cfg.local) / MANIFEST
     if cfg.remote and not path.is_file():
@@ -130,15 +130,15 @@ def dataset_manifest(cfg: DatasetConfig) -> Manifest | None:
 
 
 def _fetch_manifest(url: str, timeout: float, path: Path) -> None:
-    """Download the manifest of a remote that has one: tried once, as most that fail have none."""
+    """Download the manifest of a remote that has one; tried once, as most failures mean that it has none."""
     try:
         Remote(url, 0, timeout, None).download(MANIFEST, path, lambda file, called: None)
         read_manifest(path.parent)
     except ValueError:
-        path.unlink()  # so that it is fetched again once it is put right there
+        path.unlink()  # so that it is fetched again once it is repaired there
         raise
     except OSError as error:
-        # The clients of some kinds of storage have no type of their own for what is not there.
+        # The clients of some kinds of storage have no exception of their own for a missing file.
         if not isinstance(error.__cause__, FileNotFoundError) and "not found" not in str(error).lower():
             logger.warning("the data is read without its manifest: %s", error)
 
@@ -177,14 +177,14 @@ def _manifest_problems(manifest: Manifest, cfg: DatasetConfig, vocab_size: int |
         )
     if cfg.is_uint16 is not None and cfg.is_uint16 != (manifest.dtype == "uint16"):
         problems.append(
-            f"is_uint16 is {cfg.is_uint16}, but the tokens of {cfg.local} are {manifest.dtype}: leave "
-            "is_uint16 out, it is found out from the data"
+            f"is_uint16 is {cfg.is_uint16}, but the tokens of {cfg.local} are {manifest.dtype}: omit "
+            "is_uint16, the data determines it"
         )
     return problems
 
 
-def _refused(check: Callable[[], object]) -> list[str]:
-    """What a check raises, as a list."""
+def _problems_of(check: Callable[[], object]) -> list[str]:
+    """The problems that a check raises, as a list."""
     try:
         check()
     except ValueError as error:

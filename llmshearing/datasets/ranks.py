@@ -1,4 +1,4 @@
-"""Which of a run's processes this one is, told by torch.distributed or by the launcher, without a trainer."""
+"""Which of a run's processes this one is, from torch.distributed or the launcher, without a trainer."""
 
 import os
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Ranks(NamedTuple):
 
 
 def current_ranks() -> Ranks:
-    """The place of this process; a process that nothing was launched with is the only one."""
+    """The place of this process; a process without a launcher is the only one."""
     local = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1)
     if distributed.is_available() and distributed.is_initialized():
         return Ranks(distributed.get_rank(), distributed.get_world_size(), *local)

@@ -30,7 +30,8 @@ def check_apart(url: str, local: Path) -> None:
 def parse_cache_limit(value: str | int, setting: str) -> int:
     """Bytes of a limit such as "200gb".
 
-    Raises ValueError naming `setting` for anything but a size above 0.
+    Raises:
+        ValueError: naming `setting` for anything but a size above 0.
     """
     try:
         limit = bytes_to_int(value)
@@ -76,7 +77,9 @@ class Remote:
         Args:
             check: gets the file and its name for messages, and raises ValueError for a wrong one.
 
-        Raises OSError with the cause of it where the file cannot be had.
+        Raises:
+            OSError: with its cause where the file cannot be downloaded.
+            ValueError: from `check`.
         """
         source, partial = f"{self.url}/{name}", path.with_name(path.name + ".partial")
         partial.unlink(missing_ok=True)
@@ -96,7 +99,7 @@ class Remote:
         try:
             check(partial, source)
         except ValueError:
-            partial.unlink()  # so that it is fetched again once it is put right there
+            partial.unlink()  # so that it is fetched again once it is repaired there
             raise
         partial.replace(path)
 

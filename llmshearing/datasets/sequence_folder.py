@@ -21,7 +21,8 @@ _LARGE_VOCABULARY = 2**19
 def token_dtype(num_bytes: int, seq_len: int, where: str) -> str:
     """Name of the integer type of a sequence of `seq_len` tokens that takes `num_bytes` bytes.
 
-    Raises ValueError naming `where` if none of TOKEN_DTYPES has that size.
+    Raises:
+        ValueError: naming `where` if none of TOKEN_DTYPES has that size.
     """
     for name in TOKEN_DTYPES:
         if num_bytes == seq_len * np.dtype(name).itemsize:
@@ -50,13 +51,14 @@ class SequenceFolder:
         path: the folder, holding index.json and shards.
         seq_len: tokens of each sequence.
         dtypes: what the tokens may be stored as, of TOKEN_DTYPES.
-        vocab_size: ids from here on are refused, None to accept all.
+        vocab_size: ids from here on are rejected, None to accept all.
         remote: where missing files come from, `folder` below it.
         folder: this folder's name below the remote one.
         length_is_known: False where no manifest vouches for `seq_len`; messages then doubt it.
 
-    Raises FileNotFoundError for a missing index or shard, ValueError for one that is broken or
-    holds other data than expected; each names the file and what to do.
+    Raises:
+        FileNotFoundError: for a missing index or shard.
+        ValueError: for one that is damaged or does not hold the expected data.
     """
 
     def __init__(

@@ -28,8 +28,9 @@ class ShardFolder:
         remote: where missing files come from, `folder` below it.
         folder: this folder's name below the remote one.
 
-    Raises FileNotFoundError for a missing index or shard, ValueError for one that is broken; each
-    names the file and what to do.
+    Raises:
+        FileNotFoundError: for a missing index or shard.
+        ValueError: for a damaged one.
     """
 
     def __init__(self, path: Path, remote: Remote | None = None, folder: str = ""):

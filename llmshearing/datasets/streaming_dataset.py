@@ -53,7 +53,8 @@ class TextStreamingDataset(Dataset[Sample]):
     def samples_per_domain(self, first: int | None = None) -> dict[str, int]:
         """How many of the first sequences (None: of all) each domain of `set_names` has.
 
-        Raises ValueError for a sequence of another domain.
+        Raises:
+            ValueError: for a sequence of a domain that `set_names` does not have.
         """
         count = len(self) if first is None else min(first, len(self))
         for index in range(len(self._places), count):
@@ -77,7 +78,7 @@ class TextDynamicStreamingDataset(IterableDataset[Sample]):
 
     Every rank plans the same global batches and reads its own rows of them: rank r of W rows
     [r B / W, (r + 1) B / W). A thread reads the coming batches ahead. They are planned with the
-    weights in force; when the weights change, they are thrown away and planned anew, so that a
+    weights in force; when the weights change, they are discarded and planned again, so that a
     change takes effect at the very next batch.
 
     Args:
@@ -136,7 +137,8 @@ class TextDynamicStreamingDataset(IterableDataset[Sample]):
     def set_proportion(self, weights: Sequence[float]) -> None:
         """Mix the samples after the batch handed out last by these weights.
 
-        Raises ValueError where they are no weights of these domains (`mixture.check_weights`).
+        Raises:
+            ValueError: for weights that `mixture.normalized_weights` rejects.
         """
         self._mixture.set_weights(self._cursor.sample, weights)
         self._forget_ahead()
@@ -215,9 +217,10 @@ class TextDynamicStreamingDataset(IterableDataset[Sample]):
         return {"mixture": json.dumps({**state, "epoch_start": epoch_start})}
 
     def load_state_dict(self, obj: dict[str, str]) -> None:
-        """Go on where `state_dict` was taken.
+        """Resume where `state_dict` was taken.
 
-        Raises ValueError if that was another stream (`Mixture.load_state_dict`).
+        Raises:
+            ValueError: if it belongs to a different stream (`Mixture.load_state_dict`).
         """
         state = json.loads(obj["mixture"])
         self._cursor = self._before = self._mixture.load_state_dict(state)

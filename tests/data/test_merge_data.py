@@ -22,7 +22,7 @@ def test_the_command_spreads_folders_evenly(tmp_path, capsys):
     assert [SequenceFolder(tmp_path / "eval_merge", SEQ_LEN).domain(i) for i in range(10)] == order
 
 
-def test_folders_of_other_tokens_are_refused_and_nothing_is_left(tmp_path):
+def test_folders_of_other_tokens_are_rejected_and_nothing_is_left(tmp_path):
     write_folder(tmp_path / "cc", 3)
     write_folder(tmp_path / "book", 3, dtype="int64")
     with pytest.raises(ValueError, match=r"/book holds .* 64\), .*/cc holds .* 16\)"):
@@ -33,7 +33,7 @@ def test_folders_of_other_tokens_are_refused_and_nothing_is_left(tmp_path):
 def test_a_folder_without_sequences_is_named(tmp_path):
     write_folder(tmp_path / "cc", 3)
     write_folder(tmp_path / "book", 0)
-    with pytest.raises(ValueError, match="book holds no sequences: leave it out"):
+    with pytest.raises(ValueError, match="book holds no sequences: omit it"):
         merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "merged")
 
 
@@ -42,7 +42,7 @@ def test_a_missing_folder_is_named(tmp_path):
         merge_data.merge([tmp_path / "nowhere"], tmp_path / "merged")
 
 
-def test_folders_named_twice_are_refused(tmp_path):
+def test_folders_named_twice_are_rejected(tmp_path):
     write_folder(tmp_path / "cc", 3)
     (tmp_path / "link").symlink_to(tmp_path / "cc")
     for name in ("cc", "link"):
@@ -50,7 +50,7 @@ def test_folders_named_twice_are_refused(tmp_path):
             merge_data.merge([tmp_path / "cc", tmp_path / name], tmp_path / "merged")
 
 
-def test_an_output_that_would_replace_an_input_is_refused(tmp_path):
+def test_an_output_that_would_replace_an_input_is_rejected(tmp_path):
     for name in ("cc", "book", "cc/part"):
         write_folder(tmp_path / name, 3)
     (tmp_path / "link").symlink_to(tmp_path / "cc")
@@ -76,12 +76,12 @@ def test_a_result_that_cannot_be_read_is_left_alone(tmp_path):
     for name in ("cc", "book", "merged"):
         write_folder(tmp_path / name, 3)
     (tmp_path / "merged" / "index.json").write_text("[]")
-    with pytest.raises(FileExistsError, match=r"/merged is nothing that a merge has left .*: choose another"):
+    with pytest.raises(FileExistsError, match=r"/merged was not written by a merge .*: choose another"):
         merge_data.merge([tmp_path / "cc", tmp_path / "book"], tmp_path / "merged")
 
 
 @pytest.mark.parametrize("samples", [0, 2])
-def test_a_folder_with_a_wrong_index_is_refused(tmp_path, samples):
+def test_a_folder_with_a_wrong_index_is_rejected(tmp_path, samples):
     write_folder(tmp_path / "cc", 3)
     index = write_folder(tmp_path / "book", 3) / "index.json"
     index.write_text(index.read_text().replace('"samples": 3', f'"samples": {samples}'))
@@ -90,7 +90,7 @@ def test_a_folder_with_a_wrong_index_is_refused(tmp_path, samples):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["book", "cc"]
 
 
-def test_a_damaged_shard_is_refused_and_nothing_is_left(tmp_path):
+def test_a_damaged_shard_is_rejected_and_nothing_is_left(tmp_path):
     write_folder(tmp_path / "cc", 3)
     shard = write_folder(tmp_path / "book", 3) / "shard.00000.mds"
     data = shard.read_bytes()
@@ -102,7 +102,7 @@ def test_a_damaged_shard_is_refused_and_nothing_is_left(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", "/tmp/x", "..", ".", ""])
-def test_a_name_that_leads_out_of_the_output_folder_is_refused(tmp_path, name):
+def test_a_name_that_leads_out_of_the_output_folder_is_rejected(tmp_path, name):
     write_folder(tmp_path / "cc", 3)
     with pytest.raises(
         ValueError, match=r"--output_split is .*: expected the name of a folder in --output_dir"

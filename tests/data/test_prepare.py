@@ -157,7 +157,7 @@ def test_a_document_too_long_for_its_split_is_warned_about(
     assert "domain wiki" not in caplog.text
 
 
-def test_numbers_that_cannot_work_are_refused_at_once(monkeypatch, tmp_path, text, tokenizer_folder):
+def test_numbers_that_cannot_work_are_rejected_at_once(monkeypatch, tmp_path, text, tokenizer_folder):
     nothing = ("--eval_tokens", "0", "--prune_tokens", "0", "--ft_tokens", "0")
     for words, message in (
         (nothing, "are all 0: nothing would be made"),
@@ -179,7 +179,7 @@ def test_a_manifest_with_other_contents_is_named(
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
 
 
-def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokenizer_folder):
+def test_places_that_cannot_work_are_rejected(monkeypatch, tmp_path, text, tokenizer_folder):
     with pytest.raises(ValueError, match="lies in --input"):
         run(monkeypatch, text, text / "out", tokenizer_folder)
     with pytest.raises(ValueError, match="lies in --input"):
@@ -244,7 +244,7 @@ def test_places_that_cannot_work_are_refused(monkeypatch, tmp_path, text, tokeni
         (documents(99), ("--seq_length", "1"), "--seq_length is 1: expected 2 or more"),
     ],
 )
-def test_wrong_input_is_refused(monkeypatch, tmp_path, text, tokenizer_folder, texts, more, message):
+def test_wrong_input_is_rejected(monkeypatch, tmp_path, text, tokenizer_folder, texts, more, message):
     write_jsonl(text / "book" / "all.jsonl", texts)
     write_jsonl(text / "wiki" / "3.jsonl", documents(99, seed=5))
     with pytest.raises(ValueError, match=message):

@@ -79,7 +79,7 @@ def fail(*_):
     raise RuntimeError("stop here")
 
 
-def test_done_work_is_recognized_and_other_work_refused(monkeypatch, tmp_path, text, tokenizer_folder):
+def test_done_work_is_recognized_and_other_work_rejected(monkeypatch, tmp_path, text, tokenizer_folder):
     out = tmp_path / "out"
     run(monkeypatch, text, out, tokenizer_folder)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}

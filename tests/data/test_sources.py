@@ -147,7 +147,7 @@ def test_hidden_files_are_left_out_and_others_told(tmp_path, caplog):
     assert "1 linked folders such as book/linked are not followed" in caplog.text
 
 
-def test_what_is_no_regular_file_is_refused(tmp_path):
+def test_what_is_no_regular_file_is_rejected(tmp_path):
     (tmp_path / "book").mkdir()
     os.mkfifo(tmp_path / "book" / "a.jsonl")
     with pytest.raises(ValueError, match=r"'book/a\.jsonl' is no regular file"):
@@ -272,7 +272,7 @@ def test_tasks_group_files_by_name_and_size(tmp_path, monkeypatch):
     assert [task.domain for task in list_tasks(str(tmp_path), ["b"])] == ["b", "b"]
 
 
-def test_wrong_inputs_are_refused(tmp_path):
+def test_wrong_inputs_are_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere not found: --input is a folder with one folder"):
         list_tasks(str(tmp_path / "nowhere"), None)
     with pytest.raises(ValueError, match="has no folders: expected one for each domain"):

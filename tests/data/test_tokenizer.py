@@ -108,7 +108,7 @@ def test_nothing_of_a_folder_is_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_empty_vocabulary_is_refused(tmp_path):
+def test_an_empty_vocabulary_is_rejected(tmp_path):
     Tokenizer(models.BPE({}, [])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"its vocabulary is empty"):
         load_tokenizer(str(tmp_path))
@@ -206,7 +206,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "reason"), [("nowhere", "there is no such folder"), ("missing.model", "")])
-def test_what_is_no_tokenizer_is_refused(tmp_path, name, reason):
+def test_what_is_no_tokenizer_is_rejected(tmp_path, name, reason):
     with pytest.raises(ValueError, match=rf"cannot load tokenizer .*{name}' \({reason}.*: expected a folder"):
         load_tokenizer(str(tmp_path / name))
 
@@ -224,14 +224,14 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, sentencepiece_model):
     with pytest.raises(ValueError, match=r"give that file, .*/tokenizer\.model\)"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"')
-    with pytest.raises(ValueError, match=r"\(tokenizer_config\.json is no JSON: Expecting ',' delimiter"):
+    with pytest.raises(ValueError, match=r"\(tokenizer_config\.json is not JSON: Expecting ',' delimiter"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "OtherTokenizer"}')
     with pytest.raises(ValueError, match=r"Tokenizer class OtherTokenizer does not exist"):
         load_tokenizer(str(tmp_path))
 
 
-def test_another_vocabulary_than_the_datas_is_refused(tokenizer_folder):
+def test_another_vocabulary_than_the_datas_is_rejected(tokenizer_folder):
     loaded = load_tokenizer(str(tokenizer_folder))
     made_with = {"name": "llama", "vocab_size": 32000, "vocabulary_sha256": "0" * 64}
     manifest = Manifest(8, "uint16", made_with, {}, {}, {}, {})

@@ -29,14 +29,14 @@ def spoil(path: Path, **values: object) -> Path:
     "text",
     ["[]", "null", "3", "{}", '{"version": 2}', '{"version": 2, "shards": 3}', "[" * 10**5, '{"shards": ['],
 )
-def test_an_index_of_another_form_is_refused(tmp_path, text):
+def test_an_index_of_another_form_is_rejected(tmp_path, text):
     (write_folder(tmp_path / "cc", 3) / "index.json").write_text(text)
     with pytest.raises(ValueError, match=rf"cc/index.json.*: {AGAIN}$"):
         SequenceFolder(tmp_path / "cc", SEQ_LEN)
 
 
 @pytest.mark.parametrize("entry", ["a", None, [], {}])
-def test_a_shard_that_is_none_is_refused(tmp_path, entry):
+def test_a_shard_that_is_none_is_rejected(tmp_path, entry):
     (write_folder(tmp_path / "cc", 3) / "index.json").write_text(
         json.dumps({"version": 2, "shards": [entry]})
     )
@@ -66,13 +66,13 @@ def test_a_shard_that_is_none_is_refused(tmp_path, entry):
         ("colour", 1, "colour missing or unknown"),
     ],
 )
-def test_an_entry_of_another_form_is_refused(tmp_path, key, value, reason):
+def test_an_entry_of_another_form_is_rejected(tmp_path, key, value, reason):
     spoil(tmp_path / "cc", **{key: value})
     with pytest.raises(ValueError, match=rf"cc/index.json: shard 0: .*{reason}.*: {AGAIN}$"):
         SequenceFolder(tmp_path / "cc", SEQ_LEN)
 
 
-def test_a_column_that_could_run_code_is_refused(tmp_path):
+def test_a_column_that_could_run_code_is_rejected(tmp_path):
     columns = {"column_names": ["extra", "tokens"], "column_sizes": [None, None]}
     spoil(tmp_path / "cc", **columns, column_encodings=["pkl", "bytes"])
     with pytest.raises(
@@ -81,7 +81,7 @@ def test_a_column_that_could_run_code_is_refused(tmp_path):
         SequenceFolder(tmp_path / "cc", SEQ_LEN)
 
 
-def test_shards_that_do_not_belong_together_are_refused(tmp_path):
+def test_shards_that_do_not_belong_together_are_rejected(tmp_path):
     shard = {"basename": "shard.00001.mds", "bytes": 1000, "hashes": {}}
     with pytest.raises(ValueError, match=r"cc/index.json names a file twice"):
         SequenceFolder(spoil(tmp_path / "cc", raw_data=shard), SEQ_LEN)
@@ -119,7 +119,7 @@ def test_a_file_outside_the_folder_is_neither_written_nor_read(tmp_path, basenam
     assert [file.name for file in (tmp_path / "local" / "cc").iterdir() if file.name != ".lock"] == []
 
 
-def check_read_or_refused(path: Path) -> None:
+def check_read_or_rejected(path: Path) -> None:
     """Read a folder, which may be refused in a line that names one of its files."""
     refusal = str(path)
     try:
@@ -148,11 +148,11 @@ def write(folder: Path, index: object, shard: bytes) -> Path:
 @given(at=st.integers(0, 10**6), data=st.binary(min_size=1, max_size=40))
 @settings(max_examples=150, deadline=None)
 @pytest.mark.filterwarnings("ignore:overflow encountered")
-def test_any_bytes_in_a_shard_are_read_or_refused(good, at, data):
+def test_any_bytes_in_a_shard_are_read_or_rejected(good, at, data):
     index, shard = good
     at %= len(shard)
     with tempfile.TemporaryDirectory() as folder:
-        check_read_or_refused(
+        check_read_or_rejected(
             write(Path(folder), index, (shard[:at] + data + shard[at + len(data) :])[: len(shard)])
         )
 
@@ -166,7 +166,7 @@ values = st.recursive(
 
 @given(at=st.integers(0, 100), value=values)
 @settings(max_examples=150, deadline=None)
-def test_any_value_in_an_index_is_read_or_refused(good, at, value):
+def test_any_value_in_an_index_is_read_or_rejected(good, at, value):
     index, shard = copy.deepcopy(good[0]), good[1]
     places = [
         (index, "shards"),
@@ -177,10 +177,10 @@ def test_any_value_in_an_index_is_read_or_refused(good, at, value):
     holder, key = places[at % len(places)]
     holder[key] = value
     with tempfile.TemporaryDirectory() as folder:
-        check_read_or_refused(write(Path(folder), index, shard))
+        check_read_or_rejected(write(Path(folder), index, shard))
 
 
-def test_offsets_that_do_not_follow_each_other_are_refused(tmp_path):
+def test_offsets_that_do_not_follow_each_other_are_rejected(tmp_path):
     shard = write_folder(tmp_path / "cc", 5) / "shard.00000.mds"
     data = bytearray(shard.read_bytes())
     data[8:12], data[12:16] = data[12:16], data[8:12]

@@ -11,8 +11,8 @@ from llmshearing.datasets.mixture import (
     Cursor,
     Mixture,
     Plan,
-    check_weights,
     draw_domains,
+    normalized_weights,
     occurrence,
     permute,
     uniforms,
@@ -208,16 +208,16 @@ def test_state_of_a_long_run_stays_small():
         ([0.5, 0.4, 0.05, 0], "sums to 0.95"),
     ],
 )
-def test_wrong_weights_are_refused(weights, message):
+def test_wrong_weights_are_rejected(weights, message):
     with pytest.raises(ValueError, match=message):
-        check_weights(weights, NAMES)
+        normalized_weights(weights, NAMES)
 
 
 def test_weights_that_are_rounded_are_scaled_to_sum_to_1():
-    assert check_weights([0.4, 0.3, 0.1, 0.2005], NAMES).sum() == pytest.approx(1, abs=1e-15)
+    assert normalized_weights([0.4, 0.3, 0.1, 0.2005], NAMES).sum() == pytest.approx(1, abs=1e-15)
 
 
-def test_wrong_settings_are_refused():
+def test_wrong_settings_are_rejected():
     with pytest.raises(ValueError, match="domain book has no sequences"):
         make(sizes=[1, 1, 0, 1])
     with pytest.raises(ValueError, match="expected one of repeat, stop, renormalize"):
@@ -226,7 +226,7 @@ def test_wrong_settings_are_refused():
         make(seed=-1)
 
 
-def test_a_checkpoint_of_another_stream_is_refused():
+def test_a_checkpoint_of_another_stream_is_rejected():
     state = make(seed=1).state_dict(make().start())
     with pytest.raises(ValueError, match=r"checkpoint's seed .* is 1, this run's is 2"):
         make(seed=2).load_state_dict(state)

@@ -28,7 +28,7 @@ def write_manifest(root, seq_length=SEQ_LEN, dtype="uint16", vocab_size=90):
 
 
 @pytest.mark.parametrize("form", ["{data}", "{data}/", "file://{data}", "data", "{link}", "{data}/../data"])
-def test_a_remote_that_is_the_local_folder_is_refused(tmp_path, monkeypatch, form):
+def test_a_remote_that_is_the_local_folder_is_rejected(tmp_path, monkeypatch, form):
     data = write_folder(tmp_path / "data" / "cc", 50).parent
     (tmp_path / "link").symlink_to(data)
     monkeypatch.chdir(tmp_path)
@@ -41,7 +41,7 @@ def test_a_remote_that_is_the_local_folder_is_refused(tmp_path, monkeypatch, for
     assert sorted(path.name for path in data.iterdir()) == ["cc"]  # nothing was opened
 
 
-def test_a_local_folder_that_leads_into_the_remote_is_refused(tmp_path):
+def test_a_local_folder_that_leads_into_the_remote_is_rejected(tmp_path):
     data = write_folder(tmp_path / "data" / "cc", 50).parent
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "cc").symlink_to(data / "cc")
@@ -50,7 +50,7 @@ def test_a_local_folder_that_leads_into_the_remote_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("limit", ["garbage", -5, 0, "0gb", "nangb", "1e999gb"])
-def test_a_cache_limit_that_is_no_size_is_refused(tmp_path, limit):
+def test_a_cache_limit_that_is_no_size_is_rejected(tmp_path, limit):
     for dynamic, section in ((True, "train_loader"), (False, "eval_loader")):
         message = f"{section}.dataset.cache_limit is {limit!r}: expected a size above 0"
         with pytest.raises(ValueError, match=message):

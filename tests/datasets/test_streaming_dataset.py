@@ -207,7 +207,7 @@ def test_a_damaged_sequence_surfaces_from_the_thread(tmp_path):
         list(itertools.islice(one, 9))
 
 
-def test_checkpoint_of_other_data_is_refused(root):
+def test_checkpoint_of_other_data_is_rejected(root):
     state = dataset(root, seed=1).state_dict(0, True)
     with pytest.raises(ValueError, match=r"train_loader.dataset.shuffle_seed"):
         dataset(root, seed=2).load_state_dict(state)
@@ -282,12 +282,12 @@ def test_one_folder_trains_without_domains(root):
         (NAMES, WEIGHTS, {"exhausted": "again"}, r"exhausted is 'again'"),
     ],
 )
-def test_wrong_configs_are_refused(root, names, weights, settings, message):
+def test_wrong_configs_are_rejected(root, names, weights, settings, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         build_text_dataloader(config(root, **settings), 4, True, names, weights)
 
 
-def test_an_empty_domain_is_refused(root, tmp_path):
+def test_an_empty_domain_is_rejected(root, tmp_path):
     write_folder(tmp_path / "for_ft" / "cc", 0)
     with pytest.raises(ValueError, match="for_ft/cc holds no sequences"):
         build_text_dataloader(config(tmp_path), 4, True, ["cc"], [1.0])
