@@ -220,7 +220,7 @@ def test_a_file_or_folder_without_a_model_is_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither config\.json nor \.metadata; expected a"):
         read_checkpoint(tmp_path)
     (tmp_path / LATEST).touch()
-    with pytest.raises(FileNotFoundError, match=r": use the run's .*/latest-rank0\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"; use the run's .*/latest-rank0\.pt"):
         read_checkpoint(tmp_path)
     torch.save({"state": {"model": {"lm_head.weight": torch.ones(2)}}}, tmp_path / "c.pt")
     with pytest.raises(ValueError, match=r"wte\.weight is expected; found lm_head\.weight"):

@@ -278,7 +278,7 @@ def test_a_head_equal_to_the_tied_embedding_is_skipped_silently(tmp_path, caplog
 @pytest.mark.parametrize(("name", "message"), [(NAME, "is not tied"), ("llama tied", "has no output head")])
 def test_nothing_to_untie_is_an_error(tmp_path, name, message):
     folder = save(make(CONFIGS[name]), tmp_path / "hf")
-    with pytest.raises(ValueError, match=f"{message}.*leave --untie out"):
+    with pytest.raises(ValueError, match=f"{message}.*remove --untie"):
         save_hf_to_composer(folder, tmp_path / "c.pt", untie=True)
 
 
