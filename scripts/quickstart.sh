@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The whole method on a plain machine, in six minutes: train a small model on the text that every Python
-# installation holds, shear it to less than half, train it on, and compare with training that shape from scratch.
+# installation holds, prune it to less than half, continue its pre-training, and compare it with the same
+# shape trained from scratch on as many tokens as these two took (the source's own tokens are not counted).
 # Every command it runs is printed, and is the one you would run yourself (after `source .venv/bin/activate`).
-# Begins anew: what an earlier quickstart left in runs/quickstart is removed.
+# Starts over: what an earlier quickstart left in runs/quickstart is removed.
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# //p' "$0"; exit 0 ;; esac
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

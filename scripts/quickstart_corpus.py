@@ -40,7 +40,7 @@ def main(output: Path) -> None:
 
 
 def library_files() -> list[Path]:
-    """The standard library's sources, its tests left out."""
+    """The standard library's sources, without its tests."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"site-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
     return sorted(path for path in root.rglob("*.py") if not skip & set(path.relative_to(root).parts))

@@ -34,7 +34,10 @@ def main(folder: Path) -> None:
     generate(model, folder / "hf")
     continued, scratch = (sum(rows[i][3]) / len(DOMAINS) for i in (2, 3))
     verdict = "beats" if continued < scratch else "DOES NOT BEAT"
-    say(f"\nThe sheared model {verdict} the control by {abs(scratch - continued):.3f} nats a token.")
+    say(
+        f"\nThe pruned model {verdict} the control by {abs(scratch - continued):.3f} nats a token at "
+        "equal re-training tokens."
+    )
     say(next_steps(folder))
     if continued >= scratch:
         sys.exit(1)
@@ -45,12 +48,12 @@ def next_steps(folder: Path) -> str:
     return (
         f"The Hugging Face model: {folder / 'hf'}\n"
         f"The report of the runs, for a browser: {folder / 'report.html'}\n"
-        "To shear your own model: source .venv/bin/activate, then README.md, 'Shear your own model'."
+        "To prune your own model: source .venv/bin/activate, then README.md, 'Prune your own model'."
     )
 
 
 def row(name: str, run: Path, size: tuple[int, int]) -> tuple[str, tuple[int, int], int, list[float]]:
-    """Name, parameters, tokens trained on and the last evaluation's loss by domain of a run's folder."""
+    """Name, parameters, training tokens and the last evaluation's loss by domain of a run's folder."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if "metrics/eval/LanguageCrossEntropy" in line][-1]
     config = OmegaConf.load(run / "config.yaml")
