@@ -72,10 +72,11 @@ def step_line(step: int, steps: int, values: dict[str, Any], rate: float, left: 
     """The line of a step; `values` are the metrics last logged, `rate` is in tokens a second."""
     parts = [f"step {step:>{len(str(steps)) + 1}}/{steps}", f"loss {_number(values, 'loss/train/ce_loss')}"]
     if "loss/train/lag_loss" in values:
+        parts.append(f"lagrangian {_number(values, 'loss/train/lag_loss'):>7}")
+    if "metrics/train/expected_sparsity" in values:
         expected, target = (
             float(values.get(f"metrics/train/{name}_sparsity", 0.0)) for name in ("expected", "target")
         )
-        parts.append(f"lagrangian {_number(values, 'loss/train/lag_loss'):>7}")
         parts.append(f"sparsity {expected:.3f} of {target:.3f}")
     return "  ".join([*parts, f"{rate:>9,.0f} tokens/s", f"{left} left"])
 
