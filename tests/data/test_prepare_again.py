@@ -353,14 +353,14 @@ def test_killed_and_started_again_with_any_workers_it_is_the_same(tmp_path, larg
 
 @pytest.mark.slow
 @pytest.mark.reliability
-def test_interrupted_it_says_so_in_one_line_and_goes_on(tmp_path, large, tokenizer_folder):
+def test_interrupted_run_says_how_to_resume_in_one_line(tmp_path, large, tokenizer_folder):
     text, hashes = large
     process = start(text, tmp_path / "out", tokenizer_folder, "--workers", "2")
     while not list(tmp_path.glob("out/.prepare-*/tokens/*")):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, error = process.communicate()
-    assert error.decode() == "interrupted; the same command goes on where it stopped\n"
+    assert error.decode() == "interrupted; start the same command again to resume\n"
     assert process.returncode == 130
     assert start(text, tmp_path / "out", tokenizer_folder, "--workers", "2").wait() == 0
     assert tree_hash(tmp_path / "out") == hashes
@@ -370,7 +370,7 @@ def test_interrupted_it_says_so_in_one_line_and_goes_on(tmp_path, large, tokeniz
 @pytest.mark.reliability
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_nothing_half_written_outlives_it(tmp_path, large, tokenizer_folder, end, workers):
+def test_nothing_half_written_stays_after_a_run_is_ended(tmp_path, large, tokenizer_folder, end, workers):
     """After SIGTERM nothing is there at once, after SIGKILL once the same command begins again."""
     text, hashes = large
     out = tmp_path / "out"
