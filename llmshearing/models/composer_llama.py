@@ -51,12 +51,12 @@ class ComposerMosaicLlama(ComposerModel):
             the batch has `pruned_steps`); `zs`, the masks in force; with labels also `ce_loss`, `token_loss`
             and `predicted` [B, S].
         """
-        steps = batch.get("pruned_steps")
+        steps, given = batch.get("pruned_steps"), from_z(batch, self.model.arch)
         outputs = self.model(
             batch["input_ids"],
             batch.get("labels"),
             batch.get("attention_mask"),
-            given=from_z(batch, self.model.arch),
+            given=given if len(given) else None,  # torch.compile takes an empty one for true
             with_term=self.training or steps is not None,
             step=None if steps is None else one_step(steps),
             logits=self.return_logits,

@@ -126,8 +126,8 @@ class Decoder(nn.Module):
         term, gates = None, given
         if self.method is not None:
             term = self.method.term(step) if with_term else None
-            gates = given or self.method.gates()
-        gates = gates or Gates()
+            gates = self.method.gates() if given is None else given
+        gates = Gates() if gates is None else gates
         hidden = self.hidden_states(input_ids, gates)
         outputs: dict[str, Any] = {"gates": gates, "term": term}
         head = self.transformer["wte"] if self.arch.tie_embeddings else self.transformer["output"]

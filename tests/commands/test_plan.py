@@ -142,4 +142,4 @@ def test_recipes_show_command_and_plan(script: str, target: str, reference: str,
     assert shown.stdout.startswith("composer train.py configs/llama2/")
     assert reference in shown.stdout.splitlines()[0]
     assert "  7 steps of " in shown.stdout
-    assert "There is no file none.pt" in shown.stdout.split("2 problems")[1]
+    assert "none.pt; expected a checkpoint" in shown.stdout.split("2 problems")[1]
