@@ -29,14 +29,15 @@ def main(folder: Path) -> None:
     for name, (whole, body), tokens, losses in rows:
         mean = sum(losses) / len(losses)
         say(f"{name:16}{whole:12,}{body:12,}{tokens:10,}" + "".join(f"{x:9.3f}" for x in (*losses, mean)))
-    say("\nLoss of the evaluation in nats a token, by domain; body: parameters without embeddings.")
+    say("\nLoss of the evaluation in nats per token, by domain; body: parameters without embeddings.")
     say("Tokens are those of a run; `continued` also rests on the source's and the pruning run's.\n")
     generate(model, folder / "hf")
     continued, scratch = (sum(rows[i][3]) / len(DOMAINS) for i in (2, 3))
     verdict = "beats" if continued < scratch else "DOES NOT BEAT"
     say(
-        f"\nThe pruned model {verdict} the control by {abs(scratch - continued):.3f} nats a token at "
-        "equal re-training tokens."
+        f"\nThe pruned model {verdict} the control by {abs(scratch - continued):.3f} nats per token at "
+        "equal re-training tokens\n"
+        "(those of pruning and of continued pre-training; the source's own are not counted)."
     )
     say(next_steps(folder))
     if continued >= scratch:
