@@ -272,7 +272,7 @@ def test_weights_alone_tell_their_family_and_options(tmp_path, name):
     [
         ({"hidden_size": 64}, "hidden_size=64 was given, but the weights of .* have 32"),
         ({"num_hidden_layers": 3}, "num_hidden_layers=3 was given, but the weights of .* have 2"),
-        ({"hiden_size": 32}, r"hiden_size is not a key of the HF config \(did you mean hidden_size\?\)"),
+        ({"hiden_size": 32}, r"hiden_size is not a key of the HF config; did you mean hidden_size\?"),
         (
             {"model_class": "MixtralForCausalLM"},
             "model class MixtralForCausalLM is not supported; supported: Llama",

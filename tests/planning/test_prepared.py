@@ -98,7 +98,7 @@ def test_finds_what_would_end_a_run_later(
             {"load_path": str(tmp_path / "bare.pt")},
             "it holds no optimizer state (this run uses AdamW)",
         ),
-        ({"model__l0_module__pruning_modules": ["haed"]}, "pruning_modules has 'haed' (did you mean head?)"),
+        ({"model__l0_module__pruning_modules": ["haed"]}, "pruning_modules has 'haed'; did you mean head?"),
         ({"model__l0_module__pruning_modules": []}, "add head to model.l0_module.pruning_modules"),
     ):
         assert [p for p in prepare(run_config(data, **changes)).problems if problem in p], problem
