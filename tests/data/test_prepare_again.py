@@ -308,6 +308,7 @@ def test_no_worker_outlives_a_run_that_ends_early(tmp_path, end):
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_command(tmp_path):
     code = (
         "import sys; from pathlib import Path; from llmshearing.data.executors import LocalExecutor;"
