@@ -136,7 +136,7 @@ def test_a_sharded_checkpoint_is_read_by_one_process(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_sharded_checkpoint_is_not_read_into_tensors_of_another_shape(tmp_path):
+def test_a_sharded_checkpoint_is_not_read_into_tensors_of_a_different_shape(tmp_path):
     folder = sharded(tmp_path / "ep0", weights_of())
     like = {name: torch.zeros_like(weight) for name, weight in weights_of().items()}
     read = load_sharded(folder, like={"state": {"model": like}})["state"]["model"]
