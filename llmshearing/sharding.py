@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from composer.core import Precision
 from composer.distributed.activation_checkpointing import apply_ac
+from composer.distributed.fsdp2 import create_mixed_precision_policy
 from composer.distributed.prepare_distributed import parallelize_model
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
@@ -21,25 +22,30 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 
 from llmshearing.config import FsdpConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.stack import sums_gradients
 
 _RESHARD_AFTER_FORWARD = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
 
 
 def parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
-    """Shard `model` in place over all processes; on one, only checkpoint its activations if asked to.
+    """Shard `model` in place over all processes; on one, only checkpoint its activations if asked to."""
+    if dist.get_world_size() > 1:
+        shard(model, fsdp, precision)
+    elif fsdp.activation_checkpointing or fsdp.activation_cpu_offload:
+        apply_ac(
+            model,
+            fsdp.activation_checkpointing,
+            fsdp.activation_cpu_offload,
+            model.model.activation_checkpointing_fn,
+        )
+
+
+def shard(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
+    """Shard `model` in place over all processes.
 
     Parameters on the meta device are given memory, not values, on the device of this process.
     """
     decoder = model.model
-    if dist.get_world_size() == 1:
-        if fsdp.activation_checkpointing or fsdp.activation_cpu_offload:
-            apply_ac(
-                model,
-                fsdp.activation_checkpointing,
-                fsdp.activation_cpu_offload,
-                decoder.activation_checkpointing_fn,
-            )
-        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     kept_whole = _replicate(decoder.method, mesh) if decoder.method is not None else set()
@@ -56,7 +62,8 @@ def parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) ->
         activation_checkpointing_check_fn=decoder.activation_checkpointing_fn if checkpointing else None,
         param_init_fn=lambda module: _materialize(module, device),
     )
-    if device == "cpu":
+    policy = create_mixed_precision_policy(Precision(precision), fsdp.mixed_precision.upper())
+    if device == "cpu" and sums_gradients(mesh, policy):
         _average_gradients(model)
 
 
@@ -84,7 +91,7 @@ def _replicate(module: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
 
 
 def _average_gradients(model: nn.Module) -> None:
-    """Divide gradients by the number of processes: gloo sums where FSDP2 asks for the mean (torch 2.7)."""
+    """Divide gradients by the number of processes."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_all_reduce_hook(_divide)

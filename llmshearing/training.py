@@ -52,6 +52,7 @@ from llmshearing.planning.prepared import Prepared, prepare
 from llmshearing.planning.text import describe
 from llmshearing.report import write_report
 from llmshearing.sharding import parallelize
+from llmshearing.stack import complete_composer
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def prepare_run(config: Config) -> Prepared:
 
 def _build(prepared: Prepared, watchdog: Watchdog | None) -> Trainer:
     config = prepared.config
+    complete_composer()
     reproducibility.seed_all(config.seed)
     model = build_model(prepared)
     train_loader, evaluator = build_loaders(prepared)
