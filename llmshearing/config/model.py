@@ -111,6 +111,13 @@ class ModelConfig:
     attn_impl: str = key(
         "sdpa", "Attention: sdpa, flash or eager; flash needs the package flash-attn.", resume=FREE
     )
+    execute: str = key(
+        "open",
+        "While pruning, `open`: leave units out of the computation whose gate is 0, with the same losses and "
+        "gradients to rounding; `all`: compute with every unit.",
+        choices=("open", "all"),
+        resume=FREE,
+    )
     loss_chunk_tokens: int | None = key(
         None,
         "Tokens whose logits exist at once in training; default: about 64 MiB of logits.",
