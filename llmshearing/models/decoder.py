@@ -3,6 +3,7 @@
 B batch, S sequence, D hidden, L layers, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from llmshearing.config import ModelConfig
 from llmshearing.models.attention import attention_function
 from llmshearing.models.layers import MLP, Attention, FusedAttention, LayerNorm, RMSNorm, make_norm
-from llmshearing.models.loss import CrossEntropy, linear_loss, shift_labels
+from llmshearing.models.loss import CrossEntropy, Term, linear_loss, shift_labels
 from llmshearing.models.rope import rope_tables
 from llmshearing.pruning import Method, build_method
 from llmshearing.shapes.architecture import Architecture
@@ -76,6 +77,13 @@ class Decoder(nn.Module):
     def method(self) -> Method | None:
         return None if self._section is None else self.get_submodule(self._section)  # type: ignore[return-value]
 
+    @property
+    def head(self) -> nn.Embedding | nn.Linear:
+        """The module whose weight [V, D] makes logits: the embedding where embeddings are tied."""
+        head = self.transformer["wte"] if self.arch.tie_embeddings else self.transformer["output"]
+        assert isinstance(head, nn.Embedding | nn.Linear)
+        return head
+
     def param_init_fn(self, module: nn.Module) -> None:
         """Random values for the parameters a module holds itself: N(0, init_std), norms 1, biases 0."""
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -106,6 +114,8 @@ class Decoder(nn.Module):
         with_term: bool = True,
         step: int | None = None,
         logits: bool = True,
+        terms: Sequence[Term] = (),
+        ce_weight: float = 1.0,
     ) -> dict[str, Any]:
         """One pass over a batch.
 
@@ -117,10 +127,15 @@ class Decoder(nn.Module):
             with_term: compute the method's part of the loss.
             step: the training step at which to compute it; default: the step last begun.
             logits: return them, [B, S, V] in the type of the computation.
+            terms: further terms of the loss on logits, beside the cross entropy.
+            ce_weight: weight of the cross entropy among them.
 
         Returns:
             `gates` in force; `term`, the method's part of the loss and what it logs, or None; `logits`; with
-            labels also `ce_loss`, a scalar, `token_loss` [B, S] and `predicted` [B, S], where there is one.
+            labels also `head_loss`, the weighted sum of cross entropy and further terms, a scalar to learn
+            from; `ce_loss`, the cross entropy (`head_loss` itself where it stands alone); `term_losses`, the
+            mean of each further term by its name; `token_loss` [B, S], the cross entropy of every token, and
+            `predicted` [B, S], where there is one.
         """
         _check_padding(attention_mask)
         term, gates = None, given
@@ -130,21 +145,24 @@ class Decoder(nn.Module):
         gates = Gates() if gates is None else gates
         hidden = self.hidden_states(input_ids, gates)
         outputs: dict[str, Any] = {"gates": gates, "term": term}
-        head = self.transformer["wte"] if self.arch.tie_embeddings else self.transformer["output"]
-        assert isinstance(head, nn.Embedding | nn.Linear)
         if labels is not None:
             targets = shift_labels(labels)
-            terms = [CrossEntropy(targets.flatten())]
-            mean, token_losses = linear_loss(
-                hidden.flatten(0, 1), head.weight, terms, terms[0].predicted, self.cfg.loss_chunk_tokens
+            cross_entropy = CrossEntropy(targets.flatten(), ce_weight)
+            predicted, every = cross_entropy.predicted, [*terms, cross_entropy]
+            total, token_losses = linear_loss(
+                hidden.flatten(0, 1), self.head.weight, every, predicted, self.cfg.loss_chunk_tokens
             )
+            count = predicted.sum().clamp(min=1)
+            alone = not terms and ce_weight == 1
             outputs |= {
-                "ce_loss": mean,
-                "token_loss": token_losses[0].view_as(targets),
-                "predicted": terms[0].predicted.view_as(targets),
+                "head_loss": total,
+                "ce_loss": total if alone else token_losses[-1].sum() / count,
+                "term_losses": {term.name: token_losses[i].sum() / count for i, term in enumerate(terms)},
+                "token_loss": token_losses[-1].view_as(targets),
+                "predicted": predicted.view_as(targets),
             }
         if logits:
-            outputs["logits"] = nn.functional.linear(hidden, head.weight)
+            outputs["logits"] = nn.functional.linear(hidden, self.head.weight)
         return outputs
 
     def hidden_states(self, input_ids: Tensor, gates: Gates) -> Tensor:
