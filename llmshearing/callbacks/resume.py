@@ -138,7 +138,6 @@ class Resume(Callback):
                 "load_weights_only=true.",
                 *(self.path, self.data, saved_record["data"]),
             )
-        self._check_teacher(saved_record.get("teacher"))
         if changed:
             raise ValueError(
                 f"{self.path} was written by a run with a different configuration: "
@@ -146,6 +145,7 @@ class Resume(Callback):
                 + ". "
                 "Restore these keys, or start a new run from its weights: load_weights_only=true."
             )
+        self._check_teacher(saved_record.get("teacher"))
         if differing and dist.get_global_rank() == 0:
             log.warning(
                 "settings changed since the run that wrote %s: %s",
