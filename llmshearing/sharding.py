@@ -16,12 +16,13 @@ from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.distributed.tensor import Replicate, distribute_tensor
 
 from llmshearing.config import FsdpConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.models.decoder import Decoder
 from llmshearing.stack import sums_gradients
 
 _RESHARD_AFTER_FORWARD = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
@@ -46,7 +47,7 @@ def shard(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
     Parameters on the meta device are given memory, not values, on the device of this process.
     """
     decoder = model.model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     kept_whole = _replicate(decoder.method, mesh) if decoder.method is not None else set()
 
@@ -65,6 +66,25 @@ def shard(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
     policy = create_mixed_precision_policy(Precision(precision), fsdp.mixed_precision.upper())
     if device == "cpu" and sums_gradients(mesh, policy):
         _average_gradients(model)
+
+
+def shard_frozen(decoder: Decoder) -> None:
+    """Shard a decoder that is not trained over all processes, in place; on one it stays whole.
+
+    Blocks, head and the rest are units; `hidden_states` gathers what it needs, and the head's weight is
+    gathered by who uses it. Parameters on the meta device stay there.
+    """
+    if dist.get_world_size() == 1:
+        return
+    mesh = init_device_mesh(_device(), (dist.get_world_size(),))
+    head = [] if decoder.arch.tie_embeddings else [decoder.head]
+    for module in (*decoder.transformer["blocks"], *head, decoder):  # type: ignore[misc]
+        fully_shard(module, mesh=mesh)
+    register_fsdp_forward_method(decoder, "hidden_states")
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _composer_config(fsdp: FsdpConfig, mesh: DeviceMesh) -> FSDP2Config:

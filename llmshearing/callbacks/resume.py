@@ -45,6 +45,7 @@ class Resume(Callback):
         weights_only: restore the model alone: a new run from these weights.
         contents: the content of the file, where it has been opened already.
         data: hash of the manifest of this run's training data, None where it has none.
+        teacher: `path` and `sha256` of this run's teacher, None where it has none.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class Resume(Callback):
         weights_only: bool = False,
         contents: Any | None = None,
         data: str | None = None,
+        teacher: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.weights_only = weights_only
         self._contents = contents
         self.data = data
+        self.teacher = teacher
         self._rng: list[dict[str, Any]] | None = None
         self._max_duration: str | None = None
 
@@ -142,12 +145,27 @@ class Resume(Callback):
                 + ". "
                 "Restore these keys, or start a new run from its weights: load_weights_only=true."
             )
+        self._check_teacher(saved_record.get("teacher"))
         if differing and dist.get_global_rank() == 0:
             log.warning(
                 "settings changed since the run that wrote %s: %s",
                 self.path,
                 "; ".join(differing),
             )
+
+    def _check_teacher(self, saved: Mapping[str, str] | None) -> None:
+        """Check that the teacher has the weights of the one that taught so far, wherever it lies.
+
+        Raises:
+            ValueError: when it has others.
+        """
+        if saved is None or self.teacher is None or saved["sha256"] == self.teacher["sha256"]:
+            return
+        raise ValueError(
+            f"{self.path} was written by a run with a different teacher: {saved['path']}, whose weights had "
+            f"SHA-256 {saved['sha256']}; those of {self.teacher['path']} have {self.teacher['sha256']}. "
+            "Restore that teacher, or start a new run from these weights: load_weights_only=true."
+        )
 
     def _check_division(self, saved: Mapping[str, int] | None, state: State) -> None:
         """Keep noise that depends on the division of a batch what it was, or reject or report the change.

@@ -1,6 +1,8 @@
 """The weights that an architecture has, and the sizes that weights imply."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -100,6 +102,20 @@ def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
             f"{source} has weights that are NaN or infinite, with which nothing can be computed: "
             f"{_listing('affected', found)} Take another copy or an earlier checkpoint of the model."
         )
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """Hash of all names, types, shapes and values, the same wherever and in which order they are stored."""
+
+    def digest(name: str) -> bytes:
+        tensor = weights[name].contiguous()
+        head = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        content = hashlib.sha256(tensor.flatten().view(torch.uint8).numpy())
+        return hashlib.sha256(head + content.digest()).digest()
+
+    with ThreadPoolExecutor(max_workers=8) as pool:  # hashing large buffers lets other threads run
+        digests = pool.map(digest, sorted(weights))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def total_bytes(weights: Mapping[str, Tensor]) -> int:

@@ -29,6 +29,7 @@ from llmshearing.models.model_registry import model_class
 from llmshearing.planning.data import OpenedData, open_data
 from llmshearing.planning.findings import Findings
 from llmshearing.planning.sizes import planned_steps, settle, steps_in
+from llmshearing.planning.teacher import OpenedTeacher, open_teacher
 from llmshearing.pruning import Aim, aim_of, method_class, without_method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_of
@@ -71,6 +72,8 @@ class Prepared:
     """What the run resumes from."""
     data: OpenedData = field(default_factory=OpenedData)
     """Its folders, opened."""
+    teacher: OpenedTeacher | None = None
+    """The teacher that it learns from."""
 
     @property
     def training(self) -> dict[str, int]:
@@ -107,10 +110,11 @@ def prepare(config: Config, devices: int = 1, starts: bool = False) -> Prepared:
     ranks = current_ranks()._replace(world_size=devices)
     vocab_size = source.vocab_size if source is not None else None
     data = open_data(config, vocab_size, checkpoint.hf_files if checkpoint is not None else {}, ranks, found)
+    teacher = open_teacher(config, checkpoint, source, files, data.manifest, starts, found)
     settle(config, sum(map(len, data.folders.values())) or None)
     found.warnings += _long_warmups(config, aim)
     return Prepared(
-        config, devices, found.problems, found.warnings, checkpoint, source, aim, files, saved, data
+        config, devices, found.problems, found.warnings, checkpoint, source, aim, files, saved, data, teacher
     )
 
 

@@ -53,6 +53,11 @@ def training_flops(arch: Architecture, sequences: int, length: int) -> int:
     return sequences * (6 * held * length + attention)
 
 
+def forward_flops(arch: Architecture, sequences: int, length: int) -> int:
+    """Floating point operations of a forward pass alone: a third of `training_flops`."""
+    return training_flops(arch, sequences, length) // 3
+
+
 def prunable_parameters(kinds: Iterable[str], arch: Architecture) -> int:
     """Parameters of the matrices that units of `kinds` reach: attention, MLP or both (released code)."""
     reached = _reached(kinds, arch)
