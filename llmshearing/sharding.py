@@ -30,6 +30,12 @@ def parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) ->
 
     Parameters on the meta device are given memory, not values, on the device of this process.
     """
+    _parallelize(model, fsdp, precision)
+    if (method := model.model.method) is not None:
+        method.after_sharding(model.model)
+
+
+def _parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
     decoder = model.model
     if dist.get_world_size() == 1:
         if fsdp.activation_checkpointing or fsdp.activation_cpu_offload:
@@ -72,7 +78,7 @@ def _composer_config(fsdp: FsdpConfig, mesh: DeviceMesh) -> FSDP2Config:
 
 
 def _replicate(module: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
-    """Make every parameter of `module` a replicated DTensor with rank 0's values; return them.
+    """Make every parameter of `module` a replicated DTensor with rank 0's values; return them. Move buffers.
 
     As DTensors they go through gradient clipping, optimizer and checkpoints together with the sharded ones.
     """
@@ -80,6 +86,8 @@ def _replicate(module: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
         for name, parameter in list(inner.named_parameters(recurse=False)):
             whole = distribute_tensor(parameter.detach(), mesh, [Replicate()])
             inner.register_parameter(name, nn.Parameter(whole, parameter.requires_grad))
+        for name, buffer in list(inner.named_buffers(recurse=False)):
+            setattr(inner, name, buffer.to(mesh.device_type))
     return set(module.parameters())
 
 

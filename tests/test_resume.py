@@ -239,7 +239,7 @@ def resumed(data, folder, **changes):
 def test_noise_that_depends_on_the_microbatch_needs_the_same(tmp_path, data, fsdp):
     training.train(run_config(data, tmp_path / "run", fsdp_config=fsdp, **SHORT))
     for size in (2, 8, 16):
-        reason = rf"written with 4 sequences in a microbatch, this run has {min(size, 8)}\. The masks' noise"
+        reason = rf"written with 4 sequences in a microbatch, this run has {min(size, 8)}\. The noise of model.l0_module"
         with pytest.raises(ValueError, match=reason):
             resumed(data, tmp_path / "run", device_train_microbatch_size=size)
     resumed(data, tmp_path / "run")
@@ -258,9 +258,14 @@ def test_noise_that_depends_on_the_processes_is_reported(tmp_path, data, fsdp):
     path = write_config(tmp_path / "run", data, fsdp_config=fsdp, **SHORT)
     run([path])
     output = run([path, "autoresume=true", "max_duration=3ba"], 2)
-    assert output.count("was written by 1 processes, this run has 2. The masks' noise is drawn for each") == 1
+    assert (
+        output.count(
+            "was written by 1 processes, this run has 2. The noise of model.l0_module is drawn for each"
+        )
+        == 1
+    )
     output = run([path, "autoresume=true", "max_duration=4ba"], 2)
-    assert "The masks' noise" not in output
+    assert "The noise of model.l0_module" not in output
 
 
 def test_a_learning_rate_that_jumps_is_reported(tmp_path, data, caplog):

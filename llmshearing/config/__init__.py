@@ -10,7 +10,14 @@ writing.py     a Config as YAML
 """
 
 from llmshearing.config.data import DataLoadingConfig, DatasetConfig, LoaderConfig
-from llmshearing.config.model import L0Config, ModelConfig, TargetConfig, as_model_config
+from llmshearing.config.model import (
+    DimChopConfig,
+    L0Config,
+    LayerChopConfig,
+    ModelConfig,
+    TargetConfig,
+    as_model_config,
+)
 from llmshearing.config.run import Config, FsdpConfig, OptimizerConfig, SchedulerConfig
 from llmshearing.config.strict import build
 
@@ -18,8 +25,10 @@ __all__ = [
     "Config",
     "DataLoadingConfig",
     "DatasetConfig",
+    "DimChopConfig",
     "FsdpConfig",
     "L0Config",
+    "LayerChopConfig",
     "LoaderConfig",
     "ModelConfig",
     "OptimizerConfig",

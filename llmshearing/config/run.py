@@ -75,7 +75,7 @@ class FsdpConfig:
 
 @dataclass(kw_only=True)
 class Config:
-    """A run: pruning when `model.l0_module` is set, else training."""
+    """A run: pruning when the section of a method is set below `model`, else training."""
 
     model: ModelConfig = key(ModelConfig, "The model.", resume=SAME)
     data_local: str | None = key(None, "Folder of the prepared data.", resume=FREE)
