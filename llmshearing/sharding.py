@@ -46,6 +46,12 @@ def shard(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
 
     Parameters on the meta device are given memory, not values, on the device of this process.
     """
+    _parallelize(model, fsdp, precision)
+    if (method := model.model.method) is not None:
+        method.after_sharding(model.model)
+
+
+def _parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
     decoder = model.model
     device = _device()
     mesh = init_device_mesh(device, (dist.get_world_size(),))
@@ -99,7 +105,7 @@ def _composer_config(fsdp: FsdpConfig, mesh: DeviceMesh) -> FSDP2Config:
 
 
 def _replicate(module: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
-    """Make every parameter of `module` a replicated DTensor with rank 0's values; return them.
+    """Make every parameter of `module` a replicated DTensor with rank 0's values; return them. Move buffers.
 
     As DTensors they go through gradient clipping, optimizer and checkpoints together with the sharded ones.
     """
@@ -107,6 +113,8 @@ def _replicate(module: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
         for name, parameter in list(inner.named_parameters(recurse=False)):
             whole = distribute_tensor(parameter.detach(), mesh, [Replicate()])
             inner.register_parameter(name, nn.Parameter(whole, parameter.requires_grad))
+        for name, buffer in list(inner.named_buffers(recurse=False)):
+            setattr(inner, name, buffer.to(mesh.device_type))
     return set(module.parameters())
 
 

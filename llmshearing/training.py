@@ -52,6 +52,7 @@ from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.distillation import Teacher, held_in
 from llmshearing.models.model_registry import model_class
 from llmshearing.planning.prepared import Prepared, prepare
+from llmshearing.planning.sizes import planned_steps
 from llmshearing.planning.teacher import OpenedTeacher
 from llmshearing.planning.text import describe
 from llmshearing.report import write_report
@@ -291,8 +292,10 @@ def build_callbacks(
             teacher=record.get("teacher"),
         )
         callbacks.append(resume)
-    if model.model.method is not None:
-        callbacks += [PruningCallback(config.save_folder), ConstraintWatch()]
+    method = model.model.method
+    if method is not None:
+        callbacks.append(PruningCallback(config.save_folder, planned_steps(config)))
+        callbacks += [ConstraintWatch(method.remedy)] if method.remedy else []
     if config.save_folder:
         callbacks.append(ReportCallback(config.save_folder, write_report))
     domains = config.data_loading

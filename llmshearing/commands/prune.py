@@ -17,9 +17,10 @@ from llmshearing.commands.convert import export, record_of, with_dtype
 from llmshearing.files import check_new_folder
 from llmshearing.progress import bar
 from llmshearing.pruning.cut import cut
-from llmshearing.pruning.method import Convergence
+from llmshearing.pruning.method import Convergence, Method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf
+from llmshearing.shapes.key_map import PREFIX
 
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
 
@@ -33,6 +34,8 @@ class Pruned:
     config: dict[str, Any]
     source: Architecture
     convergence: dict[str, Convergence]
+    remedy: str = ""
+    """Keys of the configuration to look at where they have not."""
 
 
 def prune_and_save_model(
@@ -90,11 +93,21 @@ def prune_checkpoint(checkpoint: Checkpoint, target: Mapping[str, Any]) -> Prune
     gates, weights, smaller = method.final_gates(), {}, arch
     with bar("cutting", total=total_bytes(checkpoint.weights)) as progress:
         for piece in in_pieces(checkpoint):
-            part, smaller = cut(piece, gates, arch)
+            part, smaller = cut(_final(method, piece), gates, arch)
             weights |= part
             progress.update(total_bytes(piece))
     _check_target(smaller, method.target)
-    return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, method.convergence())
+    hf = architecture_to_hf(smaller, config)
+    return Pruned(weights, smaller, hf, arch, method.convergence(), method.remedy)
+
+
+def _final(method: Method, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the decoder as the method leaves them; its own tensors are dropped."""
+    return {
+        name: method.final_weight(name.removeprefix(PREFIX), weight)
+        for name, weight in weights.items()
+        if name.startswith(PREFIX)
+    }
 
 
 def default_output(path: Path) -> Path:
@@ -104,17 +117,18 @@ def default_output(path: Path) -> Path:
 
 
 def report(pruned: Pruned) -> None:
-    """Print the shape before and after, and how far each mask is from its target."""
+    """Print the shape before and after, and how far each kind of units is from its target."""
     for word, arch in (("before", pruned.source), ("after", pruned.arch)):
         cli.say(f"{word:<7} {shape_in_words(arch)}")
-    cli.say(f"{'mask':<14}{'target':>8}{'expected':>10}{'worst row off by':>18}")
+    cli.say(f"{'removed':<14}{'target':>8}{'expected':>10}{'worst row off by':>18}")
     for name, row in pruned.convergence.items():
         note = "" if row.reached else "   not converged"
         cli.say(f"{name:<14}{row.target:>8.4f}{row.expected:>10.4f}{row.worst:>18.4f}{note}")
     if not all(row.reached for row in pruned.convergence.values()):
         cli.say(
-            "Masks that have not converged were cut to the target all the same: the shape is right, but the "
-            "model loses more than the masked one did. More steps or a higher optimizer.lag_lr close the gap."
+            "What has not converged was cut to the target all the same: the shape is right, but the model "
+            "loses more than the masked one did. More steps close the gap"
+            + (f"; look at {pruned.remedy}." if pruned.remedy else ".")
         )
 
 

@@ -101,7 +101,7 @@ def prepare(config: Config, devices: int = 1, starts: bool = False) -> Prepared:
         found.add(component_problems(config, section))
     checkpoint, config.model, source = _open_model(config, devices, starts, found)
     aim = _find_aim(config, source, found)
-    _check_precision(config, starts, found)
+    _check_precision(config, aim, starts, found)
     _check_updates(config, found)
     saved = _open_saved(config, starts, found)
     _check_compilation(config, found)
@@ -163,7 +163,14 @@ def _find_aim(config: Config, source: Architecture | None, found: Findings) -> A
     return aim
 
 
-def _check_precision(config: Config, starts: bool, found: Findings) -> None:
+def _check_precision(config: Config, aim: Aim, starts: bool, found: Findings) -> None:
+    if config.precision == "amp_fp16" and aim.reads_gradients:
+        found.add(
+            [
+                "precision is amp_fp16, which scales gradients, and the pruning method computes with them: "
+                "set amp_bf16 or fp32."
+            ]
+        )
     if config.precision == "amp_fp16" and not torch.cuda.is_available():
         text = (
             "precision is amp_fp16, which needs a GPU, and there is none here: set amp_bf16 or fp32 where "

@@ -52,6 +52,9 @@ class L0Module(Method):
 
     section: ClassVar[str] = "l0_module"
     loss_name: ClassVar[str] = "lag_loss"
+    remedy: ClassVar[str] = (
+        "optimizer.lag_lr, optimizer.eps, scheduler.t_warmup and algorithms.gradient_clipping"
+    )
 
     def __init__(self, cfg: Any, device: str | torch.device = "cpu") -> None:
         super().__init__()

@@ -28,6 +28,9 @@ class Aim:
         problems: why it is impossible, each with what to change.
         warnings: what it would do that is probably not intended.
         durations: keys of the configuration that hold a duration to compare with that of the run.
+        notes: what it is going to do beyond that, one sentence each.
+        state: numbers in fp32 that it keeps beside the parameters, sharded with them.
+        reads_gradients: whether it computes with gradients, which must then not be scaled.
     """
 
     target: Architecture | None = None
@@ -36,6 +39,9 @@ class Aim:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     durations: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    state: int = 0
+    reads_gradients: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,18 +62,22 @@ class Method(nn.Module):
     """A way to choose what a run keeps. Hooks do nothing by default.
 
     A method is built as `cls(model_config, device)`; its own parameters are replicated over processes, those
-    that `attach` puts into the decoder are sharded with it.
+    that `attach` puts into the decoder are sharded with it. Its buffers go into checkpoints too; what has the
+    size of the decoder's parameters is made in `after_sharding`, in their layout.
 
     Attributes:
         section: its key below `model:` in a configuration, and its prefix in checkpoints.
         loss_name: the name of its part of the loss.
+        remedy: keys of the configuration to look at when it does not reach its target; empty where it always
+            does in time.
         noise_depends_on_division: whether its gates depend on how a batch is divided over processes and
-            microbatches.
+            microbatches; its key `noise` says so.
         seed, step, steps: the seed of the run, the current step, and the number of steps.
     """
 
     section: ClassVar[str]
     loss_name: ClassVar[str]
+    remedy: ClassVar[str] = ""
     noise_depends_on_division: bool
     target: Architecture | None
 
@@ -103,6 +113,9 @@ class Method(nn.Module):
     def attach(self, decoder: nn.Module) -> None:
         """Prepare the decoder, before it is sharded."""
 
+    def after_sharding(self, decoder: nn.Module) -> None:
+        """Make state in the layout of the decoder's parameters, before anything is loaded."""
+
     def begin_step(self, step: int, steps: int) -> None:
         """Enter training step `step` of `steps`, from 0."""
         self.step, self.steps = step, steps
@@ -120,7 +133,7 @@ class Method(nn.Module):
         return None, {}
 
     def after_backward(self, decoder: nn.Module) -> None:
-        """Look at the gradients after each microbatch: accumulated so far in the step, not yet clipped."""
+        """Look at the gradients of a step: of all its microbatches and processes, not yet clipped."""
 
     def after_step(self, decoder: nn.Module) -> None:
         """Act on the parameters after the optimizer did, and once before the first step."""
@@ -138,6 +151,10 @@ class Method(nn.Module):
     def final_gates(self) -> Gates:
         """The gates that the export cuts by."""
         return drive(self.gates_by_kind())
+
+    def final_weight(self, name: str, weight: Tensor) -> Tensor:
+        """What the export takes for weight `name` (`weight_shapes`) before it cuts."""
+        return weight
 
     def convergence(self) -> dict[str, Convergence]:
         """How far each kind is from its target; {} for methods without a target."""
