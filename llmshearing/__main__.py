@@ -17,6 +17,10 @@ COMMANDS = {
         "llmshearing.commands.prune:prune_and_save_model",
         "cut a pruning run's checkpoint to its target",
     ),
+    "oneshot": (
+        "llmshearing.commands.oneshot:oneshot",
+        "a smaller model without training, by scores",
+    ),
     "export": ("llmshearing.commands.convert:save_composer_to_hf", "Composer checkpoint to an HF folder"),
     "compare": ("llmshearing.commands.compare:compare", "whether a checkpoint equals an HF model"),
     "check": ("llmshearing.commands.check_pruning:check", "whether a masked model equals its pruned one"),

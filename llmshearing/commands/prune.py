@@ -20,6 +20,7 @@ from llmshearing.pruning.cut import cut
 from llmshearing.pruning.method import Convergence
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf
+from llmshearing.shapes.units import Gates
 
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
 
@@ -87,14 +88,26 @@ def prune_checkpoint(checkpoint: Checkpoint, target: Mapping[str, Any]) -> Prune
     """
     arch, config = describe(checkpoint, {})
     method = load_method(checkpoint, arch, target)
-    gates, weights, smaller = method.final_gates(), {}, arch
+    weights, smaller = cut_checkpoint(checkpoint, method.final_gates(), arch, method.target)
+    return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, method.convergence())
+
+
+def cut_checkpoint(
+    checkpoint: Checkpoint, gates: Gates, arch: Architecture, target: Architecture | None
+) -> tuple[dict[str, Tensor], Architecture]:
+    """`cut` of a checkpoint's weights, of which memory holds a piece at a time.
+
+    Raises:
+        ValueError: when the gates do not make the target; None accepts any shape.
+    """
+    weights, smaller = {}, arch
     with bar("cutting", total=total_bytes(checkpoint.weights)) as progress:
         for piece in in_pieces(checkpoint):
             part, smaller = cut(piece, gates, arch)
             weights |= part
             progress.update(total_bytes(piece))
-    _check_target(smaller, method.target)
-    return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, method.convergence())
+    _check_target(smaller, target)
+    return weights, smaller
 
 
 def default_output(path: Path) -> Path:
