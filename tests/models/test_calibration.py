@@ -42,9 +42,9 @@ def test_activations_are_minitrons(name):
     for layer, block in enumerate(blocks):
         for key, part in named.items():
             module = block.get_submodule(part)
-            hook = lambda m, x, y, key=key, layer=layer: seen.setdefault((key, layer), (x[0], y))  # noqa: E731
+            hook = lambda m, x, y, key=key, layer=layer: seen.update({(key, layer): (x[0], y)})  # noqa: E731
             module.register_forward_hook(hook)
-        block.register_forward_hook(lambda m, x, y, layer=layer: seen.setdefault(("block", layer), (x[0], y)))
+        block.register_forward_hook(lambda m, x, y, layer=layer: seen.update({("block", layer): (x[0], y)}))
     last = decoder.hidden_states(ids, Gates())
     found = activation_scores(decoder, ids)
 

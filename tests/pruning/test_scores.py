@@ -38,7 +38,7 @@ def test_the_magnitude_of_a_unit_is_that_of_all_that_goes_with_it(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "seed"), itertools.product(["llama", "llama grouped", "gpt_neox"], range(5))
+    ("name", "seed"), [*itertools.product(["llama", "llama grouped", "gpt_neox"], range(5))]
 )
 def test_the_highest_of_each_row_stay_and_the_cut_has_the_target_s_shape(name, seed):
     weights, arch = source_of(name)
@@ -62,11 +62,11 @@ def test_of_equal_scores_the_first_stay_and_others_than_numbers_are_refused():
     assert pure.kept_units(scores, arch, target)["intermediate"][0].nonzero().flatten().tolist() == [
         *range(24)
     ]
+    with pytest.raises(ValueError, match="no scores of hidden, and d_model shrinks"):
+        pure.kept_units(scores, arch, target.resized(d_model=16))
     scores["intermediate"][1, 5] = torch.nan
     with pytest.raises(ValueError, match="scores of intermediate are not all finite"):
         pure.kept_units(scores, arch, target)
-    with pytest.raises(ValueError, match="no scores of hidden, and d_model shrinks"):
-        pure.kept_units(scores, arch, target.resized(d_model=16))
 
 
 def test_random_scores_are_those_of_their_seed():
