@@ -168,4 +168,4 @@ def ranks(scores: Tensor) -> Tensor:
     last = scores.shape[-1] - 1
     if last == 0:
         return torch.ones_like(scores)
-    return scores.argsort(-1, stable=True).argsort(-1) / last
+    return scores.argsort(dim=-1, stable=True).argsort(dim=-1) / last
