@@ -11,6 +11,7 @@ COMMANDS = {
     "inspect": ("llmshearing.data.inspect:main", "show what a folder of prepared data holds"),
     "merge": ("llmshearing.data.merge_data:merge_data", "merge folders of prepared data into one"),
     "convert": ("llmshearing.commands.convert:save_hf_to_composer", "HF model to a Composer checkpoint"),
+    "shapes": ("llmshearing.commands.shapes:shapes", "shapes that meet a budget of size, memory or speed"),
     "plan": ("llmshearing.commands.plan:main", "what a run needs and every problem, before it starts"),
     "train": ("llmshearing.commands.train:main", "prune or train as a YAML file says"),
     "prune": (
