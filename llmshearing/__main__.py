@@ -22,6 +22,10 @@ COMMANDS = {
         "llmshearing.commands.oneshot:oneshot",
         "a smaller model without training, by scores",
     ),
+    "trim_vocabulary": (
+        "llmshearing.commands.trim_vocabulary:trim_vocabulary",
+        "a smaller vocabulary, by the tokens that a text uses",
+    ),
     "export": ("llmshearing.commands.convert:save_composer_to_hf", "Composer checkpoint to an HF folder"),
     "compare": ("llmshearing.commands.compare:compare", "whether a checkpoint equals an HF model"),
     "check": ("llmshearing.commands.check_pruning:check", "whether a masked model equals its pruned one"),

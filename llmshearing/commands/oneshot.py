@@ -12,15 +12,13 @@ from torch import Tensor
 
 from llmshearing import cli
 from llmshearing.checkpoints.describing import describe
-from llmshearing.checkpoints.opening import Checkpoint, in_pieces, read_checkpoint
-from llmshearing.checkpoints.weights import check_finite, shape_in_words
-from llmshearing.checkpoints.writing import check_output, write_checkpoint
-from llmshearing.commands.convert import export, record_of, with_dtype
+from llmshearing.checkpoints.opening import Checkpoint, in_pieces
+from llmshearing.checkpoints.weights import shape_in_words
+from llmshearing.commands.plain_models import check_place, read_model, write_model
 from llmshearing.commands.prune import cut_checkpoint
 from llmshearing.config import ModelConfig, TargetConfig
 from llmshearing.config.strict import build
 from llmshearing.data.samples import read_samples
-from llmshearing.files import check_new_folder
 from llmshearing.models.calibration import activation_scores, taylor_scores
 from llmshearing.models.decoder import Decoder
 from llmshearing.pruning import scores as by_score
@@ -247,32 +245,16 @@ def oneshot(
     given = dict(sizes or {})
     options = {key: given.pop(key) for key in row.options if key in given}
     _check_taken(row, method, given, {"data": data, "samples": samples, "length": length, "scores": scores})
-    place = Path(out)
-    is_checkpoint = place.suffix == ".pt"
-    if is_checkpoint:
-        check_output(place, checkpoint_path)
-    else:
-        check_new_folder(place)
-    checkpoint = read_checkpoint(checkpoint_path)
-    if checkpoint.section:
-        raise ValueError(
-            f"{checkpoint_path} is the checkpoint of a pruning run, whose masks are not applied yet; "
-            f"`llmshearing prune {checkpoint_path}` applies them."
-        )
+    check_place(out, checkpoint_path)
+    checkpoint = read_model(checkpoint_path)
     source, config = describe(checkpoint)
-    check_finite(checkpoint.weights, checkpoint_path)
     target = target_of(source, build(TargetConfig, given, "target_model"))
     assert target is not None
     task = Task(method, checkpoint, source, target, options, data, samples, length, seed, scores)
     weights, smaller = _made(row, task, pattern)
-    hf = architecture_to_hf(smaller, config)
-    if is_checkpoint:
-        write_checkpoint(place, weights, record_of(checkpoint, with_dtype(hf, weights)))
-    else:
-        export(weights, smaller, hf, checkpoint.hf_files, place)
     for word, arch in (("before", source), ("after", smaller)):
         cli.say(f"{word:<7} {shape_in_words(arch)}")
-    cli.say(f"saved   {place}")
+    write_model(out, weights, smaller, architecture_to_hf(smaller, config), checkpoint)
 
 
 def _made(row: Row, task: Task, pattern: str | None) -> tuple[dict[str, Tensor], Architecture]:

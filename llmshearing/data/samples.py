@@ -10,7 +10,7 @@ N samples, S tokens of each.
 import itertools
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,7 +87,7 @@ def read_samples(
         return _from_mds(folders, files, vocab_size, longest, samples, length, rng)
     length = length or min(LENGTH, longest)
     wanted = SAMPLES if samples is None else samples
-    texts = _interleaved(_documents(path, rng))
+    texts = _interleaved(_documents(path, rng.permutation))
     tokenizer = model_tokenizer(files, source)
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
@@ -96,6 +96,20 @@ def read_samples(
         )
     pool = list(itertools.islice(_packed(texts, tokenizer, length), _POOL * wanted))
     return torch.from_numpy(np.stack([pool[i] for i in _draw(len(pool), samples, length, path, rng)]))
+
+
+def read_texts(data: str | Path) -> Iterator[str]:
+    """All documents of a file or folder of text.
+
+    Raises:
+        FileNotFoundError: where there is no text.
+        ValueError: where a file is not what it should be.
+    """
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"--data {data} not found; expected a file or folder of text.")
+    for texts in _documents(path):
+        yield from texts
 
 
 def model_tokenizer(files: Mapping[str, str | bytes], source: str | Path) -> TextTokenizer:
@@ -195,8 +209,11 @@ def _from_mds(
 # --------------------------------------------------------------------------- text
 
 
-def _documents(path: Path, rng: np.random.Generator) -> Iterator[Iterator[str]]:
-    """The documents of each file, the files in an order that depends on the seed.
+def _documents(path: Path, order: Callable[[int], Iterable[int]] = range) -> Iterator[Iterator[str]]:
+    """The documents of each file.
+
+    Args:
+        order: in which to read so many files.
 
     Raises:
         FileNotFoundError: where a folder holds no text.
@@ -214,7 +231,7 @@ def _documents(path: Path, rng: np.random.Generator) -> Iterator[Iterator[str]]:
             )
         if len(names) < len(visible):
             logger.warning("%s: %d files that are not text are skipped", path, len(visible) - len(names))
-    for index in rng.permutation(len(names)):
+    for index in order(len(names)):
         name = names[index]
         if holds_records(folder, name) and not _is_plain(name):
             reader = DocumentReader(folder, "text", _MAX_BROKEN)
