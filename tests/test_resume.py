@@ -122,6 +122,7 @@ def test_a_run_resumes_with_another_number_of_processes(tmp_path, data, fsdp):
     assert_close(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_weights_only_starts_a_new_run(tmp_path, data):
     run([write_config(tmp_path / "first", data, prune=False, max_duration="2ba")])
     first = tmp_path / "first/latest-rank0.pt"
@@ -141,6 +142,7 @@ class Draws(Callback):
         self.drawn.append((random.random(), torch.rand(()).item()))
 
 
+@pytest.mark.slow
 def test_random_numbers_and_evaluations_continue_where_they_stopped(tmp_path, data, monkeypatch):
     build = training.build_callbacks
     draws = {}
@@ -179,6 +181,7 @@ def test_skipped_steps_count_over_launches(tmp_path, data, monkeypatch):
         training.train(run_config(data, tmp_path / "run", max_duration="4ba", **settings))
 
 
+@pytest.mark.slow
 def test_a_folder_with_checkpoints_is_overwritten_only_on_request(tmp_path, data):
     path = write_config(tmp_path, data, max_duration="2ba")
     run([path])

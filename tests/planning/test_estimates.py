@@ -132,6 +132,6 @@ def test_a_part_of_an_evaluation_is_counted_over_all_devices(data: Path) -> None
         assert prepare(config, devices).evaluation == dict(zip(DOMAINS, counts, strict=True))
 
 
-def test_unknown_gpu_is_refused() -> None:
+def test_unknown_gpu_is_rejected() -> None:
     with pytest.raises(ValueError, match="'abacus' is not known; expected one of"):
         estimates.tokens_per_second(LLAMA_7B, 4096, "abacus", 0.5)

@@ -109,7 +109,7 @@ def test_weights_hold_until_they_change_and_count_tokens(run: Run, drawn) -> Non
     assert tokens == pytest.approx([0, 0.5 * 4 * 128, (0.5 * 4 + 0.8 * 6) * 128])
 
 
-def test_weights_that_no_step_was_trained_with_are_told_instead_of_drawn(run: Run, drawn) -> None:
+def test_weights_that_no_step_used_are_reported_instead_of_drawn(run: Run, drawn) -> None:
     last = {"step": 10, "metrics/train/code_weight": 0.9, "metrics/train/books_weight": 0.1}
     figure = figures.domain_weights(with_metrics(run.folder, [*LINES, last]))
     assert figure is not None

@@ -167,7 +167,7 @@ def test_a_real_run_leaves_its_report(tmp_path: Path, prune: bool) -> None:
         assert f"<th>{domain}</th>" in page
 
 
-def test_only_a_report_is_written_over_and_a_run_is_named_once(tmp_path: Path) -> None:
+def test_only_a_report_is_overwritten_and_a_run_is_named_once(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=10)
     before = (folder / "config.yaml").read_text()
     with pytest.raises(FileExistsError, match=r"config.yaml exists and is not a report; choose another file"):
@@ -193,7 +193,7 @@ def test_a_report_that_cannot_be_written_ends_no_run(
     assert "metrics.jsonl, line 1" in caplog.text
 
 
-def test_a_run_whose_sizes_its_checkpoint_tells_has_a_report(tmp_path: Path) -> None:
+def test_a_run_whose_sizes_stand_in_its_checkpoint_has_a_report(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     train(run_config(data, tmp_path / "source", prune=False, max_duration="1ba", save_interval="1ba"))
     config = run_config(data, tmp_path / "prune", max_duration="4ba")
