@@ -1,6 +1,6 @@
 """From the checkpoint of a pruning run to the smaller model it found: `llmshearing prune`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from llmshearing.commands.convert import export, record_of, with_dtype
 from llmshearing.files import check_new_folder
 from llmshearing.progress import bar
 from llmshearing.pruning.cut import cut
-from llmshearing.pruning.method import Convergence, Method
+from llmshearing.pruning.method import Convergence
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf
 from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.units import Gates
 
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
 
@@ -90,24 +91,41 @@ def prune_checkpoint(checkpoint: Checkpoint, target: Mapping[str, Any]) -> Prune
     """
     arch, config = describe(checkpoint, {})
     method = load_method(checkpoint, arch, target)
-    gates, weights, smaller = method.final_gates(), {}, arch
-    with bar("cutting", total=total_bytes(checkpoint.weights)) as progress:
-        for piece in in_pieces(checkpoint):
-            part, smaller = cut(_final(method, piece), gates, arch)
-            weights |= part
-            progress.update(total_bytes(piece))
-    _check_target(smaller, method.target)
+    weights, smaller = cut_checkpoint(
+        checkpoint, method.final_gates(), arch, method.target, method.final_weight
+    )
     hf = architecture_to_hf(smaller, config)
     return Pruned(weights, smaller, hf, arch, method.convergence(), method.remedy)
 
 
-def _final(method: Method, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the decoder as the method leaves them; its own tensors are dropped."""
-    return {
-        name: method.final_weight(name.removeprefix(PREFIX), weight)
-        for name, weight in weights.items()
-        if name.startswith(PREFIX)
-    }
+def cut_checkpoint(
+    checkpoint: Checkpoint,
+    gates: Gates,
+    arch: Architecture,
+    target: Architecture | None,
+    final: Callable[[str, Tensor], Tensor] = lambda name, weight: weight,
+) -> tuple[dict[str, Tensor], Architecture]:
+    """`cut` of a checkpoint, of which memory holds a piece at a time; the tensors of a method are dropped.
+
+    Args:
+        final: `Method.final_weight`, applied to every weight of the decoder by its name there.
+
+    Raises:
+        ValueError: when the gates do not make the target; None accepts any shape.
+    """
+    weights, smaller = {}, arch
+    with bar("cutting", total=total_bytes(checkpoint.weights)) as progress:
+        for piece in in_pieces(checkpoint):
+            of_decoder = {
+                name: final(name.removeprefix(PREFIX), weight)
+                for name, weight in piece.items()
+                if name.startswith(PREFIX)
+            }
+            part, smaller = cut(of_decoder, gates, arch)
+            weights |= part
+            progress.update(total_bytes(piece))
+    _check_target(smaller, target)
+    return weights, smaller
 
 
 def default_output(path: Path) -> Path:

@@ -51,6 +51,12 @@ class L0Config:
     target_model: TargetConfig | None = key(
         None, "The shape to prune to; null: prune to `target_sparsity` of the whole model."
     )
+    init: str | None = key(
+        None,
+        "File of scores, as `llmshearing oneshot --scores FILE` writes it: masks start in their order; "
+        "null: all alike.",
+        resume=FREE,
+    )
     noise: str = key(
         "per_rank",
         "`per_rank`: each rank and microbatch draws its own masks; `shared`: all use the same of a step.",

@@ -30,7 +30,7 @@ from llmshearing.planning.data import OpenedData, open_data
 from llmshearing.planning.findings import Findings
 from llmshearing.planning.sizes import planned_steps, settle, steps_in
 from llmshearing.planning.teacher import OpenedTeacher, open_teacher
-from llmshearing.pruning import Aim, aim_of, method_class, without_method
+from llmshearing.pruning import Aim, aim_of, method_class, source_problems, without_method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_of
 
@@ -144,6 +144,7 @@ def _open_model(
             section = completed(section, checkpoint)
             check_weights(checkpoint.weights, architecture_of(section), checkpoint.path)
             check_masks(checkpoint, method_class(section) is not None)
+            found.add(source_problems(section, checkpoint.weights, str(checkpoint.path)))
     source = None
     if not section.path or (section.d_model is not None and len(found.problems) == before):
         with found.collecting():  # where nothing else tells the sizes, what is wrong is noted

@@ -9,7 +9,10 @@ cut.py             multiplies gates into weights, removes closed units
 `METHODS` is the one list of methods; a new one is a file and a row here, and a section of `ModelConfig`.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+
+from torch import Tensor
 
 from llmshearing.config import ModelConfig
 from llmshearing.pruning.dimchop import DimChop
@@ -43,6 +46,12 @@ def aim_of(config: ModelConfig, source: Architecture) -> Aim | None:
     """What the configured method is to do with `source`; None: nothing is pruned."""
     method = method_class(config)
     return None if method is None else method.aim(config, source)
+
+
+def source_problems(config: ModelConfig, weights: Mapping[str, Tensor], path: str) -> list[str]:
+    """Why the configured method does not fit the weights at `path`, which a run starts from."""
+    method = method_class(config)
+    return [] if method is None else method.source_problems(config, weights, path)
 
 
 def build_method(config: ModelConfig) -> Method | None:

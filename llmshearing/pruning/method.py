@@ -4,6 +4,7 @@ Decoder, optimizer, loss, checkpoints, planner and report know this interface, a
 `PruningCallback` drives it; `llmshearing.pruning.METHODS` lists the methods.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -107,6 +108,11 @@ class Method(nn.Module):
             ValueError: when the tensors do not match the model, or the target is not known.
         """
         raise NotImplementedError
+
+    @classmethod
+    def source_problems(cls, config: ModelConfig, weights: Mapping[str, Tensor], path: str) -> list[str]:
+        """Why the section of `config` does not fit the weights at `path`, which a run starts from."""
+        return []
 
     # ------------------------------------------------------------- during a run
 
