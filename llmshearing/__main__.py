@@ -17,6 +17,10 @@ COMMANDS = {
         "llmshearing.commands.prune:prune_and_save_model",
         "cut a pruning run's checkpoint to its target",
     ),
+    "apply_masks": (
+        "llmshearing.commands.apply_masks:apply_masks",
+        "a dense model and a file of masks to zeros",
+    ),
     "export": ("llmshearing.commands.convert:save_composer_to_hf", "Composer checkpoint to an HF folder"),
     "compare": ("llmshearing.commands.compare:compare", "whether a checkpoint equals an HF model"),
     "check": ("llmshearing.commands.check_pruning:check", "whether a masked model equals its pruned one"),

@@ -32,10 +32,12 @@ class PruningCallback(StepReader):
     Args:
         save_folder: folder for `zs_s{step}.safetensors`, the gates without noise after each evaluation; None:
             they are not saved.
+        steps: the steps of the whole run, along which a method may schedule what it does; 0: unknown.
     """
 
-    def __init__(self, save_folder: str | None = None) -> None:
+    def __init__(self, save_folder: str | None = None, steps: int = 0) -> None:
         self.save_folder = save_folder
+        self.steps = steps
         self._values: dict[str, Tensor] = {}
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -75,8 +77,8 @@ class PruningCallback(StepReader):
 
     def _begin(self, state: State) -> None:
         step, end = state.timestamp.batch.value, state.max_duration
-        steps = end.value if end is not None and end.unit == TimeUnit.BATCH else 0
-        pruning_method(state).begin_step(step, steps)
+        in_batches = end is not None and end.unit == TimeUnit.BATCH
+        pruning_method(state).begin_step(step, end.value if in_batches else self.steps)  # type: ignore[union-attr]
 
 
 def pruning_method(state: State) -> Method:

@@ -1,6 +1,6 @@
 """From the checkpoint of a pruning run to the smaller model it found: `llmshearing prune`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,37 @@ from llmshearing import cli
 from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.opening import Checkpoint, in_pieces, read_checkpoint
 from llmshearing.checkpoints.trained_method import load_method
-from llmshearing.checkpoints.weights import shape_in_words, total_bytes
+from llmshearing.checkpoints.weights import section_of, shape_in_words, total_bytes
 from llmshearing.checkpoints.writing import check_output, write_checkpoint
 from llmshearing.commands.convert import export, record_of, with_dtype
 from llmshearing.files import check_new_folder
 from llmshearing.progress import bar
 from llmshearing.pruning.cut import cut
-from llmshearing.pruning.method import Convergence
+from llmshearing.pruning.mask_file import write_masks
+from llmshearing.pruning.method import Convergence, Method
+from llmshearing.pruning.patterns import pack
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf
+from llmshearing.shapes.key_map import to_hf
 
+MASKS = ".masks.npz"  # beside a checkpoint
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """A smaller model: weights and HF config, what it came from, and how converged its masks were."""
+    """What a pruning run found: weights and HF config, what they came from, how converged its masks were.
+
+    Attributes:
+        masks: bits of the masks on single weights, by HF name; empty where whole units were removed.
+    """
 
     weights: dict[str, Tensor]
     arch: Architecture
     config: dict[str, Any]
     source: Architecture
     convergence: dict[str, Convergence]
+    masks: dict[str, Tensor]
 
 
 def prune_and_save_model(
@@ -40,9 +49,13 @@ def prune_and_save_model(
     out: str | Path | None = None,
     *,
     hf: str | Path | None = None,
+    dense_weights: bool = False,
     target: Mapping[str, Any] | None = None,
 ) -> Path:
     """Cut the checkpoint of a pruning run to the smaller model it found, and save that.
+
+    Masks on single weights are also written to a file of their own beside it, `<name>.masks.npz`, which
+    `llmshearing apply_masks` applies to the dense model.
 
     A checkpoint of the released code states its target in the config.pt beside it.
 
@@ -54,6 +67,7 @@ def prune_and_save_model(
         checkpoint_path: file, or folder of a sharded checkpoint.
         out: file to write (`pruned-<name>` beside the checkpoint).
         hf: HF folder to write as well.
+        dense_weights: leave the weights as they are under masks on single weights, which are only written.
         target: sizes of the target, such as d_model=2048, where the checkpoint does not state them.
 
     Returns:
@@ -68,8 +82,12 @@ def prune_and_save_model(
     if hf:
         check_new_folder(Path(hf))
     checkpoint = read_checkpoint(checkpoint_path)
-    pruned = prune_checkpoint(checkpoint, target or {})
+    pruned = prune_checkpoint(checkpoint, target or {}, dense_weights)
     report(pruned)
+    if pruned.masks:
+        masks = path.with_suffix(MASKS)
+        write_masks(masks, pruned.masks)
+        cli.say(f"saved   {masks}")
     record = record_of(checkpoint, with_dtype(pruned.config, pruned.weights))
     write_checkpoint(path, pruned.weights, record)
     cli.say(f"saved   {path}")
@@ -79,22 +97,42 @@ def prune_and_save_model(
     return path
 
 
-def prune_checkpoint(checkpoint: Checkpoint, target: Mapping[str, Any]) -> Pruned:
+def prune_checkpoint(
+    checkpoint: Checkpoint, target: Mapping[str, Any], dense_weights: bool = False
+) -> Pruned:
     """The smaller model in a checkpoint: deterministic masks of exactly the target's sizes, folded in.
+
+    Args:
+        dense_weights: do not fold in masks on single weights.
 
     Raises:
         ValueError: when there are no masks, or they do not make the target.
     """
     arch, config = describe(checkpoint, {})
     method = load_method(checkpoint, arch, target)
-    gates, weights, smaller = method.final_gates(), {}, arch
+    gates, weights, smaller, masks = method.final_gates(), {}, arch, {}
     with bar("cutting", total=total_bytes(checkpoint.weights)) as progress:
         for piece in in_pieces(checkpoint):
-            part, smaller = cut(piece, gates, arch)
+            part = {name: weight for name, weight in piece.items() if section_of(name) is None}
+            for name, mask in _masks(method, part):
+                masks[to_hf(name, arch.family)] = pack(mask)
+                part[name] = part[name] if dense_weights else part[name].masked_fill(~mask, 0)
+            part, smaller = cut(part, gates, arch)
             weights |= part
             progress.update(total_bytes(piece))
     _check_target(smaller, method.target)
-    return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, method.convergence())
+    if dense_weights and not masks:
+        raise ValueError(
+            f"{checkpoint.path} has no masks on single weights, only on whole units, which are removed: leave "
+            "out --dense-weights."
+        )
+    converged = method.convergence()
+    return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, converged, masks)
+
+
+def _masks(method: Method, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    found = ((name, method.weight_mask(name)) for name in list(names))
+    return ((name, mask) for name, mask in found if mask is not None)
 
 
 def default_output(path: Path) -> Path:
@@ -107,6 +145,9 @@ def report(pruned: Pruned) -> None:
     """Print the shape before and after, and how far each mask is from its target."""
     for word, arch in (("before", pruned.source), ("after", pruned.arch)):
         cli.say(f"{word:<7} {shape_in_words(arch)}")
+    if pruned.masks:
+        cli.say(f"masks   on single numbers of {len(pruned.masks)} weights")
+        return
     cli.say(f"{'mask':<14}{'target':>8}{'expected':>10}{'worst row off by':>18}")
     for name, row in pruned.convergence.items():
         note = "" if row.reached else "   not converged"

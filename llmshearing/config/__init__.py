@@ -10,7 +10,7 @@ writing.py     a Config as YAML
 """
 
 from llmshearing.config.data import DataLoadingConfig, DatasetConfig, LoaderConfig
-from llmshearing.config.model import L0Config, ModelConfig, TargetConfig, as_model_config
+from llmshearing.config.model import L0Config, MaskLLMConfig, ModelConfig, TargetConfig, as_model_config
 from llmshearing.config.run import Config, FsdpConfig, OptimizerConfig, SchedulerConfig
 from llmshearing.config.strict import build
 
@@ -21,6 +21,7 @@ __all__ = [
     "FsdpConfig",
     "L0Config",
     "LoaderConfig",
+    "MaskLLMConfig",
     "ModelConfig",
     "OptimizerConfig",
     "SchedulerConfig",

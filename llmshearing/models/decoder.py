@@ -125,10 +125,11 @@ class Decoder(nn.Module):
         _check_padding(attention_mask)
         term, gates = None, given
         if self.method is not None:
-            term = self.method.term(step) if with_term else None
             gates = self.method.gates() if given is None else given
         gates = Gates() if gates is None else gates
         hidden = self.hidden_states(input_ids, gates)
+        if self.method is not None and with_term:
+            term = self.method.term(step)
         outputs: dict[str, Any] = {"gates": gates, "term": term}
         head = self.transformer["wte"] if self.arch.tie_embeddings else self.transformer["output"]
         assert isinstance(head, nn.Embedding | nn.Linear)

@@ -4,6 +4,7 @@ Decoder, optimizer, loss, checkpoints, planner and report know this interface, a
 `PruningCallback` drives it; `llmshearing.pruning.METHODS` lists the methods.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -28,6 +29,9 @@ class Aim:
         problems: why it is impossible, each with what to change.
         warnings: what it would do that is probably not intended.
         durations: keys of the configuration that hold a duration to compare with that of the run.
+        summary: the task in a line, where there is neither `target` nor `share`.
+        own: how many parameters the method puts into the decoder.
+        trains_weights: whether the weights of the model are trained as well.
     """
 
     target: Architecture | None = None
@@ -36,6 +40,9 @@ class Aim:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     durations: dict[str, str] = field(default_factory=dict)
+    summary: str = ""
+    own: int = 0
+    trains_weights: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Method(nn.Module):
     Attributes:
         section: its key below `model:` in a configuration, and its prefix in checkpoints.
         loss_name: the name of its part of the loss.
+        inside: the last parts of the names of tensors that `attach` puts into modules of the decoder.
         noise_depends_on_division: whether its gates depend on how a batch is divided over processes and
             microbatches.
         seed, step, steps: the seed of the run, the current step, and the number of steps.
@@ -68,6 +76,7 @@ class Method(nn.Module):
 
     section: ClassVar[str]
     loss_name: ClassVar[str]
+    inside: ClassVar[tuple[str, ...]] = ()
     noise_depends_on_division: bool
     target: Architecture | None
 
@@ -101,7 +110,14 @@ class Method(nn.Module):
     # ------------------------------------------------------------- during a run
 
     def attach(self, decoder: nn.Module) -> None:
-        """Prepare the decoder, before it is sharded."""
+        """Prepare the decoder, before it is sharded and before its weights are loaded."""
+
+    def initialize(self, seed: int, given: Collection[str]) -> None:
+        """Give initial values to what `attach` put into the decoder, whose weights are there by now.
+
+        Args:
+            given: the tensors that the run starts from, by our names: those keep their values.
+        """
 
     def begin_step(self, step: int, steps: int) -> None:
         """Enter training step `step` of `steps`, from 0."""
@@ -113,6 +129,8 @@ class Method(nn.Module):
 
     def term(self, step: int | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Its part of the loss (None: it has none), and scalars to log under `metrics/train/`.
+
+        Called after the forward pass that `gates` began.
 
         Args:
             step: the step at which to compute it; default: the step last begun.
@@ -138,6 +156,10 @@ class Method(nn.Module):
     def final_gates(self) -> Gates:
         """The gates that the export cuts by."""
         return drive(self.gates_by_kind())
+
+    def weight_mask(self, name: str) -> Tensor | None:
+        """Which numbers of a weight, by our name, the export keeps; bool, in its shape; None: all of them."""
+        return None
 
     def convergence(self) -> dict[str, Convergence]:
         """How far each kind is from its target; {} for methods without a target."""

@@ -1,0 +1,130 @@
+"""Which weights of each block stay, decided once: magnitude, Wanda, SparseGPT. Pure functions of tensors.
+
+O rows of a weight, I columns (its inputs). The words of the papers: W the weight, X its inputs over
+calibration tokens, H = 2 X X^T their second moment.
+"""
+
+import torch
+from torch import Tensor
+
+from llmshearing.pruning.patterns import Pattern, top_mask
+
+DAMPING = 0.01  # of the mean of H's diagonal (SparseGPT's released code)
+COLUMNS = 128  # compensated at a time there
+
+
+def magnitude_scores(weight_OI: Tensor) -> Tensor:
+    """|W|."""
+    return weight_OI.float().abs()
+
+
+def wanda_scores(weight_OI: Tensor, norms_I: Tensor) -> Tensor:
+    """|W_ij| x ||X_j||_2 (Wanda, arXiv 2306.11695).
+
+    Args:
+        norms_I: sums of squares of every input over calibration tokens, to any common factor.
+    """
+    return weight_OI.float().abs() * norms_I.float().sqrt()
+
+
+def inverse_factor(second_moment_II: Tensor) -> tuple[Tensor, Tensor]:
+    """U, the upper Cholesky factor of the damped H^-1, in fp64; and the inputs that are always 0, [I].
+
+    Raises:
+        ValueError: when H is not positive definite after damping.
+    """
+    moment = second_moment_II.double().clone()
+    diagonal = moment.diagonal()
+    dead = diagonal == 0
+    diagonal[dead] = 1
+    diagonal += DAMPING * diagonal.mean()
+    lower, failed = torch.linalg.cholesky_ex(moment)
+    if int(failed):
+        raise ValueError(
+            "the second moment of the inputs is not positive definite: they are not finite, or their range is "
+            "too large"
+        )
+    inverse = torch.cholesky_inverse(lower)
+    return torch.linalg.cholesky(inverse, upper=True), dead
+
+
+def sparsegpt_scores(weight_OI: Tensor, second_moment_II: Tensor) -> Tensor:
+    """w^2 / U_ii^2: the error that removing a weight makes when the others to its right make up for it.
+
+    The mask alone, without their update, is what MaskLLM starts from by default.
+    """
+    factor, dead = inverse_factor(second_moment_II)
+    scores = weight_OI.double() / factor.diagonal()
+    scores[:, dead] = 0
+    return scores.square_()
+
+
+def sparsegpt(weight_OI: Tensor, second_moment_II: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """Prune column by column; what remains of a row makes up for what is removed (arXiv 2301.00774).
+
+    At the first column of a block its weights are ranked by w^2 / U_ii^2 as they are by then. A removed
+    weight's error e = w / U_ii is subtracted from the columns to its right, times U's row.
+
+    Returns:
+        The new weight in fp32, 0 where closed, and the mask [O, I].
+    """
+    factor, dead = inverse_factor(second_moment_II)
+    factor = factor.float()
+    weight = weight_OI.float().clone()
+    weight[:, dead] = 0
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    width = max(1, COLUMNS // pattern.group) * pattern.group
+    for begin in range(0, weight.shape[1], width):
+        here = slice(begin, min(begin + width, weight.shape[1]))
+        part, own = weight[:, here], factor[here, here]
+        errors = torch.zeros_like(part)
+        for column in range(part.shape[1]):
+            if column % pattern.group == 0:
+                block = slice(column, column + pattern.group)
+                scores = (part[:, block] / own.diagonal()[block]).square()
+                mask[:, begin + column : begin + column + pattern.group] = top_mask(scores, pattern)
+            closed = ~mask[:, begin + column]
+            error = torch.where(closed, part[:, column], 0.0) / own[column, column]
+            part[:, column:] -= error[:, None] * own[column, column:]
+            part[closed, column] = 0
+            errors[:, column] = error
+        weight[:, here.stop :] -= errors @ factor[here, here.stop :]
+    return weight, mask
+
+
+def prune(
+    weight_OI: Tensor,
+    method: str,
+    pattern: Pattern,
+    norms_I: Tensor | None = None,
+    second_moment_II: Tensor | None = None,
+    update: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The mask of a weight by `method`, and the weight under it, in its type.
+
+    Without `update` what stays of the weight equals the source's to the bit.
+
+    Raises:
+        ValueError: for an unknown method, or `update` with another than SparseGPT.
+    """
+    if update and method != "sparsegpt":
+        raise ValueError(f"method {method} updates no weights: remove --update, or take sparsegpt.")
+    if method == "sparsegpt":
+        assert second_moment_II is not None
+        if update:
+            new, mask = sparsegpt(weight_OI, second_moment_II, pattern)
+            return new.to(weight_OI.dtype), mask
+        scores = sparsegpt_scores(weight_OI, second_moment_II)
+    elif method == "wanda":
+        assert norms_I is not None
+        scores = wanda_scores(weight_OI, norms_I)
+    elif method == "magnitude":
+        scores = magnitude_scores(weight_OI)
+    else:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(NEEDS)}.")
+    mask = top_mask(scores, pattern)
+    return weight_OI.masked_fill(~mask, 0), mask
+
+
+# What each method reads of a weight's inputs: nothing, sums of squares, or second moments.
+NEEDS: dict[str, str | None] = {"magnitude": None, "wanda": "norms", "sparsegpt": "moments"}
