@@ -17,9 +17,13 @@ COMMANDS = {
         "llmshearing.commands.prune:prune_and_save_model",
         "cut a pruning run's checkpoint to its target",
     ),
+    "oneshot": (
+        "llmshearing.commands.oneshot:oneshot",
+        "a smaller or sparser model without training, by scores",
+    ),
     "apply_masks": (
         "llmshearing.commands.apply_masks:apply_masks",
-        "a dense model and a file of masks to zeros",
+        "zeros in a dense model, by a file of masks",
     ),
     "export": ("llmshearing.commands.convert:save_composer_to_hf", "Composer checkpoint to an HF folder"),
     "compare": ("llmshearing.commands.compare:compare", "whether a checkpoint equals an HF model"),

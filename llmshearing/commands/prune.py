@@ -1,6 +1,6 @@
 """From the checkpoint of a pruning run to the smaller model it found: `llmshearing prune`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from llmshearing.files import check_new_folder
 from llmshearing.progress import bar
 from llmshearing.pruning.cut import cut
 from llmshearing.pruning.mask_file import write_masks
-from llmshearing.pruning.method import Convergence, Method
+from llmshearing.pruning.method import Convergence
 from llmshearing.pruning.patterns import pack
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf
 from llmshearing.shapes.key_map import to_hf
+from llmshearing.shapes.units import Gates
 
 MASKS = ".masks.npz"  # beside a checkpoint
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
@@ -110,29 +111,53 @@ def prune_checkpoint(
     """
     arch, config = describe(checkpoint, {})
     method = load_method(checkpoint, arch, target)
-    gates, weights, smaller, masks = method.final_gates(), {}, arch, {}
-    with bar("cutting", total=total_bytes(checkpoint.weights)) as progress:
-        for piece in in_pieces(checkpoint):
-            part = {name: weight for name, weight in piece.items() if section_of(name) is None}
-            for name, mask in _masks(method, part):
-                masks[to_hf(name, arch.family)] = pack(mask)
-                part[name] = part[name] if dense_weights else part[name].masked_fill(~mask, 0)
-            part, smaller = cut(part, gates, arch)
-            weights |= part
-            progress.update(total_bytes(piece))
-    _check_target(smaller, method.target)
+    masks: dict[str, Tensor] = {}
+
+    def mask(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under the masks on their single numbers, whose bits are kept."""
+        masked = {}
+        for name, weight in weights.items():
+            stays = method.weight_mask(name)
+            if stays is not None:
+                masks[to_hf(name, arch.family)] = pack(stays)
+                weight = weight if dense_weights else weight.masked_fill(~stays, 0)
+            masked[name] = weight
+        return masked
+
+    weights, smaller = cut_checkpoint(checkpoint, method.final_gates(), arch, method.target, mask)
     if dense_weights and not masks:
         raise ValueError(
-            f"{checkpoint.path} has no masks on single weights, only on whole units, which are removed: leave "
-            "out --dense-weights."
+            f"{checkpoint.path} has masks on whole units, which are removed, none on single "
+            "weights: leave out --dense-weights."
         )
-    converged = method.convergence()
-    return Pruned(weights, smaller, architecture_to_hf(smaller, config), arch, converged, masks)
+    config = architecture_to_hf(smaller, config)
+    return Pruned(weights, smaller, config, arch, method.convergence(), masks)
 
 
-def _masks(method: Method, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    found = ((name, method.weight_mask(name)) for name in list(names))
-    return ((name, mask) for name, mask in found if mask is not None)
+def cut_checkpoint(
+    checkpoint: Checkpoint,
+    gates: Gates,
+    arch: Architecture,
+    target: Architecture | None,
+    mask: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> tuple[dict[str, Tensor], Architecture]:
+    """`cut` of a checkpoint's weights, of which memory holds a piece at a time.
+
+    Args:
+        mask: applied to the weights of each piece first.
+
+    Raises:
+        ValueError: when the gates do not make the target; None accepts any shape.
+    """
+    weights, smaller = {}, arch
+    with bar("cutting", total=total_bytes(checkpoint.weights)) as progress:
+        for piece in in_pieces(checkpoint):
+            of_model = {name: weight for name, weight in piece.items() if section_of(name) is None}
+            part, smaller = cut(mask(of_model), gates, arch)
+            weights |= part
+            progress.update(total_bytes(piece))
+    _check_target(smaller, target)
+    return weights, smaller
 
 
 def default_output(path: Path) -> Path:

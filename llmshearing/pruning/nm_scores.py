@@ -41,8 +41,8 @@ def inverse_factor(second_moment_II: Tensor) -> tuple[Tensor, Tensor]:
     lower, failed = torch.linalg.cholesky_ex(moment)
     if int(failed):
         raise ValueError(
-            "the second moment of the inputs is not positive definite: they are not finite, or their range is "
-            "too large"
+            "the second moment of the inputs is not positive definite: they are not finite, or have too wide a "
+            "range"
         )
     inverse = torch.cholesky_inverse(lower)
     return torch.linalg.cholesky(inverse, upper=True), dead

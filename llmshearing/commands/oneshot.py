@@ -1,0 +1,315 @@
+"""A smaller or sparser model in one step, without training: `llmshearing oneshot`."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmshearing import cli
+from llmshearing.checkpoints.describing import describe
+from llmshearing.checkpoints.opening import Checkpoint, in_pieces, read_checkpoint
+from llmshearing.checkpoints.weights import check_finite, shape_in_words
+from llmshearing.checkpoints.writing import check_output, write_checkpoint
+from llmshearing.commands.convert import export, record_of, with_dtype
+from llmshearing.commands.prune import cut_checkpoint
+from llmshearing.config import ModelConfig, TargetConfig
+from llmshearing.config.strict import build
+from llmshearing.data.samples import read_samples
+from llmshearing.files import check_new_folder
+from llmshearing.models.calibration import activation_scores, taylor_scores
+from llmshearing.models.decoder import Decoder
+from llmshearing.pruning import scores as by_score
+from llmshearing.pruning.score_file import (
+    Origin,
+    Scores,
+    check_weights_of,
+    fingerprint,
+    read_scores,
+    shape_of,
+    write_scores,
+)
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.families import architecture_to_hf, complete, target_of
+from llmshearing.shapes.reachable import export_warnings, pruning_problems
+from llmshearing.shapes.units import Gates, drive, needed_kinds
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method works on: a source, a target and, on demand, a model and calibration samples.
+
+    Attributes:
+        method: its name.
+        target: the shape to reach; that of the source where no sizes are given.
+        options: `key=value` words that are not sizes, which the method's row names.
+        data, samples, length, seed: of the calibration samples, as given.
+        scores: file of scores to read or write.
+    """
+
+    method: str
+    checkpoint: Checkpoint
+    source: Architecture
+    target: Architecture
+    options: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    samples: int | None = None
+    length: int | None = None
+    seed: int = 0
+    scores: str | None = None
+
+    @cached_property
+    def calibration(self) -> Tensor:
+        """Token ids [N, S] of the calibration samples.
+
+        Raises:
+            FileNotFoundError, ValueError: without data, and where it does not fit the model.
+        """
+        if self.data is None:
+            raise ValueError(
+                f"--method {self.method} reads calibration data: give --data, text or prepared data."
+            )
+        return read_samples(
+            self.data,
+            self.checkpoint.hf_files,
+            self.checkpoint.path,
+            self.source.vocab_size,
+            self.source.max_seq_len,
+            self.samples,
+            self.length,
+            self.seed,
+        )
+
+    def decoder(self) -> Decoder:
+        """The source in evaluation mode: on a GPU in bf16 where there is one, else in fp32."""
+        device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+        path, weights = str(self.checkpoint.path), self.checkpoint.weights
+        decoder = Decoder(complete(ModelConfig(init_device="meta"), self.source, path))
+        moved = {name.removeprefix("model."): weight.to(device, dtype) for name, weight in weights.items()}
+        decoder.load_state_dict(moved, assign=True)
+        return decoder.eval()
+
+
+# ------------------------------------------------------------------- methods
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method: what it does, and what it takes on the command line.
+
+    Attributes:
+        options: `key=value` words that it takes beside sizes.
+        reads_data: whether it reads calibration data.
+        reads_scores: whether it takes a file of scores.
+    """
+
+    options: tuple[str, ...] = field(default=(), kw_only=True)
+    reads_data: bool = field(default=False, kw_only=True)
+    reads_scores: bool = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Shape(Row):
+    """A way to a smaller shape: `gates` closes what the target does not have."""
+
+    gates: Callable[[Task], Gates]
+
+
+@dataclass(frozen=True)
+class Pattern(Row):
+    """A way to a sparse model of the same shape: `weights` by our names, for a pattern such as 2:4."""
+
+    weights: Callable[[Task, str], dict[str, Tensor]]
+
+
+def _by(compute: Callable[[Task], dict[str, Tensor]]) -> Callable[[Task], Gates]:
+    """Gates that keep the highest scores, those of the task's file or else computed."""
+
+    def gates(task: Task) -> Gates:
+        scores = scores_of(task, compute)
+        return drive(by_score.kept_units(scores.by_kind, task.source, task.target))
+
+    return gates
+
+
+SHAPES: dict[str, Shape] = {
+    "magnitude": Shape(
+        _by(lambda task: by_score.magnitude(in_pieces(task.checkpoint), task.source)), reads_scores=True
+    ),
+    "activation": Shape(
+        _by(lambda task: activation_scores(task.decoder(), task.calibration)),
+        reads_data=True,
+        reads_scores=True,
+    ),
+    "taylor": Shape(
+        _by(lambda task: taylor_scores(task.decoder(), task.calibration)), reads_data=True, reads_scores=True
+    ),
+    "random": Shape(_by(lambda task: by_score.random(task.source, task.seed)), reads_scores=True),
+}
+"""The methods of `--method`; a new one is a row."""
+
+PATTERNS: dict[str, Pattern] = {}
+"""The methods of `--method` with `--pattern`; a new one is a row."""
+
+
+def scores_of(task: Task, compute: Callable[[Task], dict[str, Tensor]]) -> Scores:
+    """The scores in the task's file, if there is one; else scores computed, and written to the file if named.
+
+    Raises:
+        ValueError: when the file holds scores of another model, or made in another way than the task says.
+    """
+    if task.scores is not None and Path(task.scores).exists():
+        scores = read_scores(task.scores, task.source)
+        check_weights_of(scores, task.checkpoint.weights, task.scores, task.checkpoint.path)
+        _check_made_so(scores.origin, task)
+        logger.info("scores read from %s; no data is read", task.scores)
+        return scores
+    by_kind = compute(task)
+    settings: dict[str, Any] = {"seed": task.seed}
+    if SHAPES[task.method].reads_data:
+        samples, length = task.calibration.shape
+        settings |= {"data": str(task.data), "samples": samples, "length": length}
+    origin = Origin(task.method, shape_of(task.source), fingerprint(task.checkpoint.weights), settings)
+    scores = Scores(by_kind, origin)
+    if task.scores is not None:
+        write_scores(Path(task.scores), scores)
+        cli.say(f"{task.scores}: scores of {', '.join(by_kind)}")
+    return scores
+
+
+def _check_made_so(origin: Origin, task: Task) -> None:
+    """Reject scores that were made in another way than the command line says."""
+    asked = {"method": task.method, "data": task.data, "samples": task.samples, "length": task.length}
+    asked["seed"] = task.seed or None
+    made = {"method": origin.method, **origin.settings}
+    off = [
+        f"{key} {made.get(key)} ({value})"
+        for key, value in asked.items()
+        if value not in (None, made.get(key))
+    ]
+    if off:
+        raise ValueError(
+            f"The scores in {task.scores} were not made as the command line says: {', '.join(off)}. Leave "
+            "these arguments out to use the scores, or name a new file to compute others."
+        )
+
+
+# ------------------------------------------------------------------- command
+
+
+def oneshot(
+    checkpoint_path: str | Path,
+    out: str | Path,
+    *,
+    method: str,
+    data: str | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    scores: str | None = None,
+    pattern: str | None = None,
+    sizes: Mapping[str, Any] | None = None,
+) -> None:
+    """Make a smaller model without training: score all units, keep the best of each kind, cut out the others.
+
+    Methods: magnitude (sum of |weight|), activation (mean |activation|), taylor (|weight x gradient|)
+    and random.
+    Where data is read, the layers that stay are those that turn the residual stream furthest.
+
+    Example:
+
+        llmshearing oneshot models/Llama-2-7b-hf models/small --method activation --data text/wiki \\
+          --scores activation.safetensors d_model=2048 n_heads=16 n_layers=24 intermediate_size=5504
+
+    Args:
+        checkpoint_path: Composer checkpoint, HF folder or GGUF file.
+        out: HF folder to write; with the suffix .pt a Composer checkpoint.
+        method: how to choose what stays.
+        data: calibration data: text (JSON lines, parquet or plain; a file or a folder) or MDS folders.
+        samples: sequences of it to read (1024, or all if there are fewer).
+        length: tokens of each sequence (2048, or those of prepared data).
+        seed: of the samples, and of the method random (0).
+        scores: file of scores: read if it exists, else written, so that another shape takes seconds.
+        pattern: weights to zero in every row, such as 2:4, instead of a smaller shape.
+        sizes: the shape to reach, such as d_model=2048, where it differs; and options of the method.
+
+    Raises:
+        ValueError: when the shape cannot be reached, or data or scores do not fit the model.
+        OSError: when something is missing or cannot be written.
+    """
+    row = _row(method, pattern)
+    given = dict(sizes or {})
+    options = {key: given.pop(key) for key in row.options if key in given}
+    _check_taken(row, method, given, {"data": data, "samples": samples, "length": length, "scores": scores})
+    place = Path(out)
+    is_checkpoint = place.suffix == ".pt"
+    if is_checkpoint:
+        check_output(place, checkpoint_path)
+    else:
+        check_new_folder(place)
+    checkpoint = read_checkpoint(checkpoint_path)
+    if checkpoint.section:
+        raise ValueError(
+            f"{checkpoint_path} is the checkpoint of a pruning run, whose masks are not applied yet; "
+            f"`llmshearing prune {checkpoint_path}` applies them."
+        )
+    source, config = describe(checkpoint)
+    check_finite(checkpoint.weights, checkpoint_path)
+    target = target_of(source, build(TargetConfig, given, "target_model"))
+    assert target is not None
+    task = Task(method, checkpoint, source, target, options, data, samples, length, seed, scores)
+    weights, smaller = _made(row, task, pattern)
+    hf = architecture_to_hf(smaller, config)
+    if is_checkpoint:
+        write_checkpoint(place, weights, record_of(checkpoint, with_dtype(hf, weights)))
+    else:
+        export(weights, smaller, hf, checkpoint.hf_files, place)
+    for word, arch in (("before", source), ("after", smaller)):
+        cli.say(f"{word:<7} {shape_in_words(arch)}")
+    cli.say(f"saved   {place}")
+
+
+def _made(row: Row, task: Task, pattern: str | None) -> tuple[dict[str, Tensor], Architecture]:
+    """The weights that a method makes, and their architecture."""
+    if isinstance(row, Pattern):
+        assert pattern is not None
+        return row.weights(task, pattern), task.source
+    assert isinstance(row, Shape)
+    source, target = task.source, task.target
+    if problems := pruning_problems(source, target, needed_kinds(source, target), "oneshot"):
+        raise ValueError("\n".join(problems))
+    for warning in export_warnings(target):
+        logger.warning("%s", warning)
+    return cut_checkpoint(task.checkpoint, row.gates(task), source, target)
+
+
+def _row(method: str, pattern: str | None) -> Row:
+    rows: Mapping[str, Row] = SHAPES if pattern is None else PATTERNS
+    if method not in rows:
+        which = "" if pattern is None else " with --pattern"
+        known = ", ".join(rows) or "none"
+        raise ValueError(
+            f"--method is {method!r}{cli.nearest(method, rows) or ';'} expected one of{which}: {known}."
+        )
+    return rows[method]
+
+
+def _check_taken(row: Row, method: str, given: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Reject arguments that the method does not read.
+
+    Raises:
+        ValueError: for the first of them.
+    """
+    if isinstance(row, Pattern) and given:
+        raise ValueError(f"--pattern keeps the shape of the model: leave out {', '.join(given)}.")
+    ignored = [] if row.reads_data else ["data", "samples", "length"]
+    ignored += [] if row.reads_scores else ["scores"]
+    for name in ignored:
+        if arguments[name] is not None:
+            raise ValueError(f"--{name} is given, but --method {method} does not read it: leave it out.")
