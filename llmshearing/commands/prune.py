@@ -25,7 +25,6 @@ from llmshearing.shapes.families import architecture_to_hf
 from llmshearing.shapes.key_map import to_hf
 from llmshearing.shapes.units import Gates
 
-MASKS = ".masks.npz"  # beside a checkpoint
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
 
 
@@ -86,7 +85,7 @@ def prune_and_save_model(
     pruned = prune_checkpoint(checkpoint, target or {}, dense_weights)
     report(pruned)
     if pruned.masks:
-        masks = path.with_suffix(MASKS)
+        masks = masks_beside(path)
         write_masks(masks, pruned.masks)
         cli.say(f"saved   {masks}")
     record = record_of(checkpoint, with_dtype(pruned.config, pruned.weights))
@@ -158,6 +157,11 @@ def cut_checkpoint(
             progress.update(total_bytes(piece))
     _check_target(smaller, target)
     return weights, smaller
+
+
+def masks_beside(path: Path) -> Path:
+    """The file of masks beside a checkpoint or HF folder: `<name>.masks.npz`."""
+    return path.with_name(f"{path.name.removesuffix('.pt')}.masks.npz")
 
 
 def default_output(path: Path) -> Path:

@@ -270,7 +270,7 @@ def _setting_problems(settings: MaskLLMConfig) -> list[str]:
             "model.maskllm.fixed is true without a prior: give the file of the masks that stay fixed, "
             "model.maskllm.prior=FILE."
         )
-    if settings.prior in nm_scores.NEEDS and settings.prior != MAGNITUDE:
+    if settings.prior in nm_scores.INPUTS and settings.prior != MAGNITUDE:
         problems.append(
             f"model.maskllm.prior is {settings.prior}, which needs calibration data: make the masks first, "
             f"`llmshearing oneshot CKPT OUT --method {settings.prior} --pattern {settings.pattern} "

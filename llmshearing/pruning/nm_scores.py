@@ -4,6 +4,8 @@ O rows of a weight, I columns (its inputs). The words of the papers: W the weigh
 calibration tokens, H = 2 X X^T their second moment.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -27,8 +29,20 @@ def wanda_scores(weight_OI: Tensor, norms_I: Tensor) -> Tensor:
     return weight_OI.float().abs() * norms_I.float().sqrt()
 
 
-def inverse_factor(second_moment_II: Tensor) -> tuple[Tensor, Tensor]:
-    """U, the upper Cholesky factor of the damped H^-1, in fp64; and the inputs that are always 0, [I].
+class Factor(NamedTuple):
+    """What SparseGPT reads of a weight's inputs.
+
+    Attributes:
+        upper: U [I, I] in fp64, the upper Cholesky factor of the damped H^-1.
+        dead: [I], bool: the inputs that are always 0.
+    """
+
+    upper: Tensor
+    dead: Tensor
+
+
+def inverse_factor(second_moment_II: Tensor) -> Factor:
+    """The factor of H, the mean over calibration sequences of 2 X X^T.
 
     Raises:
         ValueError: when H is not positive definite after damping.
@@ -41,25 +55,23 @@ def inverse_factor(second_moment_II: Tensor) -> tuple[Tensor, Tensor]:
     lower, failed = torch.linalg.cholesky_ex(moment)
     if int(failed):
         raise ValueError(
-            "the second moment of the inputs is not positive definite: they are not finite, or have too wide a "
-            "range"
+            "the second moment of the inputs is not positive definite: they are not finite, or range too widely"
         )
     inverse = torch.cholesky_inverse(lower)
-    return torch.linalg.cholesky(inverse, upper=True), dead
+    return Factor(torch.linalg.cholesky(inverse, upper=True), dead)
 
 
-def sparsegpt_scores(weight_OI: Tensor, second_moment_II: Tensor) -> Tensor:
+def sparsegpt_scores(weight_OI: Tensor, factor: Factor) -> Tensor:
     """w^2 / U_ii^2: the error that removing a weight makes when the others to its right make up for it.
 
     The mask alone, without their update, is what MaskLLM starts from by default.
     """
-    factor, dead = inverse_factor(second_moment_II)
-    scores = weight_OI.double() / factor.diagonal()
-    scores[:, dead] = 0
+    scores = weight_OI.double() / factor.upper.diagonal()
+    scores[:, factor.dead] = 0
     return scores.square_()
 
 
-def sparsegpt(weight_OI: Tensor, second_moment_II: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+def sparsegpt(weight_OI: Tensor, factor: Factor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """Prune column by column; what remains of a row makes up for what is removed (arXiv 2301.00774).
 
     At the first column of a block its weights are ranked by w^2 / U_ii^2 as they are by then. A removed
@@ -68,15 +80,14 @@ def sparsegpt(weight_OI: Tensor, second_moment_II: Tensor, pattern: Pattern) -> 
     Returns:
         The new weight in fp32, 0 where closed, and the mask [O, I].
     """
-    factor, dead = inverse_factor(second_moment_II)
-    factor = factor.float()
+    upper = factor.upper.float()
     weight = weight_OI.float().clone()
-    weight[:, dead] = 0
+    weight[:, factor.dead] = 0
     mask = torch.ones_like(weight, dtype=torch.bool)
     width = max(1, COLUMNS // pattern.group) * pattern.group
     for begin in range(0, weight.shape[1], width):
         here = slice(begin, min(begin + width, weight.shape[1]))
-        part, own = weight[:, here], factor[here, here]
+        part, own = weight[:, here], upper[here, here]
         errors = torch.zeros_like(part)
         for column in range(part.shape[1]):
             if column % pattern.group == 0:
@@ -88,43 +99,36 @@ def sparsegpt(weight_OI: Tensor, second_moment_II: Tensor, pattern: Pattern) -> 
             part[:, column:] -= error[:, None] * own[column, column:]
             part[closed, column] = 0
             errors[:, column] = error
-        weight[:, here.stop :] -= errors @ factor[here, here.stop :]
+        weight[:, here.stop :] -= errors @ upper[here, here.stop :]
     return weight, mask
 
 
 def prune(
-    weight_OI: Tensor,
-    method: str,
-    pattern: Pattern,
-    norms_I: Tensor | None = None,
-    second_moment_II: Tensor | None = None,
-    update: bool = False,
+    weight_OI: Tensor, method: str, pattern: Pattern, inputs: Tensor | Factor | None, update: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The mask of a weight by `method`, and the weight under it, in its type.
+    """The weight under its mask by `method`, in its type, and the mask.
 
     Without `update` what stays of the weight equals the source's to the bit.
 
-    Raises:
-        ValueError: for an unknown method, or `update` with another than SparseGPT.
+    Args:
+        inputs: what `INPUTS` says that the method reads of the weight's inputs.
+        update: let what stays of the weight make up for what is removed (SparseGPT).
     """
-    if update and method != "sparsegpt":
-        raise ValueError(f"method {method} updates no weights: remove --update, or take sparsegpt.")
     if method == "sparsegpt":
-        assert second_moment_II is not None
+        assert isinstance(inputs, Factor)
         if update:
-            new, mask = sparsegpt(weight_OI, second_moment_II, pattern)
+            new, mask = sparsegpt(weight_OI, inputs, pattern)
             return new.to(weight_OI.dtype), mask
-        scores = sparsegpt_scores(weight_OI, second_moment_II)
+        scores = sparsegpt_scores(weight_OI, inputs)
     elif method == "wanda":
-        assert norms_I is not None
-        scores = wanda_scores(weight_OI, norms_I)
-    elif method == "magnitude":
-        scores = magnitude_scores(weight_OI)
+        assert isinstance(inputs, Tensor)
+        scores = wanda_scores(weight_OI, inputs)
     else:
-        raise ValueError(f"method is {method!r}; expected one of {', '.join(NEEDS)}.")
+        scores = magnitude_scores(weight_OI)
     mask = top_mask(scores, pattern)
     return weight_OI.masked_fill(~mask, 0), mask
 
 
-# What each method reads of a weight's inputs: nothing, sums of squares, or second moments.
-NEEDS: dict[str, str | None] = {"magnitude": None, "wanda": "norms", "sparsegpt": "moments"}
+NORMS, MOMENTS = "norms", "moments"
+INPUTS: dict[str, str | None] = {"magnitude": None, "wanda": NORMS, "sparsegpt": MOMENTS}
+"""The methods, and what each reads of a weight's inputs: nothing, sums of squares, or second moments."""
