@@ -55,7 +55,8 @@ def inverse_factor(second_moment_II: Tensor) -> Factor:
     lower, failed = torch.linalg.cholesky_ex(moment)
     if int(failed):
         raise ValueError(
-            "the second moment of the inputs is not positive definite: they are not finite, or range too widely"
+            "the second moment of the inputs is not positive definite, because they are not finite or range "
+            "too widely"
         )
     inverse = torch.cholesky_inverse(lower)
     return Factor(torch.linalg.cholesky(inverse, upper=True), dead)
