@@ -20,7 +20,11 @@ COMMANDS = {
     ),
     "oneshot": (
         "llmshearing.commands.oneshot:oneshot",
-        "a smaller model without training, by scores",
+        "a smaller or sparser model without training, by scores",
+    ),
+    "apply_masks": (
+        "llmshearing.commands.apply_masks:apply_masks",
+        "zeros in a dense model, by a file of masks",
     ),
     "trim_vocabulary": (
         "llmshearing.commands.trim_vocabulary:trim_vocabulary",

@@ -188,6 +188,8 @@ def build_model(prepared: Prepared) -> ComposerMosaicLlama:
     parallelize(model, _fsdp(config), config.precision)
     if checkpoint is not None:
         load_weights(model, checkpoint)
+    if model.model.method is not None:
+        model.model.method.initialize(config.seed, checkpoint.weights.keys() if checkpoint else ())
     model.return_logits = False
     if config.distillation is not None:
         model.ce_weight = config.distillation.ce_weight
@@ -243,13 +245,14 @@ def build_optimizer(config: Config, model: ComposerMosaicLlama) -> torch.optim.O
 
 def _parameter_groups(config: Config, model: ComposerMosaicLlama) -> list[dict[str, Any]]:
     settings = config.optimizer
-    main = {
-        "params": [p for p in model.model.transformer.parameters() if p.requires_grad],
-        "lr": settings.lr,
-        "weight_decay": settings.weight_decay,
-    }
     method = model.model.method
-    return [main, *(method.parameter_groups(settings) if method is not None else [])]
+    groups = method.parameter_groups(settings) if method is not None else []
+    own = {id(parameter) for group in groups for parameter in group["params"]}
+    weights = [p for p in model.model.transformer.parameters() if p.requires_grad and id(p) not in own]
+    if not weights:  # a method may train its own parameters alone
+        return groups
+    main = {"params": weights, "lr": settings.lr, "weight_decay": settings.weight_decay}
+    return [main, *groups]
 
 
 def build_scheduler(config: Config) -> ComposerScheduler:

@@ -32,7 +32,7 @@ class PruningCallback(StepReader):
     Args:
         save_folder: folder for `zs_s{step}.safetensors`, the gates without noise after each evaluation; None:
             they are not saved.
-        steps: steps of the whole run.
+        steps: the steps of the whole run, along which a method may schedule what it does; 0: unknown.
     """
 
     def __init__(self, save_folder: str | None = None, steps: int = 0) -> None:

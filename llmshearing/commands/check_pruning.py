@@ -29,9 +29,12 @@ def masked_against_pruned(checkpoint: Checkpoint, target: Mapping[str, Any]) -> 
         export(weights, pruned.arch, pruned.config, {}, Path(folder) / "hf")
         theirs = load_theirs(Path(folder) / "hf")
     ours = load_ours(checkpoint)
-    for name, weight in ours.model.transformer.named_parameters():
-        weight.data = method.final_weight(name, weight.data)
-    return differences(ours, theirs, lengths_up_to(pruned.source.max_seq_len), method.final_gates())
+    for name, weight in ours.state_dict().items():
+        mask = method.weight_mask(name)
+        if mask is not None:
+            weight.mul_(mask)
+    lengths = lengths_up_to(pruned.source.max_seq_len)
+    return differences(ours, theirs, lengths, method.final_gates())
 
 
 def check(checkpoint_path: str | Path, target: Mapping[str, Any] | None = None) -> None:

@@ -15,13 +15,18 @@ from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.opening import Checkpoint, in_pieces
 from llmshearing.checkpoints.weights import shape_in_words
 from llmshearing.commands.plain_models import check_place, read_model, write_model
-from llmshearing.commands.prune import cut_checkpoint
+from llmshearing.commands.prune import cut_checkpoint, masks_beside
 from llmshearing.config import ModelConfig, TargetConfig
 from llmshearing.config.strict import build
 from llmshearing.data.samples import read_samples
+from llmshearing.models.block_walk import sparse_weights
 from llmshearing.models.calibration import activation_scores, taylor_scores
 from llmshearing.models.decoder import Decoder
+from llmshearing.pruning import nm_scores
+from llmshearing.pruning import patterns as nm
 from llmshearing.pruning import scores as by_score
+from llmshearing.pruning.mask_file import write_masks
+from llmshearing.pruning.maskllm import masked_shapes, misfits
 from llmshearing.pruning.score_file import (
     Origin,
     Scores,
@@ -33,6 +38,7 @@ from llmshearing.pruning.score_file import (
 )
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf, complete, target_of
+from llmshearing.shapes.key_map import PREFIX, to_hf
 from llmshearing.shapes.reachable import export_warnings, pruning_problems
 from llmshearing.shapes.units import Gates, drive, needed_kinds
 
@@ -49,6 +55,8 @@ class Task:
         options: `key=value` words that are not sizes, which the method's row names.
         data, samples, length, seed: of the calibration samples, as given.
         scores: file of scores to read or write.
+        update: change the weights that stay under masks on single weights.
+        dense_inputs: calibrate these masks on the dense model.
     """
 
     method: str
@@ -61,6 +69,8 @@ class Task:
     length: int | None = None
     seed: int = 0
     scores: str | None = None
+    update: bool = False
+    dense_inputs: bool = False
 
     @cached_property
     def calibration(self) -> Tensor:
@@ -121,9 +131,14 @@ class Shape(Row):
 
 @dataclass(frozen=True)
 class Pattern(Row):
-    """A way to a sparse model of the same shape: `weights` by our names, for a pattern such as 2:4."""
+    """A way to a sparse model of the same shape: `prune` gives weights under masks, and masks, by our names.
 
-    weights: Callable[[Task, str], dict[str, Tensor]]
+    Attributes:
+        updates: whether it can change the weights that stay.
+    """
+
+    prune: Callable[[Task, nm.Pattern], dict[str, tuple[Tensor, Tensor]]]
+    updates: bool = field(default=False, kw_only=True)
 
 
 def _by(compute: Callable[[Task], dict[str, Tensor]]) -> Callable[[Task], Gates]:
@@ -152,7 +167,37 @@ SHAPES: dict[str, Shape] = {
 }
 """The methods of `--method`; a new one is a row."""
 
-PATTERNS: dict[str, Pattern] = {}
+
+def _by_weight(task: Task, pattern: nm.Pattern) -> dict[str, tuple[Tensor, Tensor]]:
+    """Masks by the weights alone."""
+    shapes = masked_shapes(task.source)
+    names = {f"{PREFIX}{name}.weight" for name in shapes}
+    return {
+        name: nm_scores.prune(weight, task.method, pattern, None)
+        for piece in in_pieces(task.checkpoint)
+        for name, weight in piece.items()
+        if name in names
+    }
+
+
+def _by_inputs(task: Task, pattern: nm.Pattern) -> dict[str, tuple[Tensor, Tensor]]:
+    """Masks by the weights and their inputs."""
+    return sparse_weights(
+        task.decoder(),
+        task.checkpoint.weights,
+        task.calibration,
+        task.method,
+        pattern,
+        task.update,
+        task.dense_inputs,
+    )
+
+
+PATTERNS: dict[str, Pattern] = {
+    "magnitude": Pattern(_by_weight),
+    "wanda": Pattern(_by_inputs, reads_data=True),
+    "sparsegpt": Pattern(_by_inputs, reads_data=True, updates=True),
+}
 """The methods of `--method` with `--pattern`; a new one is a row."""
 
 
@@ -212,6 +257,8 @@ def oneshot(
     seed: int = 0,
     scores: str | None = None,
     pattern: str | None = None,
+    update: bool = False,
+    dense_inputs: bool = False,
     sizes: Mapping[str, Any] | None = None,
 ) -> None:
     """Make a smaller model without training: score all units, keep the best of each kind, cut out the others.
@@ -219,6 +266,10 @@ def oneshot(
     Methods: magnitude (sum of |weight|), activation (mean |activation|), taylor (|weight x gradient|)
     and random.
     Where data is read, the layers that stay are those that turn the residual stream furthest.
+
+    With --pattern 2:4 the shape stays, and of every 4 neighbouring weights of a row 2 become 0, by magnitude
+    (|weight|), wanda (|weight| x norm of its input) or sparsegpt (the error of the output). The masks are
+    also written beside OUT, as `<name>.masks.npz`.
 
     Example:
 
@@ -234,7 +285,10 @@ def oneshot(
         length: tokens of each sequence (2048, or those of prepared data).
         seed: of the samples, and of the method random (0).
         scores: file of scores: read if it exists, else written, so that another shape takes seconds.
-        pattern: weights to zero in every row, such as 2:4, instead of a smaller shape.
+        pattern: N:M, such as 2:4: how many of every M neighbouring weights of a row stay.
+        update: with sparsegpt and a pattern: let the weights that stay make up for those that go.
+        dense_inputs: with a pattern: calibrate every layer on the dense model, not on the pruned layers
+            before it, as for a prior of learned masks.
         sizes: the shape to reach, such as d_model=2048, where it differs; and options of the method.
 
     Raises:
@@ -245,30 +299,46 @@ def oneshot(
     given = dict(sizes or {})
     options = {key: given.pop(key) for key in row.options if key in given}
     _check_taken(row, method, given, {"data": data, "samples": samples, "length": length, "scores": scores})
+    for name, is_set in {"update": update, "dense_inputs": dense_inputs}.items():
+        if is_set and not _takes(row, name):
+            raise ValueError(f"--{name} is given, but --method {method} does not read it: leave it out.")
     check_place(out, checkpoint_path)
     checkpoint = read_model(checkpoint_path)
     source, config = describe(checkpoint)
     target = target_of(source, build(TargetConfig, given, "target_model"))
     assert target is not None
-    task = Task(method, checkpoint, source, target, options, data, samples, length, seed, scores)
-    weights, smaller = _made(row, task, pattern)
+    task = Task(
+        method, checkpoint, source, target, options, data, samples, length, seed, scores, update, dense_inputs
+    )
+    weights, smaller, masks = _made(row, task, pattern)
     for word, arch in (("before", source), ("after", smaller)):
         cli.say(f"{word:<7} {shape_in_words(arch)}")
     write_model(out, weights, smaller, architecture_to_hf(smaller, config), checkpoint)
+    if masks:
+        write_masks(masks_beside(Path(out)), masks)
+        cli.say(f"saved   {masks_beside(Path(out))}")
 
 
-def _made(row: Row, task: Task, pattern: str | None) -> tuple[dict[str, Tensor], Architecture]:
-    """The weights that a method makes, and their architecture."""
+def _made(
+    row: Row, task: Task, pattern: str | None
+) -> tuple[dict[str, Tensor], Architecture, dict[str, Tensor]]:
+    """The weights that a method makes, their architecture, and bits of the masks on them by HF name."""
     if isinstance(row, Pattern):
-        assert pattern is not None
-        return row.weights(task, pattern), task.source
+        parsed = nm.parse(str(pattern), "--pattern")
+        if problems := misfits(parsed, task.source):
+            raise ValueError("\n".join(problems))
+        pruned = row.prune(task, parsed)
+        weights = task.checkpoint.weights | {name: weight for name, (weight, _) in pruned.items()}
+        family = task.source.family
+        masks = {to_hf(name, family): nm.pack(mask) for name, (_, mask) in pruned.items()}
+        return weights, task.source, masks
     assert isinstance(row, Shape)
     source, target = task.source, task.target
     if problems := pruning_problems(source, target, needed_kinds(source, target), "oneshot"):
         raise ValueError("\n".join(problems))
     for warning in export_warnings(target):
         logger.warning("%s", warning)
-    return cut_checkpoint(task.checkpoint, row.gates(task), source, target)
+    return *cut_checkpoint(task.checkpoint, row.gates(task), source, target), {}
 
 
 def _row(method: str, pattern: str | None) -> Row:
@@ -280,6 +350,10 @@ def _row(method: str, pattern: str | None) -> Row:
             f"--method is {method!r}{cli.nearest(method, rows) or ';'} expected one of{which}: {known}."
         )
     return rows[method]
+
+
+def _takes(row: Row, flag: str) -> bool:
+    return isinstance(row, Pattern) and (row.updates if flag == "update" else row.reads_data)
 
 
 def _check_taken(row: Row, method: str, given: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:

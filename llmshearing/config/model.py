@@ -127,6 +127,38 @@ class DimChopConfig:
 
 
 @dataclass
+class MaskLLMConfig:
+    """N:M masks on single weights of the blocks' linear layers (MaskLLM): learned, or fixed."""
+
+    pattern: str = key("2:4", "N:M: N of every M neighbouring weights of a row stay.")
+    prior: str | None = key(
+        None,
+        "Masks to start from: a file of `llmshearing oneshot` or `prune`, or `magnitude`; null: none.",
+        resume=NOTED,
+    )
+    prior_strength: float = key(3.0, "How strongly the logits lean to the prior at the start.", least=0)
+    temperature: list[float] = key(
+        lambda: [4.0, 0.05], "Temperature of the choice at the first and the last step.", above=0, length=2
+    )
+    scale: list[float] = key(
+        lambda: [100.0, 500.0], "Factor of the logits at the first and the last step.", above=0, length=2
+    )
+    weight_reg: float = key(
+        1e-5, "Weight of the squared norm of the masked weights, which learning raises.", least=0
+    )
+    hard: bool = key(False, "Compute with the likeliest mask in training, with the soft one's gradient.")
+    noise: str = key(
+        "per_rank",
+        "`per_rank`: each rank and microbatch draws its own masks; `shared`: all use the same of a step.",
+        choices=("per_rank", "shared"),
+    )
+    fixed: bool = key(
+        False,
+        "Train the weights that stay under the masks of `prior`, which stay as they are.",
+    )
+
+
+@dataclass
 class ModelConfig:
     """The model. Sizes left out are read from the checkpoint at `path`."""
 
@@ -202,6 +234,9 @@ class ModelConfig:
     )
     layerchop: LayerChopConfig | None = key(None, "Whole layers to remove.")
     dimchop: DimChopConfig | None = key(None, "Dimensions to remove by their scores.")
+    maskllm: MaskLLMConfig | None = key(
+        None, "N:M masks on single weights, to learn or to keep while training; null: none."
+    )
 
 
 def as_model_config(cfg: Any) -> ModelConfig:

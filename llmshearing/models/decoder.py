@@ -156,11 +156,12 @@ class Decoder(nn.Module):
         _check_padding(attention_mask)
         term, gates = None, given
         if self.method is not None:
-            term = self.method.term(step) if with_term else None
             gates = self.method.gates() if given is None else given
         gates = Gates() if gates is None else gates
         executed = self._executed(gates, given)
         hidden = self.hidden_states(input_ids, gates, executed)
+        if self.method is not None and with_term:
+            term = self.method.term(step)
         outputs: dict[str, Any] = {"gates": gates, "term": term}
         outside = executed.layer_gates(self.table, gates, None)
         head = executed_columns(self.head.weight, outside.executed_columns(self.head_name))

@@ -143,7 +143,8 @@ def _open_model(
         if checkpoint is not None:
             section = completed(section, checkpoint)
             check_weights(checkpoint.weights, architecture_of(section), checkpoint.path)
-            check_masks(checkpoint, method_class(section) is not None)
+            method = method_class(section)
+            check_masks(checkpoint, None if method is None else method.section)
             found.add(source_problems(section, checkpoint.weights, str(checkpoint.path)))
     source = None
     if not section.path or (section.d_model is not None and len(found.problems) == before):

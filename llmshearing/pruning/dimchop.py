@@ -28,8 +28,9 @@ from llmshearing.pruning.method import Aim, Convergence, Method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import expected_parameters, prunable_parameters
 from llmshearing.shapes.families import architecture_of, target_of
+from llmshearing.shapes.key_map import PREFIX
 from llmshearing.shapes.reachable import export_warnings, pruning_problems
-from llmshearing.shapes.units import Gates, drive, needed_kinds
+from llmshearing.shapes.units import Gates, drive, needed_kinds, weight_shapes
 
 _STATE = ("total", "smoothed", "uncertainty")  # the sum of a window, and both averages
 
@@ -251,10 +252,12 @@ class DimChop(Method):
     def final_gates(self) -> Gates:
         return drive({kind: self._chosen(kind, 1.0) for kind in self.kinds})
 
-    def final_weight(self, name: str, weight: Tensor) -> Tensor:
+    def weight_mask(self, name: str) -> Tensor | None:
+        name = name.removeprefix(PREFIX)
         if self.settings.tied or key(name) not in self.sizes or not name.endswith(".weight"):
-            return weight
-        return weight * self._chosen(key(name), 1.0).to(weight.dtype)
+            return None
+        columns = self._chosen(key(name), 1.0) != 0
+        return columns.expand(dict(weight_shapes(self.source))[name])
 
     def convergence(self) -> dict[str, Convergence]:
         found = {}

@@ -4,7 +4,7 @@ Decoder, optimizer, loss, checkpoints, planner and report know this interface, a
 `PruningCallback` drives it; `llmshearing.pruning.METHODS` lists the methods.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -32,6 +32,9 @@ class Aim:
         notes: what it is going to do beyond that, one sentence each.
         state: numbers in fp32 that it keeps beside the parameters, sharded with them.
         reads_gradients: whether it computes with gradients, which must then not be scaled.
+        summary: the task in a line, where there is neither `target` nor `share`.
+        own: how many parameters the method puts into the decoder.
+        trains_weights: whether the weights of the model are trained as well.
     """
 
     target: Architecture | None = None
@@ -43,6 +46,9 @@ class Aim:
     notes: list[str] = field(default_factory=list)
     state: int = 0
     reads_gradients: bool = False
+    summary: str = ""
+    own: int = 0
+    trains_weights: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Method(nn.Module):
         loss_name: the name of its part of the loss.
         remedy: keys of the configuration to look at when it does not reach its target; empty where it always
             does in time.
+        inside: the last parts of the names of tensors that `attach` puts into modules of the decoder.
         noise_depends_on_division: whether its gates depend on how a batch is divided over processes and
             microbatches; its key `noise` says so.
         seed, step, steps: the seed of the run, the current step, and the number of steps.
@@ -79,6 +86,7 @@ class Method(nn.Module):
     section: ClassVar[str]
     loss_name: ClassVar[str]
     remedy: ClassVar[str] = ""
+    inside: ClassVar[tuple[str, ...]] = ()
     noise_depends_on_division: bool
     target: Architecture | None
 
@@ -117,7 +125,14 @@ class Method(nn.Module):
     # ------------------------------------------------------------- during a run
 
     def attach(self, decoder: nn.Module) -> None:
-        """Prepare the decoder, before it is sharded."""
+        """Prepare the decoder, before it is sharded and before its weights are loaded."""
+
+    def initialize(self, seed: int, given: Collection[str]) -> None:
+        """Give initial values to what `attach` put into the decoder, whose weights are there by now.
+
+        Args:
+            given: the tensors that the run starts from, by our names: those keep their values.
+        """
 
     def after_sharding(self, decoder: nn.Module) -> None:
         """Make state in the layout of the decoder's parameters, before anything is loaded."""
@@ -132,6 +147,8 @@ class Method(nn.Module):
 
     def term(self, step: int | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Its part of the loss (None: it has none), and scalars to log under `metrics/train/`.
+
+        Called after the forward pass that `gates` began.
 
         Args:
             step: the step at which to compute it; default: the step last begun.
@@ -158,9 +175,9 @@ class Method(nn.Module):
         """The gates that the export cuts by."""
         return drive(self.gates_by_kind())
 
-    def final_weight(self, name: str, weight: Tensor) -> Tensor:
-        """What the export takes for weight `name` (`weight_shapes`) before it cuts."""
-        return weight
+    def weight_mask(self, name: str) -> Tensor | None:
+        """Which numbers of a weight, by our name, the export keeps; bool, in its shape; None: all of them."""
+        return None
 
     def convergence(self) -> dict[str, Convergence]:
         """How far each kind is from its target; {} for methods without a target."""
