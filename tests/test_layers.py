@@ -12,6 +12,7 @@ ROOMS = [
     ["commands"],
     ["training"],
     ["report"],
+    ["evaluation"],
     ["planning"],
     ["sharding"],
     ["callbacks"],
