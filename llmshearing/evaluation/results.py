@@ -7,7 +7,7 @@ known by the place it was read from and by `stamp`, which changes with its files
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,13 +177,15 @@ def in_folders(folders: Sequence[Path], name: str) -> list[Measured]:
     return list(found.values())
 
 
-def speed_rows(models: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
+def speed_rows(models: Sequence[Measured], settings: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """The table of a measurement of speed: its head and its rows.
 
-    Each rate is followed by what it is to the first model's; `promised` is what the shapes promise.
+    Each figure is followed by its ratio to the first model's; `promised` is what the shapes promise.
+
+    Args:
+        settings: in their order.
     """
     head = ["batch x context", "", *short_names([each.model for each in models])]
-    settings = list(dict.fromkeys(name for each in models for name in each.speeds))
     rows = []
     for name in settings:
         values = [each.speeds.get(name) for each in models]
@@ -224,11 +226,11 @@ _SPEEDS: tuple[tuple[str, str, Any], ...] = (
 )
 
 
+def settings_of(models: Sequence[Measured]) -> list[str]:
+    """Every setting in which the speed of a model was measured."""
+    return list(dict.fromkeys(name for each in models for name in each.speeds))
+
+
 def tasks_of(models: Sequence[Measured]) -> list[str]:
     """Every task of which a model has a score."""
     return list(dict.fromkeys(task for each in models for task in each.scores))
-
-
-def merged(models: Sequence[Measured], names: Mapping[str, int]) -> list[Measured]:
-    """Those of `models` at the places `names`, in their order there."""
-    return sorted((each for each in models if each.place in names), key=lambda each: names[each.place])
