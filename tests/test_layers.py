@@ -12,7 +12,7 @@ ROOMS = [
     ["commands"],
     ["training"],
     ["report"],
-    ["evaluation"],
+    ["evaluation", "tuning"],
     ["planning"],
     ["sharding"],
     ["callbacks"],

@@ -6,8 +6,8 @@ MODEL is an HF folder, the name of a model on the hub, a checkpoint or a run's f
 `llmshearing evaluate`. Measured in transformers: prefill and decoding in tokens a second, the time to the
 first token, the weights and the peak of memory, each beside the first model's and beside what the shapes
 promise. All models are held in memory together and measured in turn; medians of several rounds are given.
-Results are kept in `speed.json`; written to a run's folder (--out), they appear in its report. For an export in
-vLLM, `vllm bench latency --model FOLDER` is vLLM's own measurement.
+Results are kept in `speed.json`; written to a run's folder (--out), they appear in its report. For vLLM,
+`vllm bench latency --model FOLDER` measures an export there.
 
 Example:
 

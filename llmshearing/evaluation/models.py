@@ -25,8 +25,11 @@ def usual_dtype() -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
-def load_model(folder: Path, dtype: str) -> PreTrainedModel:
+def load_model(folder: Path, dtype: str, attention: str = "sdpa") -> PreTrainedModel:
     """The model in an HF folder, for evaluation.
+
+    Args:
+        attention: implementation, by its name in transformers.
 
     Raises:
         ValueError: when a parameter of it is not among the weights.
@@ -34,7 +37,12 @@ def load_model(folder: Path, dtype: str) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know of the second result
     model, loading = load(
-        folder, config=config, torch_dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=False
+        folder,
+        config=config,
+        torch_dtype=DTYPES[dtype],
+        attn_implementation=attention,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(

@@ -1,8 +1,8 @@
 """How fast a model reads and writes, measured on this machine, beside what its shape promises.
 
 Prefill reads a context of S tokens for B sequences at once and computes the first token of each; decoding
-then computes the following tokens one after another, each from a cache. The models are held in memory together
-and measured in turn, so that what else the machine does hits all of them, and medians are taken.
+then computes the following tokens one after another, each from a cache. The models are held in memory
+together and measured in turn, so that what else the machine does hits all of them, and medians are taken.
 """
 
 import statistics
