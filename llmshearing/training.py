@@ -52,10 +52,12 @@ from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.distillation import Teacher, held_in
 from llmshearing.models.model_registry import model_class
 from llmshearing.planning.prepared import Prepared, prepare
+from llmshearing.planning.sizes import planned_steps
 from llmshearing.planning.teacher import OpenedTeacher
 from llmshearing.planning.text import describe, describe_fit
 from llmshearing.report import write_report
 from llmshearing.sharding import parallelize, shard_frozen
+from llmshearing.stack import complete_composer
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +147,7 @@ def prepare_run(config: Config) -> Prepared:
 
 def _build(prepared: Prepared, watchdog: Watchdog | None) -> Trainer:
     config = prepared.config
+    complete_composer()
     reproducibility.seed_all(config.seed)
     model = build_model(prepared)
     train_loader, evaluator = build_loaders(prepared)
@@ -185,6 +188,8 @@ def build_model(prepared: Prepared) -> ComposerMosaicLlama:
     parallelize(model, _fsdp(config), config.precision)
     if checkpoint is not None:
         load_weights(model, checkpoint)
+    if model.model.method is not None:
+        model.model.method.initialize(config.seed, checkpoint.weights.keys() if checkpoint else ())
     model.return_logits = False
     if config.distillation is not None:
         model.ce_weight = config.distillation.ce_weight
@@ -240,13 +245,14 @@ def build_optimizer(config: Config, model: ComposerMosaicLlama) -> torch.optim.O
 
 def _parameter_groups(config: Config, model: ComposerMosaicLlama) -> list[dict[str, Any]]:
     settings = config.optimizer
-    main = {
-        "params": [p for p in model.model.transformer.parameters() if p.requires_grad],
-        "lr": settings.lr,
-        "weight_decay": settings.weight_decay,
-    }
     method = model.model.method
-    return [main, *(method.parameter_groups(settings) if method is not None else [])]
+    groups = method.parameter_groups(settings) if method is not None else []
+    own = {id(parameter) for group in groups for parameter in group["params"]}
+    weights = [p for p in model.model.transformer.parameters() if p.requires_grad and id(p) not in own]
+    if not weights:  # a method may train its own parameters alone
+        return groups
+    main = {"params": weights, "lr": settings.lr, "weight_decay": settings.weight_decay}
+    return [main, *groups]
 
 
 def build_scheduler(config: Config) -> ComposerScheduler:
@@ -289,8 +295,10 @@ def build_callbacks(
             teacher=record.get("teacher"),
         )
         callbacks.append(resume)
-    if model.model.method is not None:
-        callbacks += [PruningCallback(config.save_folder), ConstraintWatch()]
+    method = model.model.method
+    if method is not None:
+        callbacks.append(PruningCallback(config.save_folder, planned_steps(config)))
+        callbacks += [ConstraintWatch(method.remedy)] if method.remedy else []
     if config.save_folder:
         callbacks.append(ReportCallback(config.save_folder, write_report))
     domains = config.data_loading

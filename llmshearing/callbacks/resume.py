@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from llmshearing.callbacks.checkpointing import division
@@ -28,6 +30,7 @@ from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.sharded import is_sharded, load_sharded
 from llmshearing.config.resuming import changes
+from llmshearing.pruning import Method
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +85,8 @@ class Resume(Callback):
         if self.weights_only:
             return
         optimizer = state.optimizers[0]
-        set_optimizer_state_dict(
-            state.model, optimizer, saved["optimizers"][_name(optimizer)], options=options
-        )
+        optimized = _with_every_state(saved["optimizers"][_name(optimizer)], state)
+        set_optimizer_state_dict(state.model, optimizer, optimized, options=options)
         stateless = "|".join(type(each).__qualname__ for each in state.callbacks if not each.state_dict())
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", f"({stateless}) is not in the state_dict")
@@ -173,18 +175,19 @@ class Resume(Callback):
         Raises:
             ValueError: when the microbatches of this run have a different size.
         """
-        if saved is None or not any(
-            getattr(module, "noise_depends_on_division", False) for module in state.model.modules()
-        ):
+        methods = [module for module in state.model.modules() if isinstance(module, Method)]
+        method = next((method for method in methods if method.noise_depends_on_division), None)
+        if saved is None or method is None:
             return
         now = division(state)
         if now["processes"] != saved["processes"] and dist.get_global_rank() == 0:
             log.warning(
-                "%s was written by %d processes, this run has %d. The masks' noise is drawn for each "
+                "%s was written by %d processes, this run has %d. The noise of model.%s is drawn for each "
                 "process, so the run continues with different noise (with noise=shared it would not)",
                 self.path,
                 saved["processes"],
                 now["processes"],
+                method.section,
             )
         if now["processes"] != saved["processes"] or now["microbatch"] == saved["microbatch"]:
             return
@@ -193,9 +196,9 @@ class Resume(Callback):
         else:
             raise ValueError(
                 f"{self.path} was written with {saved['microbatch']} sequences in a microbatch, this run "
-                f"has {now['microbatch']}. The masks' noise is drawn for each microbatch, so the run would "
-                f"continue with other masks: set device_train_microbatch_size={saved['microbatch']}, or "
-                "start a new run from its weights: load_weights_only=true."
+                f"has {now['microbatch']}. The noise of model.{method.section} is drawn for each microbatch, "
+                "so the run would continue with different noise: set device_train_microbatch_size="
+                f"{saved['microbatch']}, or start a new run from its weights: load_weights_only=true."
             )
 
 
@@ -215,6 +218,21 @@ def check_contents(contents: Any, path: Path, optimizer: str, weights_only: bool
             f"{path} cannot be resumed: {found} (this run uses {optimizer}). Start a new run from its "
             "weights: load_weights_only=true."
         )
+
+
+def _with_every_state(saved: Mapping[str, Any], state: State) -> dict[str, Any]:
+    """Optimizer state with that of parameters added that never had a gradient, which is as in the beginning.
+
+    The optimizer saves none for them, and torch restores only complete states.
+    """
+    states = dict(saved["state"])
+    for name, parameter in state.model.named_parameters():
+        plain = name.replace("_checkpoint_wrapped_module.", "")
+        if parameter.requires_grad and plain not in states:
+            shape = torch.zeros(parameter.shape)
+            zeros = torch.zeros_like(parameter) if isinstance(parameter, DTensor) else shape
+            states[plain] = {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+    return {**saved, "state": states}
 
 
 def _check_complete(weights: Mapping[str, Any], state: State, path: Path) -> None:

@@ -20,7 +20,10 @@ _LISTED = 8
 def section_of(name: str) -> str | None:
     """The section of the pruning method that a tensor belongs to; None for a weight of the model."""
     top, section, *_ = [*name.split("."), ""]
-    return section if top == "model" and section in METHODS else None
+    if top == "model" and section in METHODS:
+        return section
+    leaf = name.rpartition(".")[2]
+    return next((section for section, method in METHODS.items() if leaf in method.inside), None)
 
 
 def sizes_of(weights: Mapping[str, Tensor], head_dim: int, source: str | Path) -> dict[str, int]:

@@ -11,7 +11,15 @@ writing.py     a Config as YAML
 
 from llmshearing.config.data import DataLoadingConfig, DatasetConfig, LoaderConfig
 from llmshearing.config.distillation import DistillationConfig
-from llmshearing.config.model import L0Config, ModelConfig, TargetConfig, as_model_config
+from llmshearing.config.model import (
+    DimChopConfig,
+    L0Config,
+    LayerChopConfig,
+    MaskLLMConfig,
+    ModelConfig,
+    TargetConfig,
+    as_model_config,
+)
 from llmshearing.config.run import Config, FsdpConfig, OptimizerConfig, SchedulerConfig
 from llmshearing.config.strict import build
 
@@ -19,10 +27,13 @@ __all__ = [
     "Config",
     "DataLoadingConfig",
     "DatasetConfig",
+    "DimChopConfig",
     "DistillationConfig",
     "FsdpConfig",
     "L0Config",
+    "LayerChopConfig",
     "LoaderConfig",
+    "MaskLLMConfig",
     "ModelConfig",
     "OptimizerConfig",
     "SchedulerConfig",

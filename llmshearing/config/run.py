@@ -76,7 +76,7 @@ class FsdpConfig:
 
 @dataclass(kw_only=True)
 class Config:
-    """A run: pruning when `model.l0_module` is set, else training."""
+    """A run: pruning when the section of a method is set below `model`, else training."""
 
     model: ModelConfig = key(ModelConfig, "The model.", resume=SAME)
     distillation: DistillationConfig | None = key(

@@ -16,6 +16,7 @@ from llmshearing.shapes.units import (
     drive,
     driven,
     gate_around,
+    heads_by_group,
     is_grouped,
     owners,
     owns,
@@ -96,8 +97,7 @@ def _open_units(gates: Mapping[str, Tensor], arch: Architecture, like: Tensor) -
         for name in owners(arch)
     }
     if is_grouped(arch):  # a query head is open only where its KV head is
-        heads = units["head"].unflatten(-1, (arch.n_kv_heads, arch.group_size)) * units["kv_head"][..., None]
-        return units | {"head": heads.flatten(-2)}
+        return units | {"head": heads_by_group(units["head"], units["kv_head"], arch).flatten(-2)}
     return units | {"kv_head": units["head"]} if "kv_head" in units else units
 
 
