@@ -24,7 +24,10 @@ VERSION = version("lm-eval")
 _QUIET = ("lm_eval", "datasets")
 
 
-class Model(HFLM):
+_Base: Any = HFLM  # lm-eval's registry hides its type
+
+
+class Model(_Base):
     """lm-eval's HF model with this package's bars: one a task, in requests that have been answered."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> None:

@@ -28,6 +28,7 @@ from llmshearing.shapes.units import to_z
 from tests.data.conftest import prepared, tokenizer_folder
 from tests.data.texts import WORDS
 
+pytest.importorskip("lm_eval")
 TARGET = {"d_model": 16, "n_heads": 2, "n_layers": 1, "intermediate_size": 24}
 assert prepared  # a fixture
 assert tokenizer_folder
