@@ -132,9 +132,7 @@ def test_a_compiled_run_gives_the_losses_of_one_that_is_not(run, tmp_path):
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_a_tokenizer_that_does_not_match_the_data_is_rejected(
-    tmp_path, caplog, same
-):
+def test_a_tokenizer_that_does_not_match_the_data_is_rejected(tmp_path, caplog, same):
     folder = write_data(tmp_path / "data")
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
     (tmp_path / "words").mkdir()
