@@ -14,6 +14,7 @@ from llmshearing.models.loss import chunk_size
 from llmshearing.planning.activations import SavedBytes, saved_bytes
 from llmshearing.planning.prepared import Prepared
 from llmshearing.planning.sizes import evaluations, planned_steps, steps_in, training_tokens
+from llmshearing.pruning import Aim
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import embedding_parameters, matrix_parameters, parameters, training_flops
 
@@ -116,22 +117,29 @@ def memory(prepared: Prepared, devices: int) -> Memory:
     """
     config, arch = prepared.config, prepared.source
     assert arch is not None
-    count, sharded = parameters(arch), devices > 1
+    sharded = devices > 1
     width = _FULL if config.precision == "fp32" else _HALF
     block = (matrix_parameters(arch) // arch.n_layers) * width
     in_use = 3 * block + embedding_parameters(arch) * width if sharded else 0
     tokens = microbatch(config, devices) * config.max_seq_len
     saved = _block_bytes(prepared, arch, sharded)
     stream = tokens * arch.d_model * (width if sharded else _FULL)
+    held, trained = held_and_trained(arch, prepared.aim)
     return Memory(
-        weights=_FULL * count / devices,
-        gradients=_FULL * count / devices,
-        optimizer=ADAM_BYTES * count / devices,
+        weights=_FULL * held / devices,
+        gradients=_FULL * trained / devices,
+        optimizer=ADAM_BYTES * trained / devices,
         gathered=in_use,
         activations=arch.n_layers * saved.of(tokens),
         recomputed=arch.n_layers * stream + saved.of(tokens),
         logits=_logit_bytes(config, arch, width),
     )
+
+
+def held_and_trained(arch: Architecture, aim: Aim) -> tuple[int, int]:
+    """Parameters of a run, those that its method puts into the decoder included, and how many train."""
+    count = parameters(arch)
+    return count + aim.own, aim.own + (count if aim.trains_weights else 0)
 
 
 def microbatch(config: Config, devices: int) -> int:
@@ -155,9 +163,10 @@ def _logit_bytes(config: Config, arch: Architecture, width: int) -> float:
 # ------------------------------------------------------------------------ disk
 
 
-def checkpoint_bytes(config: Config, arch: Architecture) -> int:
+def checkpoint_bytes(config: Config, arch: Architecture, aim: Aim) -> int:
     """Bytes of one checkpoint: weights in fp32 and, unless only they are saved, Adam's moments."""
-    return parameters(arch) * (_FULL if config.save_weights_only else _FULL + ADAM_BYTES)
+    held, trained = held_and_trained(arch, aim)
+    return held * _FULL + (0 if config.save_weights_only else trained * ADAM_BYTES)
 
 
 def checkpoints_kept(prepared: Prepared) -> int:

@@ -44,6 +44,8 @@ def describe_model(prepared: Prepared) -> list[str]:
         body = prunable_parameters(aim.kinds, source)
         reach = ", ".join(aim.kinds)
         lines.append(f"  To remove: {aim.share:.1%} of the {body:,} parameters in reach of {reach}.")
+    if aim.summary:
+        lines.append(f"  {aim.summary}")
     return lines
 
 
@@ -78,7 +80,8 @@ def describe_run(prepared: Prepared) -> list[str]:
         count = evaluations(prepared.config)
         lines.append(f"  {count:,} evaluation{'s' if count != 1 else ''}{size}")
     if config.save_folder and prepared.source is not None:
-        size, kept = estimates.checkpoint_bytes(config, prepared.source), estimates.checkpoints_kept(prepared)
+        size = estimates.checkpoint_bytes(config, prepared.source, prepared.aim)
+        kept = estimates.checkpoints_kept(prepared)
         lines.append(
             f"  {kept} checkpoint{'s' if kept != 1 else ''} of {size / 1e9:.3g} GB in {config.save_folder}: "
             f"{kept * size / 1e9:.3g} GB of disk"
