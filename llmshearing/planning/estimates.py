@@ -14,6 +14,7 @@ from llmshearing.models.loss import chunk_size
 from llmshearing.planning.activations import SavedBytes, saved_bytes
 from llmshearing.planning.prepared import Prepared
 from llmshearing.planning.sizes import evaluations, planned_steps, steps_in, training_tokens
+from llmshearing.pruning import Aim
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import (
     embedding_parameters,
@@ -135,17 +136,18 @@ def memory(prepared: Prepared, devices: int) -> Memory:
     """
     config, arch = prepared.config, prepared.source
     assert arch is not None
-    count, sharded = parameters(arch), devices > 1
+    sharded = devices > 1
     width = _FULL if config.precision == "fp32" else _HALF
     block = (matrix_parameters(arch) // arch.n_layers) * width
     in_use = 3 * block + embedding_parameters(arch) * width if sharded else 0
     tokens = microbatch(config, devices) * config.max_seq_len
     saved = _block_bytes(prepared, arch, sharded)
     stream = tokens * arch.d_model * (width if sharded else _FULL)
+    held, trained = held_and_trained(arch, prepared.aim)
     return Memory(
-        weights=_FULL * count / devices,
-        gradients=_FULL * count / devices,
-        optimizer=(ADAM_BYTES * count + _FULL * prepared.aim.state) / devices,
+        weights=_FULL * held / devices,
+        gradients=_FULL * trained / devices,
+        optimizer=(ADAM_BYTES * trained + _FULL * prepared.aim.state) / devices,
         gathered=in_use,
         activations=arch.n_layers * saved.of(tokens),
         recomputed=arch.n_layers * stream + saved.of(tokens),
@@ -162,6 +164,12 @@ def _teacher_bytes(prepared: Prepared, devices: int, tokens: int, width: int) ->
     head = arch.vocab_size * arch.d_model * width if devices > 1 else 0
     chunk = _chunk_tokens(prepared.config, arch) * arch.vocab_size * _FULL
     return parameters(arch) * width / devices + tokens * arch.d_model * width + head + 2 * chunk
+
+
+def held_and_trained(arch: Architecture, aim: Aim) -> tuple[int, int]:
+    """Parameters of a run, those that its method puts into the decoder included, and how many train."""
+    count = parameters(arch)
+    return count + aim.own, aim.own + (count if aim.trains_weights else 0)
 
 
 def microbatch(config: Config, devices: int) -> int:
@@ -191,8 +199,9 @@ def _chunk_tokens(config: Config, arch: Architecture) -> int:
 def checkpoint_bytes(prepared: Prepared) -> int:
     """Bytes of one checkpoint: weights in fp32, the method's state and, unless left out, Adam's moments."""
     assert prepared.source is not None
-    each = _FULL if prepared.config.save_weights_only else _FULL + ADAM_BYTES
-    return parameters(prepared.source) * each + _FULL * prepared.aim.state
+    held, trained = held_and_trained(prepared.source, prepared.aim)
+    moments = 0 if prepared.config.save_weights_only else trained * ADAM_BYTES
+    return _FULL * (held + prepared.aim.state) + moments
 
 
 def checkpoints_kept(prepared: Prepared) -> int:

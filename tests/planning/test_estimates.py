@@ -12,6 +12,7 @@ from llmshearing.models.rope import rope_tables
 from llmshearing.planning import estimates, sizes
 from llmshearing.planning.activations import saved_bytes
 from llmshearing.planning.prepared import Prepared, prepare
+from llmshearing.pruning import Aim
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import parameters
 from llmshearing.shapes.families import architecture_from_hf, complete
@@ -113,6 +114,10 @@ def test_checkpoints_and_evaluations_are_counted() -> None:
     assert estimates.checkpoint_bytes(prepared) == 12 * 6_738_415_616
     config.save_weights_only = True
     assert estimates.checkpoint_bytes(prepared) == 4 * 6_738_415_616
+    prepared.aim = Aim(own=6, trains_weights=False)  # these alone have moments
+    assert estimates.checkpoint_bytes(prepared) == 4 * (6_738_415_616 + 6)
+    config.save_weights_only = False
+    assert estimates.checkpoint_bytes(prepared) == 4 * (6_738_415_616 + 6) + 8 * 6
     for keep, kept in ((-1, 3), (0, 1), (2, 2), (9, 3)):
         config.save_num_checkpoints_to_keep = keep
         assert estimates.checkpoints_kept(Prepared(config)) == kept
