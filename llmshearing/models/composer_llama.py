@@ -12,7 +12,6 @@ from llmshearing.config import as_model_config
 from llmshearing.models.decoder import Decoder
 from llmshearing.models.metrics import MeanTokenLoss, domain_sums, evaluation_metrics
 from llmshearing.pruning.method import one_step
-from llmshearing.shapes.counts import training_flops
 from llmshearing.shapes.units import from_z, to_z
 
 
@@ -84,9 +83,12 @@ class ComposerMosaicLlama(ComposerModel):
         outputs["domain_sums"] = domain_sums(outputs["token_loss"], outputs["predicted"], domains, count)
         return outputs
 
-    def flops_per_batch(self, batch: Mapping[str, Any]) -> int:
-        """Operations of a training step over `batch`, from which SpeedMonitor logs throughput and MFU."""
-        return training_flops(self.model.arch, *batch["input_ids"].shape)
+    def flops_per_batch(self, batch: Mapping[str, Any]) -> float:
+        """Operations of a training step over `batch`, from which SpeedMonitor logs throughput and MFU.
+
+        While pruning, those really executed: closed units that were left out do not count.
+        """
+        return self.model.training_flops(*batch["input_ids"].shape)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Metrics of an evaluation; those of training are logged by the `DomainLosses` callback."""

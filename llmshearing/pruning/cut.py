@@ -14,7 +14,16 @@ from torch import Tensor
 
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.key_map import PREFIX
-from llmshearing.shapes.units import GATES, KINDS, Axis, block_of, heads_by_group, layer_gates, owners, weight_table
+from llmshearing.shapes.units import (
+    GATES,
+    KINDS,
+    Axis,
+    block_of,
+    heads_by_group,
+    layer_gates,
+    owners,
+    weight_table,
+)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,9 @@ class Executed:
         read = layer_gates(table, gates, layer)
         if not self.units and not self.skipped:
             return read
-        indices = {(at[1], each): index for (at, each), index in self.indices.items() if at[0] in (None, layer)}
+        indices = {
+            (at[1], each): index for (at, each), index in self.indices.items() if at[0] in (None, layer)
+        }
         if layer is None:
             return replace(read, indices=indices)
         return replace(

@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_models import VOCABULARY, architectures, random_gates
 
 from llmshearing.config import L0Config, ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes import executed
 from llmshearing.shapes.families import complete
 from llmshearing.shapes.units import KINDS, to_z
-from random_models import VOCABULARY, architectures, random_gates
 
 
 def two_models(arch, l0, seed):

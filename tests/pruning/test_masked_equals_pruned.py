@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_models import VOCABULARY, architectures, random_gates
 from transformers import AutoModelForCausalLM
 
 from llmshearing.commands.convert import export
@@ -16,7 +17,6 @@ from llmshearing.pruning.cut import cut
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf, complete, hf_class_name
 from llmshearing.shapes.units import KINDS, to_z
-from random_models import VOCABULARY, architectures, random_gates
 
 TOLERANCE = 1e-4
 
