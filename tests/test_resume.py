@@ -44,17 +44,19 @@ def goes_on(path, world_size):
 
 @pytest.mark.slow
 @pytest.mark.world_size
-@pytest.mark.parametrize("prune", [True, False], ids=["pruning", "dense"])
+@pytest.mark.parametrize("kind", ["dense", "lagrangian", "projection"])
 @pytest.mark.parametrize(
     ("world_size", "fsdp", "name"),
     [(1, {}, "ep0-ba4-rank0.pt"), (2, {}, "ep0-ba4-rank0.pt"), (2, SHARDED, "ep0-ba4")],
     ids=["1", "2", "2-sharded"],
 )
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, data, prune, world_size, fsdp, name):
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, data, kind, world_size, fsdp, name):
     """Noise differs by rank here; evaluations, domain weights and samples come after the checkpoint too."""
     for folder in ("whole", "resumed"):
         settings = {"max_duration": "9ba", "eval_interval": "3ba", "fsdp_config": fsdp}
-        path = write_config(tmp_path / folder, data, prune, **settings)
+        if kind != "dense":
+            settings["model__l0_module__constraint"] = kind
+        path = write_config(tmp_path / folder, data, kind != "dense", **settings)
         run([path], world_size)
     keep_only(tmp_path / "resumed", name)
     goes_on(path, world_size)
