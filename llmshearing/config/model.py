@@ -40,6 +40,12 @@ class L0Config:
         None,
         "Masks: head, kv_head, head_layer, intermediate, mlp, layer, hidden; default: those of the target.",
     )
+    constraint: str = key(
+        "lagrangian",
+        "`lagrangian`: multipliers push expected sparsities to their targets (released code); `projection`: "
+        "after every step each row's log-alphas are shifted until its expected sparsity is the target.",
+        choices=("lagrangian", "projection"),
+    )
     lagrangian_warmup_steps: str = key(
         "0ba",
         "How long targets rise from `start_sparsity`, such as 640ba.",

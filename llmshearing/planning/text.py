@@ -199,7 +199,24 @@ def describe_time(
         for count in devices
     ]
     each = [f"{name}, {rate:,.0f} tokens/s each" for name, rate in rates.items()]
-    return [f"{title}, evaluations included", *table(["devices", *each], rows)]
+    return [f"{title}, evaluations included", *table(["devices", *each], rows), *_describe_work(prepared)]
+
+
+def _describe_work(prepared: Prepared) -> list[str]:
+    """How much of the source a pruning run executes."""
+    config = prepared.config
+    if not prepared.aim.kinds:
+        return []
+    if config.compile_config is not None:
+        return ["  Every unit is executed, closed ones too, because compile_config is set."]
+    if config.model.execute == "all":
+        return ["  Every unit is executed, closed ones too, because model.execute is all."]
+    if (share := estimates.executed_share(prepared)) == 1.0:
+        return ["  Closed units are not executed; how many there will be is not known, so none are deducted."]
+    return [
+        "  Closed units are not executed: by the schedule of the targets the run takes "
+        f"{share:.0%} of the source's operations."
+    ]
 
 
 def describe_problems(prepared: Prepared) -> list[str]:
