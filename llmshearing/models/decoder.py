@@ -3,6 +3,7 @@
 B batch, S sequence, D hidden, L layers, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from llmshearing.models.layers import (
     make_norm,
     normed,
 )
-from llmshearing.models.loss import CrossEntropy, linear_loss, shift_labels
+from llmshearing.models.loss import CrossEntropy, Term, linear_loss, shift_labels
 from llmshearing.models.rope import rope_tables
 from llmshearing.pruning import Method, build_method
 from llmshearing.shapes.architecture import Architecture
@@ -68,7 +69,7 @@ class Decoder(nn.Module):
     Attributes:
         transformer: `wte`, `blocks`, `ln_f` and, unless embeddings are tied, `output`.
         method: the pruning method, a child module named after its section; None: nothing is pruned.
-        head: the name of the weight that makes logits.
+        head_name: the name of the weight that makes logits.
         table: the table of units, which places the gates.
     """
 
@@ -87,7 +88,7 @@ class Decoder(nn.Module):
         if not arch.tie_embeddings:
             parts["output"] = nn.Linear(arch.d_model, arch.vocab_size, bias=False, device=device)
         self.transformer = nn.ModuleDict(parts)
-        self.head = "wte" if arch.tie_embeddings else "output"
+        self.head_name = "wte" if arch.tie_embeddings else "output"
         method = build_method(cfg)
         self._section = None if method is None else method.section
         if method is not None:
@@ -101,6 +102,13 @@ class Decoder(nn.Module):
     @property
     def method(self) -> Method | None:
         return None if self._section is None else self.get_submodule(self._section)  # type: ignore[return-value]
+
+    @property
+    def head(self) -> nn.Embedding | nn.Linear:
+        """The module whose weight [V, D] makes logits: the embedding where embeddings are tied."""
+        head = self.transformer[self.head_name]
+        assert isinstance(head, nn.Embedding | nn.Linear)
+        return head
 
     def param_init_fn(self, module: nn.Module) -> None:
         """Random values for the parameters a module holds itself: N(0, init_std), norms 1, biases 0."""
@@ -132,6 +140,8 @@ class Decoder(nn.Module):
         with_term: bool = True,
         step: int | None = None,
         logits: bool = True,
+        terms: Sequence[Term] = (),
+        ce_weight: float = 1.0,
     ) -> dict[str, Any]:
         """One pass over a batch.
 
@@ -143,34 +153,45 @@ class Decoder(nn.Module):
             with_term: compute the method's part of the loss.
             step: the training step at which to compute it; default: the step last begun.
             logits: return them, [B, S, V] in the type of the computation.
+            terms: further terms of the loss on logits, beside the cross entropy.
+            ce_weight: weight of the cross entropy among them.
 
         Returns:
             `gates` in force; `term`, the method's part of the loss and what it logs, or None; `logits`; with
-            labels also `ce_loss`, a scalar, `token_loss` [B, S] and `predicted` [B, S], where there is one.
+            labels also `head_loss`, the weighted sum of cross entropy and further terms, a scalar to learn
+            from; `ce_loss`, the cross entropy (`head_loss` itself where it stands alone); `term_losses`, the
+            mean of each further term by its name; `token_loss` [B, S], the cross entropy of every token, and
+            `predicted` [B, S], where there is one.
         """
         _check_padding(attention_mask)
         term, gates = None, given
         if self.method is not None:
-            term = self.method.term(step) if with_term else None
             gates = self.method.gates() if given is None else given
         gates = Gates() if gates is None else gates
         executed = self._executed(gates, given)
         if self.training and self.method is not None:
             self._count(executed, *input_ids.shape)
         hidden = self.hidden_states(input_ids, gates, executed)
+        if self.method is not None and with_term:
+            term = self.method.term(step)
         outputs: dict[str, Any] = {"gates": gates, "term": term}
         outside = executed.layer_gates(self.table, gates, None)
-        head = executed_columns(self.transformer[self.head].weight, outside.executed_columns(self.head))
+        head = executed_columns(self.head.weight, outside.executed_columns(self.head_name))
         if labels is not None:
             targets = shift_labels(labels)
-            terms = [CrossEntropy(targets.flatten())]
-            mean, token_losses = linear_loss(
-                hidden.flatten(0, 1), head, terms, terms[0].predicted, self.cfg.loss_chunk_tokens
+            cross_entropy = CrossEntropy(targets.flatten(), ce_weight)
+            predicted, every = cross_entropy.predicted, [*terms, cross_entropy]
+            total, token_losses = linear_loss(
+                hidden.flatten(0, 1), head, every, predicted, self.cfg.loss_chunk_tokens
             )
+            count = predicted.sum().clamp(min=1)
+            alone = not terms and ce_weight == 1
             outputs |= {
-                "ce_loss": mean,
-                "token_loss": token_losses[0].view_as(targets),
-                "predicted": terms[0].predicted.view_as(targets),
+                "head_loss": total,
+                "ce_loss": total if alone else token_losses[-1].sum() / count,
+                "term_losses": {term.name: token_losses[i].sum() / count for i, term in enumerate(terms)},
+                "token_loss": token_losses[-1].view_as(targets),
+                "predicted": predicted.view_as(targets),
             }
         if logits:
             outputs["logits"] = nn.functional.linear(hidden, head)
@@ -189,7 +210,7 @@ class Decoder(nn.Module):
         for layer, block in enumerate(self.transformer["blocks"]):  # type: ignore[arg-type]
             x_BSD = block(x_BSD, rope, executed.layer_gates(self.table, gates, layer))
         x_BSD = normed(x_BSD, self.transformer["ln_f"], outside, "ln_f")
-        return _scaled(x_BSD, outside.columns(self.head))
+        return _scaled(x_BSD, outside.columns(self.head_name))
 
     def _executed(self, gates: Gates, given: Gates | None) -> Executed:
         """What to execute: the units that are open, unless `model.execute` is `all`.

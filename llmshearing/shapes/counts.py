@@ -90,6 +90,11 @@ def expected_flops(arch: Architecture, shares: Mapping[str, float], sequences: i
     return sequences * (6 * held * length + 12 * heads * length**2)
 
 
+def forward_flops(arch: Architecture, sequences: int, length: int) -> int:
+    """Floating point operations of a forward pass alone: a third of `training_flops`."""
+    return training_flops(arch, sequences, length) // 3
+
+
 def prunable_parameters(kinds: Iterable[str], arch: Architecture) -> int:
     """Parameters of the matrices that units of `kinds` reach: attention, MLP or both (released code)."""
     reached = _reached(kinds, arch)
