@@ -85,7 +85,9 @@ class LayerChopConfig:
         None, "The layers that stay, counted from 0, instead of a `scheme`.", distinct=True
     )
     scores: str | None = key(
-        None, "For `importance`: file of scores, as `llmshearing oneshot --scores` writes one."
+        None,
+        "For `importance`: file of scores, as `llmshearing oneshot --scores` writes one.",
+        resume=FREE,
     )
     warm_steps: str = key("500ba", "Training before the first layer goes.", units=_DURATIONS, bare=True)
     layers_per_cut: int | None = key(None, "Layers that go at once; default: all.", least=1)
