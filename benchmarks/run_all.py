@@ -2,8 +2,8 @@
 
     python -m benchmarks.run_all [--show]
 
-Runs steps, open_units, memory, overhead, conversion, data_tokenizing and data_loading, about 30 minutes on two
-cores.
+Runs steps, open_units, memory, distillation, overhead, conversion, data_tokenizing and data_loading, about 40
+minutes on two cores.
 Each writes `benchmarks/results/NAME.json`; the table is made from these files.
 
 Example:
@@ -15,9 +15,20 @@ import json
 import sys
 from typing import Any
 
-from benchmarks import conversion, data_loading, data_tokenizing, memory, open_units, overhead, steps
+from benchmarks import (
+    conversion,
+    data_loading,
+    data_tokenizing,
+    distillation,
+    memory,
+    open_units,
+    overhead,
+    steps,
+)
 from benchmarks.common import RESULTS
 from llmshearing import cli
+
+_TAUGHT = "step / (step without + teacher's pass)"
 
 # what, result file, key in its values, the bar, and whether the value may not be below it (else: above)
 TABLE: list[tuple[str, str, str, float, bool]] = [
@@ -59,6 +70,28 @@ TABLE: list[tuple[str, str, str, float, bool]] = [
         False,
     ),
     ("the same, 128,256 words", "memory", "pruning step / HF step, vocabulary 128,256", 0.7, False),
+    *(
+        (
+            f"taught / apart, {kind}, {words} words",
+            "distillation",
+            f"{_TAUGHT}, {kind}, vocabulary {words}",
+            1.05,
+            False,
+        )
+        for words in ("32,000", "128,256")
+        for kind in ("dense", "pruning")
+    ),
+    *(
+        (
+            f"   chunks added, {kind}, {words} words",
+            "distillation",
+            f"chunks of logits added, {kind}, vocabulary {words}",
+            2.0,
+            False,
+        )
+        for words in ("32,000", "128,256")
+        for kind in ("dense", "pruning")
+    ),
     ("HF -> Composer / copying", "conversion", "HF -> Composer / copy, time", 2.0, False),
     ("   memory / source", "conversion", "HF -> Composer, memory / source", 1.15, False),
     ("Composer -> HF / copying", "conversion", "Composer -> HF / copy, time", 2.0, False),
@@ -79,7 +112,16 @@ def main() -> None:
     parser = cli.parser("benchmarks.run_all", __doc__)
     parser.add_argument("--show", action="store_true", help="measure nothing; print what the files hold")
     if not parser.parse_args().show:
-        for module in (steps, open_units, memory, overhead, conversion, data_tokenizing, data_loading):
+        for module in (
+            steps,
+            open_units,
+            memory,
+            distillation,
+            overhead,
+            conversion,
+            data_tokenizing,
+            data_loading,
+        ):
             sys.argv = [module.__name__]
             module.main()
     sys.stdout.write(table())
