@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from llmshearing.config import ModelConfig
-from llmshearing.models.attention import attention_function
+from llmshearing.models.attention import attention_function, soft_capped
 from llmshearing.models.layers import MLP, Attention, FusedAttention, LayerNorm, RMSNorm, make_norm
 from llmshearing.models.loss import CrossEntropy, linear_loss, shift_labels
 from llmshearing.models.rope import rope_tables
@@ -21,22 +21,27 @@ from llmshearing.shapes.units import Gates, LayerGates, layer_gates, weight_tabl
 class Block(nn.Module):
     """One decoder layer: attention and MLP, one after the other or (Pythia) side by side."""
 
-    def __init__(self, arch: Architecture, attn_impl: str, device=None) -> None:
+    def __init__(self, arch: Architecture, attn_impl: str, layer: int = 0, device=None) -> None:
         super().__init__()
         self.parallel = arch.parallel_residual
-        self.ln_1 = make_norm(arch, arch.d_model, device)
+        self.multiplier = arch.residual_multiplier
+        self.ln_1 = make_norm(arch, arch.d_model, device) if arch.pre_norms else None
         attention = FusedAttention if arch.fused_qkv else Attention
-        self.attn = attention(arch, attention_function(attn_impl), device)
-        self.ln_2 = make_norm(arch, arch.d_model, device)
+        self.attn = attention(arch, attention_function(attn_impl), layer, device)
+        self.ln_2 = make_norm(arch, arch.d_model, device) if arch.pre_norms else None
         self.mlp = MLP(arch, device)
 
-    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], gates: LayerGates) -> Tensor:
-        attended = x_BSD + self.attn(self._norm("ln_1", x_BSD, gates), rope, gates)
+    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor] | None, gates: LayerGates) -> Tensor:
+        attended = self._add(x_BSD, self.attn(self._norm("ln_1", x_BSD, gates), rope, gates))
         mlp_input = x_BSD if self.parallel else attended
-        return attended + self.mlp(self._norm("ln_2", mlp_input, gates), gates)
+        return self._add(attended, self.mlp(self._norm("ln_2", mlp_input, gates), gates))
 
     def _norm(self, name: str, x_BSD: Tensor, gates: LayerGates) -> Tensor:
-        return getattr(self, name)(x_BSD, gates.owner(name), gates.rows(name))
+        norm = getattr(self, name)
+        return x_BSD if norm is None else norm(x_BSD, gates.owner(name), gates.rows(name))
+
+    def _add(self, x_BSD: Tensor, contribution: Tensor) -> Tensor:
+        return x_BSD + (contribution if self.multiplier == 1 else contribution * self.multiplier)
 
 
 class Decoder(nn.Module):
@@ -57,7 +62,7 @@ class Decoder(nn.Module):
         arch = self.arch
         parts: dict[str, nn.Module] = {
             "wte": nn.Embedding(arch.vocab_size, arch.d_model, device=device),
-            "blocks": nn.ModuleList(Block(arch, cfg.attn_impl, device) for _ in range(arch.n_layers)),
+            "blocks": nn.ModuleList(Block(arch, cfg.attn_impl, i, device) for i in range(arch.n_layers)),
             "ln_f": make_norm(arch, arch.d_model, device),
         }
         if not arch.tie_embeddings:
@@ -68,7 +73,7 @@ class Decoder(nn.Module):
         if method is not None:
             self.add_module(method.section, method)
             method.attach(self)
-        self._rope: tuple[Tensor, Tensor] | None = None
+        self._rope: dict[bool, tuple[Tensor, Tensor]] = {}
         if device != "meta":
             self.transformer.apply(self.param_init_fn)
 
@@ -82,10 +87,11 @@ class Decoder(nn.Module):
             nn.init.normal_(module.weight, std=self.cfg.init_std)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        elif isinstance(module, RMSNorm | LayerNorm):
+        elif isinstance(module, RMSNorm):
+            nn.init.constant_(module.weight, 1 - module.offset)
+        elif isinstance(module, LayerNorm):
             nn.init.ones_(module.weight)
-            if isinstance(module, LayerNorm):
-                nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
 
@@ -136,7 +142,12 @@ class Decoder(nn.Module):
             targets = shift_labels(labels)
             terms = [CrossEntropy(targets.flatten())]
             mean, token_losses = linear_loss(
-                hidden.flatten(0, 1), head.weight, terms, terms[0].predicted, self.cfg.loss_chunk_tokens
+                hidden.flatten(0, 1),
+                head.weight,
+                terms,
+                terms[0].predicted,
+                self.cfg.loss_chunk_tokens,
+                self.arch.logits_softcap,
             )
             outputs |= {
                 "ce_loss": mean,
@@ -144,31 +155,35 @@ class Decoder(nn.Module):
                 "predicted": terms[0].predicted.view_as(targets),
             }
         if logits:
-            outputs["logits"] = nn.functional.linear(hidden, head.weight)
+            outputs["logits"] = soft_capped(
+                nn.functional.linear(hidden, head.weight), self.arch.logits_softcap
+            )
         return outputs
 
     def hidden_states(self, input_ids: Tensor, gates: Gates) -> Tensor:
         """The input of the head: the residual stream after the last norm, [B, S, D]; 0 where closed."""
-        outside = layer_gates(self.table, gates, None)
+        outside, arch = layer_gates(self.table, gates, None), self.arch
         x_BSD = _scaled(self.transformer["wte"](input_ids), outside.columns("wte"))
-        rope = self._rope_tables(input_ids.shape[1], x_BSD)
+        x_BSD = x_BSD if arch.embedding_scale == 1 else x_BSD * arch.embedding_scale
         for layer, block in enumerate(self.transformer["blocks"]):  # type: ignore[arg-type]
+            rope = self._rope_tables(layer, input_ids.shape[1], x_BSD) if arch.rotates(layer) else None
             x_BSD = block(x_BSD, rope, layer_gates(self.table, gates, layer))
         x_BSD = self.transformer["ln_f"](x_BSD, outside.owner("ln_f"), outside.rows("ln_f"))
-        return _scaled(x_BSD, outside.columns("wte" if self.arch.tie_embeddings else "output"))
+        x_BSD = _scaled(x_BSD, outside.columns("wte" if arch.tie_embeddings else "output"))
+        return x_BSD if arch.logits_scaling == 1 else x_BSD / arch.logits_scaling
 
-    def _rope_tables(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin for this length, kept until the length, device or type changes."""
-        kept = self._rope
+    def _rope_tables(self, layer: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin for this layer and length, kept until the length, device or type changes."""
+        local = self.arch.rotates_locally(layer)
+        kept = self._rope.get(local)
         if kept is None or (kept[0].shape[0], kept[0].device, kept[0].dtype) != (
             length,
             like.device,
             like.dtype,
         ):
-            cos, sin = rope_tables(self.arch, length, like.device)
-            self._rope = (cos.to(like.dtype), sin.to(like.dtype))
-        assert self._rope is not None
-        return self._rope
+            cos, sin = rope_tables(self.arch, length, like.device, local)
+            self._rope[local] = kept = (cos.to(like.dtype), sin.to(like.dtype))
+        return kept
 
 
 def _scaled(x: Tensor, factor: Tensor | None) -> Tensor:

@@ -91,19 +91,23 @@ def open_units(gates: Tensor | None, size: int) -> Tensor | int:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, over open dimensions; in fp32."""
+    """x / rms(x) * (offset + weight), over open dimensions; in fp32."""
 
-    def __init__(self, size: int, eps: float, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self, size: int, eps: float, device: str | torch.device | None = None, offset: float = 0.0
+    ) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size, device=device))
+        self.offset = offset
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - offset, device=device))
 
     def forward(self, x: Tensor, units: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Normalise x [..., D], which is 0 where the gates `units` [D] are; `scale` [D] scales the weight."""
         wide = x.float()
         variance = wide.square().sum(-1, keepdim=True) / open_units(units, x.shape[-1])
         normed = (wide * torch.rsqrt(variance + self.eps)).to(x.dtype)
-        return normed * (self.weight if scale is None else self.weight * scale.to(self.weight.dtype))
+        weight = self.weight + self.offset if self.offset else self.weight
+        return normed * (weight if scale is None else weight * scale.to(weight.dtype))
 
 
 class LayerNorm(nn.Module):
@@ -131,22 +135,36 @@ class LayerNorm(nn.Module):
 
 def make_norm(arch: Architecture, size: int, device: str | torch.device | None) -> RMSNorm | LayerNorm:
     """The norm of the family of `arch`."""
-    return (LayerNorm if arch.layer_norms else RMSNorm)(size, arch.norm_eps, device)
+    if arch.layer_norms:
+        return LayerNorm(size, arch.norm_eps, device)
+    return RMSNorm(size, arch.norm_eps, device, arch.norm_offset)
+
+
+def inner_norm(x: Tensor, norm: nn.Module, gates: LayerGates, part: str) -> Tensor:
+    """Norm `part` inside a block, over the open rows of the weight before it; 0 where they are closed."""
+    opened = gates.open_rows(part)
+    return norm(x if opened is None else x * opened.to(x.dtype), opened, gates.rows(part))
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; multi-head attention is the case K = H."""
+    """Grouped-query attention with rotary positions; multi-head attention is the case K = H.
 
-    def __init__(self, arch: Architecture, function: AttentionFunction, device=None) -> None:
+    Args:
+        layer: which layer of `arch` this is, whose window it has.
+    """
+
+    def __init__(self, arch: Architecture, function: AttentionFunction, layer: int, device=None) -> None:
         super().__init__()
         self.arch = arch
         self.function = function
+        self.window = arch.window(layer)
         queries, keys = arch.n_heads * arch.head_dim, arch.n_kv_heads * arch.head_dim
         self.make_projections(arch, queries, keys, device)
         if arch.qk_norm:
-            self.q_norm = RMSNorm(arch.head_dim, arch.norm_eps, device)
-            self.k_norm = RMSNorm(arch.head_dim, arch.norm_eps, device)
+            sizes = (queries, keys) if arch.qk_norm_over_heads else (arch.head_dim, arch.head_dim)
+            self.q_norm, self.k_norm = (make_norm(arch, size, device) for size in sizes)
         self.out_proj = nn.Linear(queries, arch.d_model, bias=arch.out_bias, device=device)
+        self.post_norm = make_norm(arch, arch.d_model, device) if arch.post_norms else None
 
     def make_projections(self, arch: Architecture, queries: int, keys: int, device) -> None:
         """Make the matrices that lead to q, k and v."""
@@ -161,17 +179,26 @@ class Attention(nn.Module):
             for name, linear in (("wq", self.wq), ("wk", self.wk), ("wv", self.wv))
         ]
 
-    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], gates: LayerGates) -> Tensor:
-        """The block's contribution to the residual stream, [B, S, D]."""
+    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor] | None, gates: LayerGates) -> Tensor:
+        """The block's contribution to the residual stream, [B, S, D]; without `rope` nothing is rotated."""
         q, k, v = self.project(x_BSD, gates)
         if self.arch.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+            q, k = self._normed("q_norm", q, gates), self._normed("k_norm", k, gates)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
         # Transposed views: the output then has the layout of q, and flattening it below copies nothing.
         q, k, v = (t.to(v.dtype).transpose(1, 2) for t in (q, k, v))
-        out_BHSE = self.function(q, k, v, self.arch.sliding_window)
-        out = out_BHSE.transpose(1, 2).flatten(2)
-        return gated(out, self.out_proj, gates, "attn.out_proj")
+        scale, softcap = self.arch.attention_multiplier, self.arch.attention_softcap
+        out_BHSE = self.function(q, k, v, self.window, scale, softcap)
+        out = gated(out_BHSE.transpose(1, 2).flatten(2), self.out_proj, gates, "attn.out_proj")
+        return out if self.post_norm is None else inner_norm(out, self.post_norm, gates, "attn.post_norm")
+
+    def _normed(self, name: str, x_BSHE: Tensor, gates: LayerGates) -> Tensor:
+        """The norm of q or k, over each head or over all of them together."""
+        norm = getattr(self, name)
+        if not self.arch.qk_norm_over_heads:
+            return norm(x_BSHE)
+        return inner_norm(x_BSHE.flatten(2), norm, gates, f"attn.{name}").view_as(x_BSHE)
 
 
 class FusedAttention(Attention):
@@ -202,6 +229,7 @@ class MLP(nn.Module):
         )
         self.up_proj = nn.Linear(arch.d_model, arch.intermediate_size, **sizes)
         self.down_proj = nn.Linear(arch.intermediate_size, arch.d_model, **sizes)
+        self.post_norm = make_norm(arch, arch.d_model, device) if arch.post_norms else None
 
     def forward(self, x_BSD: Tensor, gates: LayerGates) -> Tensor:
         """The block's contribution to the residual stream, [B, S, D]."""
@@ -210,4 +238,5 @@ class MLP(nn.Module):
             inner = self.activation(up)
         else:
             inner = self.activation(gated(x_BSD, self.gate_proj, gates, "mlp.gate_proj")) * up
-        return gated(inner, self.down_proj, gates, "mlp.down_proj")
+        out = gated(inner, self.down_proj, gates, "mlp.down_proj")
+        return out if self.post_norm is None else inner_norm(out, self.post_norm, gates, "mlp.post_norm")
