@@ -188,12 +188,18 @@ def tokens(length: int, vocab_size: int = SIZES["vocab_size"], rows: int = 2) ->
     return torch.randint(0, vocab_size, (rows, length))
 
 
-def masked_model(name: str, l0: L0Config) -> ComposerMosaicLlama:
-    """The model `name` with random weights and random masks, of which some gates close in each draw."""
+def plain_model(name: str, l0: L0Config | None = None) -> ComposerMosaicLlama:
+    """The model `name` with random weights, and with initial masks where `l0` is given."""
     hf = HFModel("twin", CONFIGS[name].to_dict(), dict(make(CONFIGS[name]).state_dict()), {})
     weights, arch = from_hf(hf)
     model = ComposerMosaicLlama(complete(ModelConfig(l0_module=l0), arch, name))
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(weights, strict=l0 is None)
+    return model
+
+
+def masked_model(name: str, l0: L0Config) -> ComposerMosaicLlama:
+    """The model `name` with random weights and random masks, of which some gates close in each draw."""
+    model = plain_model(name, l0)
     for mask in model.model.l0_module.masks.values():
         torch.nn.init.uniform_(mask.z_loga, -4.6, 4.6)
     return model

@@ -94,6 +94,7 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
+    """Adam's moments, and the state of the pruning method."""
     gathered: float
     """Blocks, embedding and head gathered from all devices to be computed with."""
     activations: float
@@ -126,7 +127,7 @@ def memory(prepared: Prepared, devices: int) -> Memory:
     return Memory(
         weights=_FULL * count / devices,
         gradients=_FULL * count / devices,
-        optimizer=ADAM_BYTES * count / devices,
+        optimizer=(ADAM_BYTES * count + _FULL * prepared.aim.state) / devices,
         gathered=in_use,
         activations=arch.n_layers * saved.of(tokens),
         recomputed=arch.n_layers * stream + saved.of(tokens),
@@ -155,9 +156,11 @@ def _logit_bytes(config: Config, arch: Architecture, width: int) -> float:
 # ------------------------------------------------------------------------ disk
 
 
-def checkpoint_bytes(config: Config, arch: Architecture) -> int:
-    """Bytes of one checkpoint: weights in fp32 and, unless only they are saved, Adam's moments."""
-    return parameters(arch) * (_FULL if config.save_weights_only else _FULL + ADAM_BYTES)
+def checkpoint_bytes(prepared: Prepared) -> int:
+    """Bytes of one checkpoint: weights in fp32, the method's state and, unless left out, Adam's moments."""
+    assert prepared.source is not None
+    each = _FULL if prepared.config.save_weights_only else _FULL + ADAM_BYTES
+    return parameters(prepared.source) * each + _FULL * prepared.aim.state
 
 
 def checkpoints_kept(prepared: Prepared) -> int:

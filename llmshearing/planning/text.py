@@ -31,7 +31,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def describe_model(prepared: Prepared) -> list[str]:
-    """Source and target, their parameters, and what each mask has to remove."""
+    """Source and target, their parameters, and what the pruning method has to remove."""
     source, aim = prepared.source, prepared.aim
     if source is None:
         return []
@@ -39,12 +39,12 @@ def describe_model(prepared: Prepared) -> list[str]:
     header = ["", "parameters", "without embeddings", *_SIZES.values()]
     lines = ["Model", *table(header, [_shape_row(name, arch) for name, arch in shapes.items()])]
     if aim.target is not None:
-        return [*lines, "", "Masks", *_mask_table(source, aim.target, aim.kinds)]
-    if aim.share is not None:
+        lines += ["", "To remove", *_units_table(source, aim.target, aim.kinds)]
+    elif aim.share is not None:
         body = prunable_parameters(aim.kinds, source)
         reach = ", ".join(aim.kinds)
         lines.append(f"  To remove: {aim.share:.1%} of the {body:,} parameters in reach of {reach}.")
-    return lines
+    return [*lines, *(f"  {note}" for note in aim.notes)]
 
 
 def _shape_row(name: str, arch: Architecture) -> list[str]:
@@ -53,15 +53,15 @@ def _shape_row(name: str, arch: Architecture) -> list[str]:
     return [name, f"{count:,}", f"{body:,}", *(str(getattr(arch, size)) for size in _SIZES)]
 
 
-def _mask_table(source: Architecture, target: Architecture, kinds: Sequence[str]) -> list[str]:
+def _units_table(source: Architecture, target: Architecture, kinds: Sequence[str]) -> list[str]:
     rows = []
     for kind in kinds:
         if kind not in KINDS:
             continue
-        gates = math.prod(KINDS[kind].shape(source))
+        units = math.prod(KINDS[kind].shape(source))
         size, kept = row_size(kind, source), kept_size(kind, source, target)
-        rows.append([kind, f"{gates:,}", str(size), str(kept), f"{1 - kept / size:.1%}"])
-    return table(["mask", "gates", "of a row", "stay", "removed"], rows)
+        rows.append([kind, f"{units:,}", str(size), str(kept), f"{1 - kept / size:.1%}"])
+    return table(["kind", "units", "of a row", "stay", "removed"], rows)
 
 
 def describe_run(prepared: Prepared) -> list[str]:
@@ -78,7 +78,7 @@ def describe_run(prepared: Prepared) -> list[str]:
         count = evaluations(prepared.config)
         lines.append(f"  {count:,} evaluation{'s' if count != 1 else ''}{size}")
     if config.save_folder and prepared.source is not None:
-        size, kept = estimates.checkpoint_bytes(config, prepared.source), estimates.checkpoints_kept(prepared)
+        size, kept = estimates.checkpoint_bytes(prepared), estimates.checkpoints_kept(prepared)
         lines.append(
             f"  {kept} checkpoint{'s' if kept != 1 else ''} of {size / 1e9:.3g} GB in {config.save_folder}: "
             f"{kept * size / 1e9:.3g} GB of disk"

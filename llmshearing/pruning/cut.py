@@ -21,6 +21,7 @@ from llmshearing.shapes.units import (
     LayerGates,
     Weight,
     block_of,
+    heads_by_group,
     layer_gates,
     owners,
     weight_table,
@@ -45,8 +46,7 @@ class Survivors:
         if axis.owner is None:
             return None
         units = self.units[axis.owner]
-        units = units if units.dim() == 1 else units[position]
-        return (units[:, None] * axis.each + torch.arange(axis.each)).flatten()
+        return axis.places(units if units.dim() == 1 else units[position])
 
 
 def cut(
@@ -176,7 +176,7 @@ def survivors(gates: Mapping[str, Tensor], arch: Architecture) -> Survivors:
             f"The masks leave {len(layers)} layers and {len(units['hidden'])} hidden dimensions: no model is "
             "left."
         )
-    heads = full["head"].unflatten(1, (arch.n_kv_heads, arch.group_size)) * full["kv_head"][..., None]
+    heads = heads_by_group(full["head"], full["kv_head"], arch)
     grouped = (heads * full["attention"][:, None, None])[layers]
     units["kv_head"] = kv_heads = _widest(grouped.amax(-1))
     chosen = grouped.gather(1, kv_heads[:, :, None].expand(-1, -1, arch.group_size))

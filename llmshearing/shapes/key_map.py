@@ -142,6 +142,17 @@ def renamed_to_composer(weights: Mapping[str, Tensor], arch: Architecture) -> di
     return found
 
 
+def to_hf(name: str, family: str) -> str:
+    """The HF name, in `family`, of one of our weights; LLaMA's where the family keeps several in one.
+
+    Raises:
+        ValueError: for a name that is not in the table.
+    """
+    table = {**_LLAMA, **_OF_FAMILY.get(family, _LLAMA)}
+    inverse = {ours: theirs for theirs, ours in table.items() if isinstance(ours, str)}
+    return _look_up(name.removeprefix(PREFIX), inverse, f"our {family} models")[0]
+
+
 def renamed_to_hf(weights: Mapping[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
     """Our weights by the HF names of their family; weights that it keeps in one are put together.
 

@@ -31,8 +31,9 @@ L layers, D hidden, H query heads, K KV heads, G = H / K, E head dim, F intermed
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from llmshearing.shapes.architecture import Architecture
@@ -153,6 +154,11 @@ def is_grouped(arch: Architecture) -> bool:
     return arch.group_size > 1
 
 
+def heads_by_group(head: Tensor, kv_head: Tensor, arch: Architecture) -> Tensor:
+    """The gates of query heads [..., H] times those of their KV heads [..., K], as [..., K, G]."""
+    return head.unflatten(-1, (arch.n_kv_heads, arch.group_size)) * kv_head[..., None]
+
+
 def row_size(kind: str, arch: Architecture) -> int:
     """Units of one row of `kind`: those that compete with each other.
 
@@ -209,6 +215,10 @@ class Axis:
     def size(self) -> int:
         """How many rows or columns there are."""
         return self.units * self.each
+
+    def places(self, units: Tensor) -> Tensor:
+        """The rows or columns that `units` own, both as ascending indices."""
+        return (units[:, None] * self.each + torch.arange(self.each, device=units.device)).flatten()
 
 
 @dataclass(frozen=True)
@@ -323,13 +333,24 @@ def weight_shapes(arch: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
 class LayerGates:
     """The gates of one layer, or of the weights outside of layers, read through the table.
 
+    Where not all units are executed (`llmshearing.shapes.executed`), "rows" and "columns" are the executed
+    ones.
+
     Attributes:
         table: the weights of the architecture.
         gates: [n] or scalar; a missing gate is open.
+        indices: the executed rows or columns, by the kind that owns them and how many a unit owns; a missing
+            entry stands for all.
+        skipped: the blocks (`BLOCKS`) that are not executed.
+        kv_of_query: where KV heads have unequal numbers of query heads, for each query head the position of
+            its KV head.
     """
 
     table: Mapping[str, Weight]
     gates: Mapping[str, Tensor]
+    indices: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
+    skipped: frozenset[str] = frozenset()
+    kv_of_query: Tensor | None = None
 
     def rows(self, part: str) -> Tensor | None:
         """What scales the rows of weight `part`, [rows] or a scalar; None for nothing."""
@@ -342,8 +363,18 @@ class LayerGates:
 
     def owner(self, part: str) -> Tensor | None:
         """The gates of the units that own the rows of weight `part`; None when they are all open."""
-        owner = self.table[part].rows.owner
-        return None if owner is None else self.gates.get(owner)
+        rows = self.table[part].rows
+        gate = None if rows.owner is None else self.gates.get(rows.owner)
+        return gate if gate is None else self._of(rows, gate)
+
+    def executed_rows(self, part: str) -> Tensor | None:
+        """Indices of the rows of weight `part` that are executed; None for all."""
+        return self._index(self.table[part].rows)
+
+    def executed_columns(self, part: str) -> Tensor | None:
+        """Indices of the columns of weight `part` that are executed; None for all."""
+        columns = self.table[part].columns
+        return None if columns is None else self._index(columns)
 
     def open_rows(self, part: str) -> Tensor | None:
         """Whether each row of weight `part` belongs to an open unit, [rows]; None when all do.
@@ -351,8 +382,11 @@ class LayerGates:
         A query head is open where its KV head is too, and a KV head where a query head that it serves is.
         """
         rows = self.table[part].rows
-        opened = self._open_heads(rows.owner) if rows.owner in ("head", "kv_head") else self.owner(part)
-        return None if opened is None else (opened != 0).repeat_interleave(rows.each)
+        if rows.owner in ("head", "kv_head"):
+            opened = self._open_heads(rows.owner)
+            return None if opened is None else self._of(rows, opened)
+        gate = self.owner(part)
+        return None if gate is None else gate != 0
 
     def _open_heads(self, owner: str) -> Tensor | None:
         heads, groups = self.gates.get("head"), self.gates.get("kv_head")
@@ -371,11 +405,19 @@ class LayerGates:
         factor = None
         for name in axis.gates:
             if name in self.gates:
-                gate = self.gates[name]
-                if gate.dim() and len(gate) != axis.size:
-                    gate = gate.repeat_interleave(axis.size // len(gate))
+                gate = self._of(axis, self.gates[name])
                 factor = gate if factor is None else factor * gate
         return factor
+
+    def _of(self, axis: Axis, gate: Tensor) -> Tensor:
+        """A gate, or those of all units, as factors of the executed rows or columns."""
+        if gate.dim() and len(gate) != axis.size:
+            gate = gate.repeat_interleave(axis.size // len(gate))
+        index = self._index(axis)
+        return gate if index is None or not gate.dim() else gate.index_select(0, index)
+
+    def _index(self, axis: Axis) -> Tensor | None:
+        return None if axis.owner is None else self.indices.get((axis.owner, axis.each))
 
 
 def layer_gates(table: Mapping[str, Weight], gates: Mapping[str, Tensor], layer: int | None) -> LayerGates:

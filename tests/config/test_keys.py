@@ -225,6 +225,7 @@ def test_a_misspelt_key_is_reported_with_the_right_one(place: Place) -> None:
 
 @given(data=st.data())
 @settings(max_examples=2, deadline=None)
+@pytest.mark.slow
 def test_a_resume_may_change_what_the_rule_of_the_key_says(data: st.DataObject) -> None:
     for place in EVERY:
         check_resume_rule(place, data)

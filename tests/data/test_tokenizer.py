@@ -85,7 +85,7 @@ def test_the_ids_are_those_of_transformers_where_its_configuration_changes_the_t
     assert list(ids)[:3] == [0, 4, 1]  # no space before the first, a token of the configuration alone
 
 
-def test_a_folder_that_tells_no_class_has_none_whatever_its_name(tmp_path):
+def test_a_folder_without_a_tokenizer_class_has_none_whatever_its_name(tmp_path):
     """transformers would take it for one of GPT-NeoX, MPT's, which has an EOS, because of its name."""
     folder = tmp_path / "empty"
     folder.mkdir()
@@ -206,7 +206,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "reason"), [("nowhere", "there is no such folder"), ("missing.model", "")])
-def test_what_is_no_tokenizer_is_rejected(tmp_path, name, reason):
+def test_a_folder_without_a_tokenizer_is_rejected(tmp_path, name, reason):
     with pytest.raises(ValueError, match=rf"cannot load tokenizer .*{name}' \({reason}.*: expected a folder"):
         load_tokenizer(str(tmp_path / name))
 

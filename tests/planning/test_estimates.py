@@ -109,9 +109,10 @@ def test_domain_budgets_count_passes_at_the_starting_weights(data: Path) -> None
 
 def test_checkpoints_and_evaluations_are_counted() -> None:
     config = run_config(Path("nowhere"), save_interval="5ba")  # 12 steps
-    assert estimates.checkpoint_bytes(config, LLAMA_7B) == 12 * 6_738_415_616
+    prepared = Prepared(config, source=LLAMA_7B)
+    assert estimates.checkpoint_bytes(prepared) == 12 * 6_738_415_616
     config.save_weights_only = True
-    assert estimates.checkpoint_bytes(config, LLAMA_7B) == 4 * 6_738_415_616
+    assert estimates.checkpoint_bytes(prepared) == 4 * 6_738_415_616
     for keep, kept in ((-1, 3), (0, 1), (2, 2), (9, 3)):
         config.save_num_checkpoints_to_keep = keep
         assert estimates.checkpoints_kept(Prepared(config)) == kept
@@ -132,6 +133,6 @@ def test_a_part_of_an_evaluation_is_counted_over_all_devices(data: Path) -> None
         assert prepare(config, devices).evaluation == dict(zip(DOMAINS, counts, strict=True))
 
 
-def test_unknown_gpu_is_refused() -> None:
+def test_unknown_gpu_is_rejected() -> None:
     with pytest.raises(ValueError, match="'abacus' is not known; expected one of"):
         estimates.tokens_per_second(LLAMA_7B, 4096, "abacus", 0.5)

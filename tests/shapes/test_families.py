@@ -79,7 +79,7 @@ def test_the_model_section_says_everything_about_an_architecture(name):
     assert architecture_of(complete(ModelConfig(), arch, "twin")) == arch
 
 
-def test_keys_left_out_of_a_config_have_transformers_defaults():
+def test_missing_config_keys_have_the_defaults_of_transformers():
     arch = architecture_from_hf({"model_type": "qwen3", "hidden_size": 64})
     assert (arch.head_dim, arch.norm_eps, arch.qk_norm) == (128, 1e-6, True)
 
