@@ -37,6 +37,9 @@ COMMANDS = {
         "llmshearing.commands.reference_loss:main",
         "reference losses of dynamic batch loading",
     ),
+    "evaluate": ("llmshearing.commands.evaluate:main", "what models can do, side by side"),
+    "tune": ("llmshearing.commands.tune:tune", "make a model that follows instructions"),
+    "speed": ("llmshearing.commands.speed:main", "how fast models read and write, side by side"),
     "report": ("llmshearing.report.__main__:main", "write an HTML report of one run or several"),
     "config_reference": (
         "llmshearing.commands.config_reference:main",

@@ -39,6 +39,8 @@ def parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) ->
             fsdp.activation_cpu_offload,
             model.model.activation_checkpointing_fn,
         )
+    if (method := model.model.method) is not None:
+        method.after_sharding(model.model)
 
 
 def shard(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
@@ -46,12 +48,6 @@ def shard(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
 
     Parameters on the meta device are given memory, not values, on the device of this process.
     """
-    _parallelize(model, fsdp, precision)
-    if (method := model.model.method) is not None:
-        method.after_sharding(model.model)
-
-
-def _parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
     decoder = model.model
     device = _device()
     mesh = init_device_mesh(device, (dist.get_world_size(),))

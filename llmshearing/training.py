@@ -54,7 +54,7 @@ from llmshearing.models.model_registry import model_class
 from llmshearing.planning.prepared import Prepared, prepare
 from llmshearing.planning.sizes import planned_steps
 from llmshearing.planning.teacher import OpenedTeacher
-from llmshearing.planning.text import describe
+from llmshearing.planning.text import describe, describe_fit
 from llmshearing.report import write_report
 from llmshearing.sharding import parallelize, shard_frozen
 from llmshearing.stack import complete_composer
@@ -140,7 +140,7 @@ def prepare_run(config: Config) -> Prepared:
         raise ValueError("\n".join(problems))
     if dist.get_global_rank() == 0:
         logger.info("Before the first step:\n%s", describe(prepared, [prepared.devices]))
-        for warning in prepared.warnings:
+        for warning in [*prepared.warnings, *_tight_memory(prepared)]:
             logger.warning(warning)
     return prepared
 
@@ -340,6 +340,13 @@ def _meet(timeout: float) -> None:
             f"dist_timeout ({timeout:g} s): {str(error).splitlines()[0]} Look at the log of every "
             "rank; every node must be up and reach the first one."
         ) from error
+
+
+def _tight_memory(prepared: Prepared) -> list[str]:
+    if not torch.cuda.is_available():
+        return []
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return describe_fit(prepared, [prepared.devices], device.name, device.total_memory / 2**30)
 
 
 def _fsdp(config: Config) -> FsdpConfig:

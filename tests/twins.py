@@ -141,7 +141,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
     "gemma3_text": Gemma3TextConfig(**_GEMMA, rope_scaling={"rope_type": "linear", "factor": 8.0}),
     "gemma3_text untied": Gemma3TextConfig(
-        **_THREE,
+        **GROUPED,
         head_dim=8,
         query_pre_attn_scalar=8,
         sliding_window=6,
@@ -167,13 +167,17 @@ def shares_kv_heads(name: str) -> bool:
 
 
 def make(config: PretrainedConfig) -> PreTrainedModel:
-    """A model of `config` in fp32 whose every parameter, norms and biases included, is random."""
+    """A model of `config` in fp32 whose every parameter, norms and biases included, is random.
+
+    Norms multiply by about 1: Gemma's add 1 to their weight.
+    """
     own = copy.deepcopy(config)  # saving a model writes its type there
     model = AutoModelForCausalLM.from_config(own, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = "norm" in name and name.endswith("weight")
-            parameter.normal_(1.0 if is_norm else 0.0, 0.15)
+            one = 0.0 if own.model_type.startswith("gemma") else 1.0
+            parameter.normal_(one if is_norm else 0.0, 0.15)
     return model
 
 

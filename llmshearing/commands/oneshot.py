@@ -16,7 +16,8 @@ from llmshearing.checkpoints.opening import Checkpoint, in_pieces
 from llmshearing.checkpoints.weights import shape_in_words
 from llmshearing.commands.plain_models import check_place, read_model, write_model
 from llmshearing.commands.prune import cut_checkpoint, masks_beside
-from llmshearing.config import ModelConfig, TargetConfig
+from llmshearing.config import LayerChopConfig, ModelConfig, TargetConfig
+from llmshearing.config.model import SCHEMES
 from llmshearing.config.strict import build
 from llmshearing.data.samples import read_samples
 from llmshearing.models.block_walk import sparse_weights
@@ -25,6 +26,7 @@ from llmshearing.models.decoder import Decoder
 from llmshearing.pruning import nm_scores
 from llmshearing.pruning import patterns as nm
 from llmshearing.pruning import scores as by_score
+from llmshearing.pruning.layerchop import layers_to_remove
 from llmshearing.pruning.mask_file import write_masks
 from llmshearing.pruning.maskllm import masked_shapes, misfits
 from llmshearing.pruning.score_file import (
@@ -40,7 +42,7 @@ from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf, complete, target_of
 from llmshearing.shapes.key_map import PREFIX, to_hf
 from llmshearing.shapes.reachable import export_warnings, pruning_problems
-from llmshearing.shapes.units import Gates, drive, needed_kinds
+from llmshearing.shapes.units import KINDS, Gates, drive, needed_kinds
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Task:
         options: `key=value` words that are not sizes, which the method's row names.
         data, samples, length, seed: of the calibration samples, as given.
         scores: file of scores to read or write.
+        scheme: where whole layers are removed.
         update: change the weights that stay under masks on single weights.
         dense_inputs: calibrate these masks on the dense model.
     """
@@ -69,6 +72,7 @@ class Task:
     length: int | None = None
     seed: int = 0
     scores: str | None = None
+    scheme: str | None = None
     update: bool = False
     dense_inputs: bool = False
 
@@ -115,11 +119,13 @@ class Row:
         options: `key=value` words that it takes beside sizes.
         reads_data: whether it reads calibration data.
         reads_scores: whether it takes a file of scores.
+        reads_scheme: whether it takes a scheme of layers.
     """
 
     options: tuple[str, ...] = field(default=(), kw_only=True)
     reads_data: bool = field(default=False, kw_only=True)
     reads_scores: bool = field(default=False, kw_only=True)
+    reads_scheme: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,23 @@ def _by(compute: Callable[[Task], dict[str, Tensor]]) -> Callable[[Task], Gates]
     return gates
 
 
+def _whole_layers(task: Task) -> Gates:
+    """Gates that close the layers of a scheme; `importance` is read from the task's file."""
+    if other := [kind for kind in needed_kinds(task.source, task.target) if kind != "layer"]:
+        keys = ", ".join(KINDS[kind].target_key for kind in other)
+        raise ValueError(f"--method layerchop removes layers alone: leave out {keys}.")
+    if task.scheme not in (None, *SCHEMES):
+        near = cli.nearest(task.scheme, SCHEMES) or ";"
+        raise ValueError(f"--scheme is {task.scheme!r}{near} expected one of {', '.join(SCHEMES)}.")
+    settings = LayerChopConfig(task.target.n_layers, task.scheme, scores=task.scores)
+    if task.scores is not None:
+        scores = read_scores(task.scores, task.source)
+        check_weights_of(scores, task.checkpoint.weights, task.scores, task.checkpoint.path)
+    gates = torch.ones(task.source.n_layers)
+    gates[layers_to_remove(settings, task.source, "")] = 0
+    return drive({"layer": gates})
+
+
 SHAPES: dict[str, Shape] = {
     "magnitude": Shape(
         _by(lambda task: by_score.magnitude(in_pieces(task.checkpoint), task.source)), reads_scores=True
@@ -164,6 +187,7 @@ SHAPES: dict[str, Shape] = {
         _by(lambda task: taylor_scores(task.decoder(), task.calibration)), reads_data=True, reads_scores=True
     ),
     "random": Shape(_by(lambda task: by_score.random(task.source, task.seed)), reads_scores=True),
+    "layerchop": Shape(_whole_layers, reads_scores=True, reads_scheme=True),
 }
 """The methods of `--method`; a new one is a row."""
 
@@ -256,6 +280,7 @@ def oneshot(
     length: int | None = None,
     seed: int = 0,
     scores: str | None = None,
+    scheme: str | None = None,
     pattern: str | None = None,
     update: bool = False,
     dense_inputs: bool = False,
@@ -263,8 +288,8 @@ def oneshot(
 ) -> None:
     """Make a smaller model without training: score all units, keep the best of each kind, cut out the others.
 
-    Methods: magnitude (sum of |weight|), activation (mean |activation|), taylor (|weight x gradient|)
-    and random.
+    Methods: magnitude (sum of |weight|), activation (mean |activation|), taylor (|weight x gradient|),
+    random, and layerchop, which removes layers alone, by their place.
     Where data is read, the layers that stay are those that turn the residual stream furthest.
 
     With --pattern 2:4 the shape stays, and of every 4 neighbouring weights of a row 2 become 0, by magnitude
@@ -285,6 +310,8 @@ def oneshot(
         length: tokens of each sequence (2048, or those of prepared data).
         seed: of the samples, and of the method random (0).
         scores: file of scores: read if it exists, else written, so that another shape takes seconds.
+        scheme: with layerchop: max_gap (the default), input, output, middle, both, or importance, which is
+            read from the file of scores.
         pattern: N:M, such as 2:4: how many of every M neighbouring weights of a row stay.
         update: with sparsegpt and a pattern: let the weights that stay make up for those that go.
         dense_inputs: with a pattern: calibrate every layer on the dense model, not on the pruned layers
@@ -298,7 +325,12 @@ def oneshot(
     row = _row(method, pattern)
     given = dict(sizes or {})
     options = {key: given.pop(key) for key in row.options if key in given}
-    _check_taken(row, method, given, {"data": data, "samples": samples, "length": length, "scores": scores})
+    _check_taken(
+        row,
+        method,
+        given,
+        {"data": data, "samples": samples, "length": length, "scores": scores, "scheme": scheme},
+    )
     for name, is_set in {"update": update, "dense_inputs": dense_inputs}.items():
         if is_set and not _takes(row, name):
             raise ValueError(f"--{name} is given, but --method {method} does not read it: leave it out.")
@@ -308,7 +340,19 @@ def oneshot(
     target = target_of(source, build(TargetConfig, given, "target_model"))
     assert target is not None
     task = Task(
-        method, checkpoint, source, target, options, data, samples, length, seed, scores, update, dense_inputs
+        method,
+        checkpoint,
+        source,
+        target,
+        options,
+        data,
+        samples,
+        length,
+        seed,
+        scores,
+        scheme,
+        update,
+        dense_inputs,
     )
     weights, smaller, masks = _made(row, task, pattern)
     for word, arch in (("before", source), ("after", smaller)):
@@ -366,6 +410,7 @@ def _check_taken(row: Row, method: str, given: Mapping[str, Any], arguments: Map
         raise ValueError(f"--pattern keeps the shape of the model: leave out {', '.join(given)}.")
     ignored = [] if row.reads_data else ["data", "samples", "length"]
     ignored += [] if row.reads_scores else ["scores"]
+    ignored += [] if row.reads_scheme else ["scheme"]
     for name in ignored:
         if arguments[name] is not None:
             raise ValueError(f"--{name} is given, but --method {method} does not read it: leave it out.")

@@ -23,6 +23,7 @@ class DistillationConfig:
     )
     loss: str = key(
         "forward_kl",
-        "forward_kl: the KL divergence from the teacher's distribution to the model's.",
-        choices=("forward_kl",),
+        "forward_kl: KL(teacher || model), which covers all that the teacher finds likely; reverse_kl: "
+        "KL(model || teacher), which avoids what it finds unlikely.",
+        choices=("forward_kl", "reverse_kl"),
     )

@@ -6,6 +6,7 @@ from typing import Any
 from llmshearing.config.key import FREE, NOTED, key
 from llmshearing.config.strict import build
 
+SCHEMES = ("max_gap", "input", "output", "middle", "both", "importance")  # of LayerCHOP
 _DURATIONS = ("ba", "tok", "sp", "ep", "dur")
 
 
@@ -68,17 +69,17 @@ class L0Config:
 class LayerChopConfig:
     """Whole layers to remove, at once or one after another (Just CHOP, arXiv 2305.14864)."""
 
-    n_layers: int | None = key(None, "Layers that stay; default: as many as `keep` lists.", least=2)
+    n_layers: int | None = key(None, "Layers that stay; default: as many as `keep` lists.")
     scheme: str | None = key(
         None,
         "Where layers are removed; default: max_gap. `importance`: those that change their input least.",
-        choices=("max_gap", "input", "output", "middle", "both", "importance"),
+        choices=SCHEMES,
     )
     keep: list[int] | None = key(
         None, "The layers that stay, counted from 0, instead of a `scheme`.", distinct=True
     )
     scores: str | None = key(
-        None, "Safetensors file with a tensor `layer`: how important each layer is, for `importance`."
+        None, "For `importance`: file of scores, as `llmshearing oneshot --scores` writes one."
     )
     warm_steps: str = key("500ba", "Training before the first layer goes.", units=_DURATIONS, bare=True)
     layers_per_cut: int | None = key(None, "Layers that go at once; default: all.", least=1)

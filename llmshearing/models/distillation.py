@@ -4,6 +4,8 @@ N tokens, V vocabulary, S the teacher's hidden size. The teacher's logits exist 
 time, beside the student's (`llmshearing.models.loss`).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -36,25 +38,56 @@ def forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
         [n], in nats, and the gradient to `student`, [n, V].
     """
     p, q = (_softmax(logits, temperature) for logits in (teacher, student))
-    # The largest probability is exp(largest logit / T - z), and the two z nearly cancel each other.
-    z_difference = (teacher.amax(-1) - student.amax(-1)) / temperature + (q.amax(-1) / p.amax(-1)).log()
+    z_difference = _z_difference(student, teacher, p, q, temperature)
     divergence = (teacher - student).div_(temperature).mul_(p).sum(-1) - z_difference
     return divergence * temperature**2, q.sub_(p).mul_(temperature)
+
+
+def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """T^2 KL(q || p) of p and q as in `forward_kl`, and its gradient to the student's logits.
+
+    The gradient is T q (log(q / p) - KL(q || p)).
+
+    Args:
+        student: logits [n, V] in fp32.
+        teacher: logits [n, V] in fp32.
+        temperature: T, above 0.
+
+    Returns:
+        [n], in nats, and the gradient to `student`, [n, V].
+    """
+    p, q = (_softmax(logits, temperature) for logits in (teacher, student))
+    z_difference = _z_difference(student, teacher, p, q, temperature)
+    del p  # memory that the next line takes
+    difference = (teacher - student).div_(temperature)
+    mean = (difference * q).sum(-1)
+    gradient = difference.sub_(mean[:, None]).mul_(q).mul_(-temperature)
+    return (z_difference - mean) * temperature**2, gradient
 
 
 def _softmax(logits: Tensor, temperature: float) -> Tensor:
     return (logits if temperature == 1 else logits / temperature).softmax(-1)
 
 
-class ForwardKL:
-    """The forward KL divergence from the teacher's distribution of the next token, as a term of the loss.
+def _z_difference(student: Tensor, teacher: Tensor, p: Tensor, q: Tensor, temperature: float) -> Tensor:
+    """z_teacher - z_student, [n]: the largest probability is exp(largest logit / T - z).
+
+    The two z nearly cancel each other, so neither is computed.
+    """
+    return (teacher.amax(-1) - student.amax(-1)) / temperature + (q.amax(-1) / p.amax(-1)).log()
+
+
+DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
+
+
+class Divergence:
+    """A divergence between teacher's and student's distributions of the next token, as a term of the loss.
 
     Args:
         hidden_NS: the input of the teacher's head, for the tokens of the batch.
         head_VS: the teacher's output projection.
-        weight: its weight among the terms of the loss.
-        temperature: by which both logits are divided.
-        softcap: the soft cap of the teacher's logits, if it has one.
+        settings: which divergence, its weight and the temperature.
+        softcap: the soft cap of the teacher's logits; None: no cap.
     """
 
     name = "kl_loss"
@@ -64,12 +97,11 @@ class ForwardKL:
         self,
         hidden_NS: Tensor,
         head_VS: Tensor,
-        weight: float,
-        temperature: float,
+        settings: DistillationConfig,
         softcap: float | None = None,
     ) -> None:
-        self.weight = weight
-        self.temperature = temperature
+        self.weight = settings.kl_weight
+        self._divergence = partial(DIVERGENCES[settings.loss], temperature=settings.temperature)
         self._hidden = hidden_NS
         self._head = head_VS
         self._softcap = softcap
@@ -83,7 +115,7 @@ class ForwardKL:
 
     def _piece(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Losses of some tokens; their gradient takes the place of the teacher's logits."""
-        losses, gradient = forward_kl(student, teacher, self.temperature)
+        losses, gradient = self._divergence(student, teacher)
         teacher.copy_(gradient)
         return losses
 
@@ -124,14 +156,13 @@ class Teacher:
         return self._decoder.arch
 
     @torch.no_grad()
-    def term(self, input_ids: Tensor) -> ForwardKL:
+    def term(self, input_ids: Tensor) -> Divergence:
         """The term of a microbatch [B, S]: one forward pass, of which the input of the head is kept."""
-        decoder, settings = self._decoder, self.settings
+        decoder = self._decoder
         with torch.autocast(input_ids.device.type, enabled=False):
             hidden = decoder.hidden_states(input_ids, Gates())
         if isinstance(decoder, FSDPModule):
             decoder.reshard()  # the embedding, which the root keeps for a backward pass that never comes
         head = decoder.head.weight
         whole = head.full_tensor() if isinstance(head, DTensor) else head
-        softcap = decoder.arch.logits_softcap
-        return ForwardKL(hidden.flatten(0, 1), whole, settings.kl_weight, settings.temperature, softcap)
+        return Divergence(hidden.flatten(0, 1), whole, self.settings, decoder.arch.logits_softcap)

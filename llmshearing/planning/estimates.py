@@ -15,7 +15,13 @@ from llmshearing.planning.activations import SavedBytes, saved_bytes
 from llmshearing.planning.prepared import Prepared
 from llmshearing.planning.sizes import evaluations, planned_steps, steps_in, training_tokens
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.counts import embedding_parameters, matrix_parameters, parameters, training_flops
+from llmshearing.shapes.counts import (
+    embedding_parameters,
+    forward_flops,
+    matrix_parameters,
+    parameters,
+    training_flops,
+)
 
 # Share of a GPU's peak that training reaches. On A100s at 4,096 tokens a sequence the original publishes
 # 1,844 tokens/s a device for pruning 7B (8,684 and 4,957 for training 1.3B and 2.7B are 28% and 31%),
@@ -39,8 +45,13 @@ def hours(prepared: Prepared, tokens_per_second: float) -> float:
     return work / tokens_per_second / 3600
 
 
-def tokens_per_second(arch: Architecture, seq_len: int, gpu: str, utilization: float) -> float:
+def tokens_per_second(
+    arch: Architecture, seq_len: int, gpu: str, utilization: float, teacher: Architecture | None = None
+) -> float:
     """Training tokens that one device gets through in a second, at a share of its bf16 peak.
+
+    Args:
+        teacher: a model whose forward pass each token takes too.
 
     Raises:
         ValueError: for a GPU whose peak is not known.
@@ -48,7 +59,8 @@ def tokens_per_second(arch: Architecture, seq_len: int, gpu: str, utilization: f
     if gpu not in GPU_AVAILABLE_FLOPS or "amp_bf16" not in GPU_AVAILABLE_FLOPS[gpu]:
         known = [name for name, peak in GPU_AVAILABLE_FLOPS.items() if "amp_bf16" in peak]
         raise ValueError(f"GPU {gpu!r} is not known; expected one of {', '.join(known)}.")
-    return utilization * GPU_AVAILABLE_FLOPS[gpu]["amp_bf16"] * seq_len / training_flops(arch, 1, seq_len)
+    work = training_flops(arch, 1, seq_len) + (forward_flops(teacher, 1, seq_len) if teacher else 0)
+    return utilization * GPU_AVAILABLE_FLOPS[gpu]["amp_bf16"] * seq_len / work
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,10 @@ def domain_budgets(prepared: Prepared) -> list[DomainBudget]:
 
 # ---------------------------------------------------------------------- memory
 
+# GiB of a device's memory by the names of Composer's table; of those sold in several sizes the largest.
+DEVICE_GIB = {"h200-sxm": 131, "h100-sxm": 80, "h100-pcie": 80, "a100": 80, "a10": 24}
+DRIVER_GIB = 2  # what driver and allocator take
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -102,18 +118,20 @@ class Memory:
     """Activations with activation checkpointing: a block's input each, and one block's inside."""
     logits: float
     """One chunk of logits and the gradient of the output projection."""
+    teacher: float = 0
+    """The teacher's weights, its head whole, the input of that for a microbatch, two chunks of logits."""
 
     def total(self, checkpointing: bool) -> float:
         """Bytes in all."""
         activations = self.recomputed if checkpointing else self.activations
-        fixed = self.weights + self.gradients + self.optimizer + self.gathered + self.logits
+        fixed = self.weights + self.gradients + self.optimizer + self.gathered + self.logits + self.teacher
         return fixed + activations
 
 
 def memory(prepared: Prepared, devices: int) -> Memory:
     """Estimate of a device's memory when parameters, gradients and moments are sharded over `devices`.
 
-    What the allocator and the driver take comes on top, about 2 GiB.
+    What the allocator and the driver take comes on top (`DRIVER_GIB`).
     """
     config, arch = prepared.config, prepared.source
     assert arch is not None
@@ -132,7 +150,18 @@ def memory(prepared: Prepared, devices: int) -> Memory:
         activations=arch.n_layers * saved.of(tokens),
         recomputed=arch.n_layers * stream + saved.of(tokens),
         logits=_logit_bytes(config, arch, width),
+        teacher=_teacher_bytes(prepared, devices, tokens, width),
     )
+
+
+def _teacher_bytes(prepared: Prepared, devices: int, tokens: int, width: int) -> float:
+    """What a teacher adds to the peak of a step; its blocks run before the model keeps anything."""
+    if prepared.teacher is None:
+        return 0
+    arch = prepared.teacher.arch
+    head = arch.vocab_size * arch.d_model * width if devices > 1 else 0
+    chunk = _chunk_tokens(prepared.config, arch) * arch.vocab_size * _FULL
+    return parameters(arch) * width / devices + tokens * arch.d_model * width + head + 2 * chunk
 
 
 def microbatch(config: Config, devices: int) -> int:
@@ -148,9 +177,12 @@ def _block_bytes(prepared: Prepared, arch: Architecture, sharded: bool) -> Saved
 
 
 def _logit_bytes(config: Config, arch: Architecture, width: int) -> float:
-    tokens = config.model.loss_chunk_tokens or chunk_size(arch.vocab_size)
-    chunk = tokens * arch.vocab_size * (_FULL + 2 * width)
+    chunk = _chunk_tokens(config, arch) * arch.vocab_size * (_FULL + 2 * width)
     return chunk + arch.vocab_size * arch.d_model * (_FULL + width)
+
+
+def _chunk_tokens(config: Config, arch: Architecture) -> int:
+    return config.model.loss_chunk_tokens or chunk_size(arch.vocab_size)
 
 
 # ------------------------------------------------------------------------ disk

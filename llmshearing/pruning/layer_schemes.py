@@ -3,18 +3,13 @@
 The paper shows its five schemes as a picture alone; the formulas are those of `docs/decisions/130-*.md`. The
 first and the last layer always stay.
 
-L layers, K of them stay, R = L - K go; layers are counted from 0. B batch, S sequence, D hidden.
+L layers, K of them stay, R = L - K go; layers are counted from 0.
 """
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from llmshearing.config import LayerChopConfig
-from llmshearing.config.durations import parse
-
-_KEEP = "model.layerchop.keep"
+from llmshearing.config.durations import batches, parse
 
 
 def layers_to_keep(
@@ -64,84 +59,71 @@ def removal_order(
     return gone if order == "ascending" else gone[::-1]
 
 
-def removed_by(step: int, removed: int, warm: int, each: int | None, interval: int) -> int:
-    """How many layers are closed in training step `step`, counted from 0.
+def removed_by(settings: LayerChopConfig, removed: int, step: int) -> int:
+    """How many of `removed` layers are closed in training step `step`, counted from 0.
 
-    Args:
-        step: the step.
-        removed: R.
-        warm: steps before the first cut.
-        each: layers of one cut; None: all.
-        interval: steps between two cuts; 0: all at once.
+    None for `warm_steps` steps, then `layers_per_cut` more every `interval` steps; where there is no interval
+    or no such number, all at once.
     """
+    warm, interval = batches(settings.warm_steps), batches(settings.interval)
     if step < warm:
         return 0
-    if each is None or not interval:
+    if settings.layers_per_cut is None or not interval:
         return removed
-    return min(removed, each * (1 + (step - warm) // interval))
-
-
-def layer_importance(hidden_in: Tensor, hidden_out: Tensor) -> Tensor:
-    """1 - cos(input, output) of a layer, the mean over tokens (Minitron, arXiv 2407.14679, section 2).
-
-    Args:
-        hidden_in: the residual stream before the layer, [B, S, D].
-        hidden_out: the residual stream after it.
-
-    Returns:
-        A scalar: 0 for a layer that only scales its input, at most 2.
-    """
-    cosine = torch.nn.functional.cosine_similarity(hidden_in.float(), hidden_out.float(), dim=-1)
-    return 1 - cosine.mean()
+    return min(removed, settings.layers_per_cut * (1 + (step - warm) // interval))
 
 
 # ------------------------------------------------------------------ settings
 
 
-def find_problems(settings: LayerChopConfig, layers: int) -> list[str]:
-    """What is wrong with settings for a model of so many layers, one sentence each."""
+def find_problems(settings: LayerChopConfig, layers: int, where: str = "model.layerchop.") -> list[str]:
+    """What is wrong with settings for a model of so many layers, one sentence each.
+
+    Args:
+        where: what stands before the name of a key.
+    """
     kept, keep = settings.n_layers, settings.keep
     problems = []
     if keep is not None:
-        problems = _list_problems(keep, layers)
+        problems = _list_problems(keep, layers, where)
         if settings.scheme is not None:
-            problems.append(f"{_KEEP} lists the layers that stay: leave model.layerchop.scheme out.")
+            problems.append(f"{where}keep lists the layers that stay: leave {where}scheme out.")
         if kept is not None and kept != len(set(keep)):
             problems.append(
-                f"model.layerchop.n_layers is {kept}, but {_KEEP} lists {len(set(keep))}: leave one out."
+                f"{where}n_layers is {kept}, but {where}keep lists {len(set(keep))}: leave one out."
             )
     elif kept is None:
-        problems = ["model.layerchop has neither n_layers nor keep: set how many layers stay, or which."]
+        problems = [f"Neither {where}n_layers nor {where}keep is set: say how many layers stay, or which."]
+    elif kept < 2:
+        problems = [f"{where}n_layers is {kept}; the first and the last layer always stay: set at least 2."]
     elif kept >= layers:
-        problems = [
-            f"model.layerchop.n_layers is {kept} of {layers} layers: nothing would be removed; set it lower."
-        ]
+        problems = [f"{where}n_layers is {kept} of {layers} layers: nothing would be removed; set it lower."]
     ranks = "importance" in (settings.scheme, settings.order)
     if ranks and settings.scores is None:
         key = "scheme" if settings.scheme == "importance" else "order"
-        problems.append(
-            f"model.layerchop.{key} is importance, which is read from a file: set model.layerchop.scores."
-        )
+        problems.append(f"{where}{key} is importance, which is read from a file: give {where}scores.")
     if settings.scores is not None and not ranks:
-        problems.append(
-            "model.layerchop.scores is set, but only scheme=importance and order=importance read it: leave "
-            "it out."
-        )
+        problems.append(f"{where}scores is given, but nothing here goes by importance: leave it out.")
     return problems
 
 
-def _list_problems(keep: Sequence[int], layers: int) -> list[str]:
+def _list_problems(keep: Sequence[int], layers: int, where: str) -> list[str]:
     last = layers - 1
     if outside := [layer for layer in keep if not 0 <= layer <= last]:
-        return [f"{_KEEP} has {outside[0]}; the {layers} layers are counted from 0 to {last}."]
+        return [f"{where}keep has {outside[0]}; the {layers} layers are counted from 0 to {last}."]
     problems = [
-        f"{_KEEP} leaves out layer {layer}, the {word}: the first and the last layer always stay, add it."
+        f"{where}keep leaves out layer {layer}, the {word}: the first and the last layer always stay, add it."
         for layer, word in ((0, "first"), (last, "last"))
         if layer not in keep
     ]
     if len(set(keep)) == layers:
-        problems.append(f"{_KEEP} lists all {layers} layers: nothing would be removed.")
+        problems.append(f"{where}keep lists all {layers} layers: nothing would be removed.")
     return problems
+
+
+def number_kept(settings: LayerChopConfig) -> int:
+    """How many layers stay, by settings without problems."""
+    return len(settings.keep) if settings.keep is not None else settings.n_layers or 0
 
 
 def chosen(
@@ -150,8 +132,7 @@ def chosen(
     """The layers that stay, ascending, and those that go, in their order, by settings without problems."""
     keep = settings.keep
     if keep is None:
-        assert settings.n_layers is not None
-        keep = layers_to_keep(settings.scheme or "max_gap", layers, settings.n_layers, importance)
+        keep = layers_to_keep(settings.scheme or "max_gap", layers, number_kept(settings), importance)
     return sorted(keep), removal_order(keep, layers, settings.order, importance)
 
 

@@ -1,17 +1,15 @@
 """LayerCHOP: remove whole layers, at once or one after another, and train on (Just CHOP section 3.1)."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llmshearing.config import LayerChopConfig, ModelConfig, as_model_config
-from llmshearing.config.durations import batches
-from llmshearing.pruning.layer_schemes import chosen, find_problems, last_cut, removed_by
+from llmshearing.pruning.layer_schemes import chosen, find_problems, last_cut, number_kept, removed_by
 from llmshearing.pruning.method import Aim, Convergence, Method
+from llmshearing.pruning.score_file import check_weights_of, read_scores
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_of
 from llmshearing.shapes.units import Gates, drive
@@ -29,69 +27,64 @@ class LayerChop(Method):
     order: Tensor
     layers: Tensor
 
-    def __init__(self, cfg: Any, device: str | torch.device = "cpu") -> None:
-        """As every method; see `Method`.
-
-        Raises:
-            ValueError: when the layers to remove are not named, or not possible.
-        """
+    def __init__(self, cfg: Any, device: str | torch.device = "cpu", order: Tensor | None = None) -> None:
         super().__init__()
         cfg = as_model_config(cfg)
-        assert cfg.layerchop is not None
-        self.settings, source = cfg.layerchop, architecture_of(cfg)
-        order = torch.zeros(source.n_layers, dtype=torch.int64, device=device)
-        for position, layer in enumerate(layers_to_remove(cfg.layerchop, source), 1):
-            order[layer] = position
-        self._hold(order, torch.ones(source.n_layers, device=device), source)
-
-    def _hold(self, order: Tensor, layers: Tensor, source: Architecture) -> None:
-        self.register_buffer("order", order)
-        self.register_buffer("layers", layers)
+        source, self.settings = architecture_of(cfg), cfg.layerchop or LayerChopConfig()
+        if order is None:
+            order = torch.zeros(source.n_layers, dtype=torch.int64)
+            gone = layers_to_remove(self.settings, source)
+            order[gone] = torch.arange(1, len(gone) + 1)
         self.total = int((order > 0).sum())
         self.target = source.resized(n_layers=source.n_layers - self.total)
-        self._closed: list[int] | None = (
-            None  # known from the first step on: a checkpoint may change the order
-        )
+        self.register_buffer("order", order.to(device))
+        self.register_buffer("layers", torch.ones(source.n_layers, device=device))
+        self._closed: list[int] | None = None  # from the first step on: a checkpoint may bring another order
 
     @classmethod
     def aim(cls, config: ModelConfig, source: Architecture) -> Aim:
-        settings = config.layerchop
-        assert settings is not None
+        settings = config.layerchop or LayerChopConfig()
+        if problems := find_problems(settings, source.n_layers):
+            return Aim(kinds=["layer"], problems=problems)
+        target = source.resized(n_layers=number_kept(settings))
         try:
             gone = layers_to_remove(settings, source)
-        except ValueError as error:
-            return Aim(kinds=["layer"], problems=str(error).splitlines())
-        target = source.resized(n_layers=source.n_layers - len(gone))
+        except (ValueError, OSError) as error:
+            return Aim(target, ["layer"], problems=[f"model.layerchop.scores: {error}"])
         notes = [f"Layers that go, in this order, counted from 0: {', '.join(map(str, gone))}."]
         durations = {"The last cut of model.layerchop": last_cut(settings, len(gone))}
         return Aim(target, ["layer"], durations=durations, notes=notes)
 
     @classmethod
+    def source_problems(cls, config: ModelConfig, weights: Mapping[str, Tensor], path: str) -> list[str]:
+        given = config.layerchop.scores if config.layerchop else None
+        try:
+            if given is not None:
+                check_weights_of(read_scores(given, architecture_of(config)), weights, given, path)
+        except (ValueError, OSError) as error:
+            return [f"model.layerchop.scores: {error}"]
+        return []
+
+    @classmethod
     def restored(
         cls, tensors: dict[str, Tensor], config: ModelConfig, target: dict[str, Any] | None, path: str
     ) -> "LayerChop":
-        source, method = architecture_of(config), cls.__new__(cls)
+        depth = architecture_of(config).n_layers
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != dict.fromkeys(("order", "layers"), (source.n_layers,)):
-            raise ValueError(f"The gates of {path} do not match its {source.n_layers} layers: {found}.")
-        Method.__init__(method)
-        method._hold(tensors["order"], tensors["layers"], source)
-        assert method.target is not None
-        for name, size in (target or {}).items():
-            if size != (held := getattr(method.target, name, None)):
-                raise ValueError(
-                    f"{name}={size} was given, but the layers in {path} make {held}: leave it out."
-                )
+        if found != dict.fromkeys(("order", "layers"), (depth,)):
+            raise ValueError(f"The gates of {path} do not match its {depth} layers: found {found}.")
+        method = cls(config, order=tensors["order"])
+        method.load_state_dict(tensors)
+        held = {name: getattr(method.target, name, None) for name in target or {}}
+        if held != (target or {}):
+            raise ValueError(f"{target} was given, but the layers in {path} make {held}: leave it out.")
         return method.eval()
 
     def begin_step(self, step: int, steps: int) -> None:
         super().begin_step(step, steps)
-        settings = self.settings
-        warm, interval = batches(settings.warm_steps), batches(settings.interval)
-        removed = removed_by(step, self.total, warm, settings.layers_per_cut, interval)
+        removed = removed_by(self.settings, self.total, step)
         if self._closed is None or removed != len(self._closed):
-            order = enumerate(self.order.tolist())
-            self._closed = [layer for layer, position in order if 0 < position <= removed]
+            self._closed = [i for i, position in enumerate(self.order.tolist()) if 0 < position <= removed]
             self.layers.copy_((self.order == 0) | (self.order > removed))
 
     def gates(self) -> Gates:
@@ -118,31 +111,11 @@ class LayerChop(Method):
         return {"layer": Convergence(target, now, abs(now - target))}
 
 
-def layers_to_remove(settings: LayerChopConfig, source: Architecture) -> list[int]:
-    """The layers that go, in their order; `llmshearing oneshot --method layerchop` closes them too.
-
-    Raises:
-        ValueError: with every problem of the settings, one a line.
-    """
-    if problems := find_problems(settings, source.n_layers):
+def layers_to_remove(
+    settings: LayerChopConfig, source: Architecture, where: str = "model.layerchop."
+) -> list[int]:
+    """The layers that go, in their order; ValueError with every problem of the settings, one a line."""
+    if problems := find_problems(settings, source.n_layers, where):
         raise ValueError("\n".join(problems))
-    importance = read_importance(settings.scores, source.n_layers) if settings.scores else None
-    return chosen(settings, source.n_layers, importance)[1]
-
-
-def read_importance(path: str, layers: int) -> list[float]:
-    """The tensor `layer` of a safetensors file: how important each layer is.
-
-    Raises:
-        ValueError: when it is not there, or of a model with another number of layers.
-    """
-    try:
-        scores = load_file(Path(path))["layer"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ValueError(f"model.layerchop.scores: {path} has no scores of layers ({error}).") from error
-    if scores.shape != (layers,) or not scores.isfinite().all():
-        raise ValueError(
-            f"model.layerchop.scores: {path} has {list(scores.shape)} scores of layers; expected {layers}, "
-            "all finite."
-        )
-    return scores.tolist()
+    scores = read_scores(settings.scores, source).by_kind["layer"].tolist() if settings.scores else None
+    return chosen(settings, source.n_layers, scores)[1]

@@ -166,9 +166,12 @@ def removed_table(run: Run) -> Figure | None:
 
 
 def training_loss(run: Run) -> Figure:
-    """Cross entropy of every step."""
-    caption = _thinned(run.steps, "Cross entropy of the training data, in nats a token.")
-    return Figure("Training loss", chart(_of(run, "loss/train/ce_loss", "loss", 0), "steps"), caption)
+    """Cross entropy of every step and, with a teacher, the divergence from it."""
+    lines = _of(run, "loss/train/ce_loss", "cross entropy", 0)
+    lines += _of(run, "loss/train/kl_loss", "divergence from the teacher", 1)
+    taught = " The divergence has its factor temperature squared, not its weight." if lines[1:] else ""
+    caption = _thinned(run.steps, f"Cross entropy of the training data, in nats a token.{taught}")
+    return Figure("Training loss", chart(lines, "steps"), caption)
 
 
 def domain_losses(run: Run) -> Figure | None:

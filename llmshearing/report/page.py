@@ -53,6 +53,12 @@ def sentences(run: Run) -> list[str]:
             said.append("Every kind of units has reached its target.")
         for kind, expected, target in missed:
             said.append(f"Of {kind}, {expected:.1%} is removed in expectation; the target is {target:.1%}.")
+    taught = run.config.distillation
+    if taught is not None and taught.kl_weight:
+        said.append(
+            f"It learns from {taught.teacher or run.config.model.path}: {taught.kl_weight:g} x {taught.loss} "
+            f"at temperature {taught.temperature:g} + {taught.ce_weight:g} x cross entropy."
+        )
     loss = run.metrics.get(figures.MEAN_LOSS)
     if loss is not None and len(loss.steps) > 1:
         said.append(

@@ -10,7 +10,7 @@ L layers, H query heads, K KV heads, G = H / K.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -72,10 +72,8 @@ class Executed:
             (at[1], each): index for (at, each), index in self.indices.items() if at[0] in (None, layer)
         }
         if layer is None:
-            return replace(read, indices=indices)
-        return replace(
-            read, indices=indices, skipped=self.skipped[layer], kv_of_query=self.kv_of_query.get(layer)
-        )
+            return LayerGates(table, read.gates, indices)
+        return LayerGates(table, read.gates, indices, self.skipped[layer], self.kv_of_query.get(layer))
 
 
 EVERYTHING = Executed()

@@ -30,8 +30,9 @@ L layers, D hidden, H query heads, K KV heads, G = H / K, E head dim, F intermed
 """
 
 import math
+from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,10 +75,10 @@ GATES: dict[str, Gate] = {
 Z_NAMES = tuple(gate.z for gate in GATES.values())
 
 
-class Gates(dict[str, Tensor]):
+class Gates(UserDict[str, Tensor]):
     """Gates by their names in `GATES`, in plain shapes; a missing gate is open.
 
-    A class of its own, which FSDP passes on as it is: it would cast the tensors of a plain dict.
+    Neither a dict nor a dataclass, whose tensors FSDP2 would cast to the type of the computation.
     """
 
 
@@ -329,12 +330,11 @@ def weight_shapes(arch: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield f"{name}.bias", (weight.rows.size,)
 
 
-@dataclass(frozen=True)
 class LayerGates:
     """The gates of one layer, or of the weights outside of layers, read through the table.
 
     Where not all units are executed (`llmshearing.shapes.executed`), "rows" and "columns" are the executed
-    ones.
+    ones. Like `Gates` it is no dataclass, whose tensors FSDP2 would cast.
 
     Attributes:
         table: the weights of the architecture.
@@ -346,11 +346,19 @@ class LayerGates:
             its KV head.
     """
 
-    table: Mapping[str, Weight]
-    gates: Mapping[str, Tensor]
-    indices: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
-    skipped: frozenset[str] = frozenset()
-    kv_of_query: Tensor | None = None
+    def __init__(
+        self,
+        table: Mapping[str, Weight],
+        gates: Mapping[str, Tensor],
+        indices: Mapping[tuple[str, int], Tensor] | None = None,
+        skipped: frozenset[str] = frozenset(),
+        kv_of_query: Tensor | None = None,
+    ) -> None:
+        self.table = table
+        self.gates = gates
+        self.indices = indices or {}
+        self.skipped = skipped
+        self.kv_of_query = kv_of_query
 
     def rows(self, part: str) -> Tensor | None:
         """What scales the rows of weight `part`, [rows] or a scalar; None for nothing."""

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmshearing.checkpoints.hf_files import HFModel, from_hf
 from llmshearing.config import DistillationConfig, ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.models.distillation import ForwardKL, Teacher, forward_kl
+from llmshearing.models.distillation import DIVERGENCES, Divergence, Teacher, forward_kl, held_in
 from llmshearing.models.loss import IGNORE_INDEX, CrossEntropy, linear_loss
 from llmshearing.shapes.families import complete
 from twins import CONFIGS, make, tokens
@@ -49,13 +49,15 @@ NEAR = {"atol": 1e-5, "rtol": 1e-5}
     temperature=st.floats(0.25, 5),
     spread=st.floats(0.01, 8),
     seed=st.integers(0, 99),
+    name=st.sampled_from(sorted(DIVERGENCES)),
 )
-def test_divergence_and_gradient_equal_torchs(shape, temperature, spread, seed):
+def test_divergence_and_gradient_equal_torchs(shape, temperature, spread, seed, name):
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (spread * torch.randn(shape, generator=generator) for _ in range(2))
-    losses, gradient = forward_kl(student, teacher, temperature)
+    losses, gradient = DIVERGENCES[name](student, teacher, temperature)
     wide = student.double().requires_grad_()
-    reference = whole_kl(wide, teacher.double(), temperature)
+    both = (wide, teacher.double())
+    reference = whole_kl(*(both if name == "forward_kl" else both[::-1]), temperature)
     reference.sum().backward()
     torch.testing.assert_close(losses.double(), reference, **NEAR)
     torch.testing.assert_close(gradient.double(), wide.grad, **NEAR)
@@ -86,7 +88,8 @@ def test_equals_torchs_divergence_of_whole_logits(
     its_hidden, its_head = random(n, its_size), random(vocabulary, its_size)
     targets = torch.randint(0, vocabulary, (n,), generator=generator)
     targets[torch.rand(n, generator=generator) < ignored] = IGNORE_INDEX
-    term, entropy = ForwardKL(its_hidden, its_head, kl_weight, temperature), CrossEntropy(targets, ce_weight)
+    chosen = DistillationConfig(kl_weight=kl_weight, temperature=temperature)
+    term, entropy = Divergence(its_hidden, its_head, chosen), CrossEntropy(targets, ce_weight)
     mean, losses = linear_loss(hidden, weight, [term, entropy], entropy.predicted, chunk)
     mean.backward()
     ours = hidden.grad, weight.grad
@@ -104,10 +107,11 @@ def test_equals_torchs_divergence_of_whole_logits(
         torch.testing.assert_close(mine, its, **NEAR)
 
 
+@pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_no_divergence_and_no_gradient_from_itself(temperature):
+def test_no_divergence_and_no_gradient_from_itself(name, temperature):
     logits = 20 * torch.randn(5, 70)
-    losses, gradient = forward_kl(logits, logits.clone(), temperature)
+    losses, gradient = DIVERGENCES[name](logits, logits.clone(), temperature)
     assert losses.abs().max() == gradient.abs().max() == 0
 
 
@@ -121,8 +125,8 @@ def test_a_distribution_that_is_nearly_certain_gives_finite_numbers():
 
 @pytest.mark.parametrize("name", ["llama grouped", "llama tied", "gpt_neox"])
 def test_a_model_that_teaches_itself_learns_nothing_from_it(name):
-    model = taught(name, name, ce_weight=0)
-    model.teacher = Teacher(twin_of(model).model, DistillationConfig(ce_weight=0))
+    model, chosen = model_of(name), DistillationConfig(ce_weight=0)
+    model.teacher, model.ce_weight = Teacher(twin_of(model).model, chosen), chosen.ce_weight
     ids = tokens(20)
     losses = model.loss(model({"input_ids": ids, "labels": ids}), {})
     losses["total"].backward()
@@ -206,17 +210,38 @@ class Held(TorchDispatchMode):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("ce_weight", [0.0, 1.0])
-def test_a_teacher_adds_at_most_two_chunks_of_logits(temperature, ce_weight):
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_teacher_adds_at_most_two_chunks_of_logits(temperature, ce_weight, name):
     tokens, vocabulary, chunk = 256, 4000, 64
     hidden = torch.randn(tokens, 8, requires_grad=True)
     weight = torch.randn(vocabulary, 8, requires_grad=True)
     its_hidden, its_head = torch.randn(tokens, 8), torch.randn(vocabulary, 8)
     entropy = CrossEntropy(torch.randint(0, vocabulary, (tokens,)), ce_weight)
-    peaks = []
-    for terms in ([], [ForwardKL(its_hidden, its_head, 1.0, temperature)]):
+    chosen, peaks = DistillationConfig(loss=name, temperature=temperature), []
+    for terms in ([], [Divergence(its_hidden, its_head, chosen)]):
         with Held(hidden, weight, its_hidden, its_head) as held:
             linear_loss(hidden, weight, [*terms, entropy], entropy.predicted, chunk)
         peaks.append(held.most)
     logits = 4 * chunk * vocabulary
     assert peaks[0] > logits, "nothing was counted"
     assert peaks[1] - peaks[0] <= 2 * logits
+
+
+def test_a_teacher_is_held_in_what_autocast_computes_in():
+    assert held_in("amp_bf16", "cuda") == torch.bfloat16
+    assert held_in("amp_fp16", "cuda") == torch.float16
+    assert held_in("fp32", "cuda") == held_in("amp_bf16", "cpu") == torch.float32
+
+
+@pytest.mark.parametrize("name", ["llama grouped", "gpt_neox"])
+def test_a_teacher_in_bf16_teaches_nearly_the_same(name):
+    model = taught("llama grouped", name)
+    ids = tokens(20)
+    wide = model({"input_ids": ids, "labels": ids})["term_losses"]["kl_loss"]
+    decoder = model.teacher._decoder.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.float16):  # the run's, which the teacher does not follow
+        assert model.teacher.term(ids)._hidden.dtype == torch.bfloat16
+    narrow = model({"input_ids": ids, "labels": ids})["term_losses"]["kl_loss"]
+    assert decoder.head.weight.dtype == torch.bfloat16
+    assert narrow != wide
+    torch.testing.assert_close(narrow, wide, rtol=0.05, atol=0)

@@ -1,7 +1,6 @@
 """Which layers LayerCHOP keeps, in which order the others go, and when."""
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +9,6 @@ from llmshearing.pruning.layer_schemes import (
     chosen,
     find_problems,
     last_cut,
-    layer_importance,
     layers_to_keep,
     removal_order,
     removed_by,
@@ -52,20 +50,14 @@ def test_importance_keeps_what_changes_the_stream_most():
     assert removal_order([0, 2, 5], 6, "descending") == [4, 3, 1]
 
 
-def test_importance_of_a_layer_is_how_far_it_turns_its_input():
-    x = torch.randn(2, 3, 8)
-    assert layer_importance(x, 3 * x).item() == pytest.approx(0, abs=1e-6)
-    assert layer_importance(x, -x).item() == pytest.approx(2)
-    turned = torch.stack([-x[..., 1], x[..., 0]], dim=-1)
-    assert layer_importance(x[..., :2], turned).item() == pytest.approx(1)
-
-
 def test_layers_go_at_once_or_some_at_each_interval():
-    at_once = [removed_by(step, 5, 3, None, 1) for step in range(5)]
-    assert at_once == [0, 0, 0, 5, 5]
-    gradual = [removed_by(step, 5, 3, 2, 4) for step in range(13)]
-    assert gradual == [0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 5, 5]
-    assert removed_by(3, 5, 3, 2, 0) == 5
+    def closed(steps, **settings):
+        settings = LayerChopConfig(warm_steps="3ba", **settings)
+        return [removed_by(settings, 5, step) for step in range(steps)]
+
+    assert closed(5) == [0, 0, 0, 5, 5]
+    assert closed(13, layers_per_cut=2, interval="4ba") == [0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 5, 5]
+    assert closed(5, layers_per_cut=2, interval="0ba") == [0, 0, 0, 5, 5]
 
 
 @pytest.mark.parametrize(
@@ -82,9 +74,10 @@ def test_a_list_of_layers_may_be_in_any_order():
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({}, "neither n_layers nor keep"),
+        ({}, "Neither model.layerchop.n_layers nor model.layerchop.keep"),
         ({"n_layers": 6}, "6 of 6 layers: nothing would be removed"),
         ({"n_layers": 9}, "9 of 6 layers"),
+        ({"n_layers": 1}, "n_layers is 1; the first and the last layer always stay"),
         ({"keep": [1, 2, 5]}, "leaves out layer 0, the first"),
         ({"keep": [0, 2, 3]}, "leaves out layer 5, the last"),
         ({"keep": [0, 6]}, "has 6; the 6 layers are counted from 0 to 5"),
@@ -92,9 +85,9 @@ def test_a_list_of_layers_may_be_in_any_order():
         ({"keep": [*range(6)]}, "lists all 6 layers"),
         ({"keep": [0, 5], "n_layers": 3}, "n_layers is 3, but model.layerchop.keep lists 2"),
         ({"keep": [0, 5], "scheme": "input"}, "leave model.layerchop.scheme out"),
-        ({"n_layers": 3, "scheme": "importance"}, "set model.layerchop.scores"),
+        ({"n_layers": 3, "scheme": "importance"}, "give model.layerchop.scores"),
         ({"n_layers": 3, "order": "importance"}, "order is importance, which is read from a file"),
-        ({"n_layers": 3, "scores": "x.safetensors"}, "only scheme=importance and order=importance read it"),
+        ({"n_layers": 3, "scores": "x.safetensors"}, "nothing here goes by importance"),
     ],
 )
 def test_impossible_settings_are_rejected_with_what_to_change(settings, problem):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from stepping import TWINS, architecture, model, train
 
 from llmshearing import training
@@ -11,9 +10,10 @@ from llmshearing.commands.prune import prune_checkpoint
 from llmshearing.config import LayerChopConfig, ModelConfig
 from llmshearing.planning.prepared import prepare
 from llmshearing.planning.text import describe
-from llmshearing.pruning import aim_of
+from llmshearing.pruning import aim_of, scores, source_problems
 from llmshearing.pruning.cut import cut
 from llmshearing.pruning.layerchop import LayerChop, layers_to_remove
+from llmshearing.pruning.score_file import Origin, Scores, shape_of, write_scores
 from llmshearing.shapes.families import complete
 from processes import metrics
 from runs import run_config, write_data
@@ -93,7 +93,9 @@ def test_a_run_cuts_and_its_checkpoint_makes_the_target(data, tmp_path):
     early = prune_checkpoint(read_checkpoint(tmp_path / "ep0-ba4-rank0.pt"), {})
     assert early.arch.n_layers == 3
     assert not any(row.reached for row in early.convergence.values())
-    with pytest.raises(ValueError, match=r"n_layers=2 was given, but the layers in .* make 3"):
+    with pytest.raises(
+        ValueError, match=r"'n_layers': 2} was given, but the layers in .* make {'n_layers': 3}"
+    ):
         prune_checkpoint(read_checkpoint(tmp_path / "latest-rank0.pt"), {"n_layers": 2})
 
 
@@ -108,14 +110,21 @@ def test_layers_never_trained_resume(data, tmp_path):
 
 def test_importance_is_read_from_a_file(tmp_path):
     arch = architecture("llama", n_layers=4)
-    save_file({"layer": torch.tensor([0.1, 0.2, 0.7, 0.1])}, tmp_path / "scores.safetensors")
+    by_kind = scores.random(arch, 0) | {"layer": torch.tensor([0.1, 0.2, 0.7, 0.1])}
+    write_scores(
+        tmp_path / "scores.safetensors", Scores(by_kind, Origin("random", shape_of(arch), "abc", {}))
+    )
     settings = LayerChopConfig(n_layers=3, scheme="importance", scores=str(tmp_path / "scores.safetensors"))
     assert layers_to_remove(settings, arch) == [1]
-    with pytest.raises(ValueError, match=r"\[4\] scores of layers; expected 5"):
+    with pytest.raises(ValueError, match=r"belong to a model of a different shape: n_layers 4"):
         layers_to_remove(settings, arch.resized(n_layers=5))
+    config = complete(ModelConfig(layerchop=settings), arch, "twin")
+    weights = model(arch).state_dict()
+    assert "were made from other weights than those of x.pt" in source_problems(config, weights, "x.pt")[0]
     settings.scores = str(tmp_path / "none.safetensors")
-    aim = aim_of(complete(ModelConfig(layerchop=settings), arch, "twin"), arch)
-    assert "none.safetensors has no scores of layers" in aim.problems[0]
+    aim = aim_of(config, arch)
+    assert aim.target.n_layers == 3
+    assert "none.safetensors not found" in aim.problems[0]
 
 
 def test_more_than_one_method_is_rejected(data):

@@ -168,7 +168,7 @@ def test_a_family_that_is_nearly_supported_is_named_as_such(model_type, reason):
         (
             "qwen2 windows",
             {"layer_types": ["full_attention"] * 2},
-            "inconsistent: .*layer_types|layer_types is 2 values",
+            "inconsistent: .*layer|layer_types is 2 values",
         ),
         (
             "qwen2 windows",
