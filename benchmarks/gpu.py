@@ -1,6 +1,10 @@
 """Tokens/s and MFU on one GPU: dense and pruning steps beside transformers', in bf16 at 4,096 tokens.
 
-    python -m benchmarks.gpu [--tiny] [--sequences N] [--steps N]
+    python -m benchmarks.gpu [--check] [--tiny] [--sequences N] [--steps N]
+
+With `--check` it measures no speed: within two minutes it proves that this machine's torch, transformers and
+GPU compute, shard, resume and export as they should (`benchmarks/gpu_check.py`), and writes `gpu_check.json`
+(`gpu_check_tiny_cpu.json` for `--check --tiny` on a CPU).
 
 MFU counts matrix products (`llmshearing.shapes.counts.training_flops`) against the device's peak in bf16.
 Writes `benchmarks/results/gpu.json`; with `--tiny`, which takes 64 tokens, `gpu_tiny_cpu.json` there.
@@ -22,6 +26,7 @@ from typing import Any
 import torch
 from composer.distributed.activation_checkpointing import apply_ac
 
+from benchmarks import gpu_check
 from benchmarks.common import hf_model, positive, write_result
 from benchmarks.steps import finish
 from llmshearing import cli
@@ -152,6 +157,7 @@ def name_of(device: torch.device) -> str:
 
 def main() -> None:
     parser = cli.parser("benchmarks.gpu", __doc__)
+    parser.add_argument("--check", action="store_true", help="prove the machine instead of measuring it")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to prove the path without a GPU")
     parser.add_argument(
         "--sequences", type=positive, default=4, metavar="N", help="sequences of a step (default: 4)"
@@ -162,6 +168,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available() and not arguments.tiny:
         parser.error("no CUDA device; `--tiny` proves the path on the CPU.")
+    if arguments.check:
+        sys.exit(0 if gpu_check.run(arguments.tiny) else 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     length, shapes = (64, TINY) if arguments.tiny else (4096, SHAPES)
     ids = torch.randint(0, VOCABULARY, (arguments.sequences, length), device=device)

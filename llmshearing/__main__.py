@@ -20,7 +20,11 @@ COMMANDS = {
     ),
     "oneshot": (
         "llmshearing.commands.oneshot:oneshot",
-        "a smaller model without training, by scores",
+        "a smaller or sparser model without training, by scores",
+    ),
+    "apply_masks": (
+        "llmshearing.commands.apply_masks:apply_masks",
+        "zeros in a dense model, by a file of masks",
     ),
     "trim_vocabulary": (
         "llmshearing.commands.trim_vocabulary:trim_vocabulary",
@@ -33,6 +37,9 @@ COMMANDS = {
         "llmshearing.commands.reference_loss:main",
         "reference losses of dynamic batch loading",
     ),
+    "evaluate": ("llmshearing.commands.evaluate:main", "what models can do, side by side"),
+    "tune": ("llmshearing.commands.tune:tune", "make a model that follows instructions"),
+    "speed": ("llmshearing.commands.speed:main", "how fast models read and write, side by side"),
     "report": ("llmshearing.report.__main__:main", "write an HTML report of one run or several"),
     "config_reference": (
         "llmshearing.commands.config_reference:main",

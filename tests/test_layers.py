@@ -12,6 +12,7 @@ ROOMS = [
     ["commands"],
     ["training"],
     ["report"],
+    ["evaluation", "tuning"],
     ["planning"],
     ["sharding"],
     ["callbacks"],
@@ -24,7 +25,7 @@ ROOMS = [
     ["config"],
     ["fired"],
     ["cli"],
-    ["files", "progress"],
+    ["files", "progress", "stack"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 # Entry points that lie in the room whose command they are, and what the original's users import from there.

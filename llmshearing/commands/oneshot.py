@@ -15,13 +15,20 @@ from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.opening import Checkpoint, in_pieces
 from llmshearing.checkpoints.weights import shape_in_words
 from llmshearing.commands.plain_models import check_place, read_model, write_model
-from llmshearing.commands.prune import cut_checkpoint
-from llmshearing.config import ModelConfig, TargetConfig
+from llmshearing.commands.prune import cut_checkpoint, masks_beside
+from llmshearing.config import LayerChopConfig, ModelConfig, TargetConfig
+from llmshearing.config.model import SCHEMES
 from llmshearing.config.strict import build
 from llmshearing.data.samples import read_samples
+from llmshearing.models.block_walk import sparse_weights
 from llmshearing.models.calibration import activation_scores, taylor_scores
 from llmshearing.models.decoder import Decoder
+from llmshearing.pruning import nm_scores
+from llmshearing.pruning import patterns as nm
 from llmshearing.pruning import scores as by_score
+from llmshearing.pruning.layerchop import layers_to_remove
+from llmshearing.pruning.mask_file import write_masks
+from llmshearing.pruning.maskllm import masked_shapes, misfits
 from llmshearing.pruning.score_file import (
     Origin,
     Scores,
@@ -33,8 +40,9 @@ from llmshearing.pruning.score_file import (
 )
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_to_hf, complete, target_of
+from llmshearing.shapes.key_map import PREFIX, to_hf
 from llmshearing.shapes.reachable import export_warnings, pruning_problems
-from llmshearing.shapes.units import Gates, drive, needed_kinds
+from llmshearing.shapes.units import KINDS, Gates, drive, needed_kinds
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +57,9 @@ class Task:
         options: `key=value` words that are not sizes, which the method's row names.
         data, samples, length, seed: of the calibration samples, as given.
         scores: file of scores to read or write.
+        scheme: where whole layers are removed.
+        update: change the weights that stay under masks on single weights.
+        dense_inputs: calibrate these masks on the dense model.
     """
 
     method: str
@@ -61,6 +72,9 @@ class Task:
     length: int | None = None
     seed: int = 0
     scores: str | None = None
+    scheme: str | None = None
+    update: bool = False
+    dense_inputs: bool = False
 
     @cached_property
     def calibration(self) -> Tensor:
@@ -105,11 +119,13 @@ class Row:
         options: `key=value` words that it takes beside sizes.
         reads_data: whether it reads calibration data.
         reads_scores: whether it takes a file of scores.
+        reads_scheme: whether it takes a scheme of layers.
     """
 
     options: tuple[str, ...] = field(default=(), kw_only=True)
     reads_data: bool = field(default=False, kw_only=True)
     reads_scores: bool = field(default=False, kw_only=True)
+    reads_scheme: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -121,9 +137,14 @@ class Shape(Row):
 
 @dataclass(frozen=True)
 class Pattern(Row):
-    """A way to a sparse model of the same shape: `weights` by our names, for a pattern such as 2:4."""
+    """A way to a sparse model of the same shape: `prune` gives weights under masks, and masks, by our names.
 
-    weights: Callable[[Task, str], dict[str, Tensor]]
+    Attributes:
+        updates: whether it can change the weights that stay.
+    """
+
+    prune: Callable[[Task, nm.Pattern], dict[str, tuple[Tensor, Tensor]]]
+    updates: bool = field(default=False, kw_only=True)
 
 
 def _by(compute: Callable[[Task], dict[str, Tensor]]) -> Callable[[Task], Gates]:
@@ -134,6 +155,23 @@ def _by(compute: Callable[[Task], dict[str, Tensor]]) -> Callable[[Task], Gates]
         return drive(by_score.kept_units(scores.by_kind, task.source, task.target))
 
     return gates
+
+
+def _whole_layers(task: Task) -> Gates:
+    """Gates that close the layers of a scheme; `importance` is read from the task's file."""
+    if other := [kind for kind in needed_kinds(task.source, task.target) if kind != "layer"]:
+        keys = ", ".join(KINDS[kind].target_key for kind in other)
+        raise ValueError(f"--method layerchop removes layers alone: leave out {keys}.")
+    if task.scheme not in (None, *SCHEMES):
+        near = cli.nearest(task.scheme, SCHEMES) or ";"
+        raise ValueError(f"--scheme is {task.scheme!r}{near} expected one of {', '.join(SCHEMES)}.")
+    settings = LayerChopConfig(task.target.n_layers, task.scheme, scores=task.scores)
+    if task.scores is not None:
+        scores = read_scores(task.scores, task.source)
+        check_weights_of(scores, task.checkpoint.weights, task.scores, task.checkpoint.path)
+    gates = torch.ones(task.source.n_layers)
+    gates[layers_to_remove(settings, task.source, "")] = 0
+    return drive({"layer": gates})
 
 
 SHAPES: dict[str, Shape] = {
@@ -149,10 +187,41 @@ SHAPES: dict[str, Shape] = {
         _by(lambda task: taylor_scores(task.decoder(), task.calibration)), reads_data=True, reads_scores=True
     ),
     "random": Shape(_by(lambda task: by_score.random(task.source, task.seed)), reads_scores=True),
+    "layerchop": Shape(_whole_layers, reads_scores=True, reads_scheme=True),
 }
 """The methods of `--method`; a new one is a row."""
 
-PATTERNS: dict[str, Pattern] = {}
+
+def _by_weight(task: Task, pattern: nm.Pattern) -> dict[str, tuple[Tensor, Tensor]]:
+    """Masks by the weights alone."""
+    shapes = masked_shapes(task.source)
+    names = {f"{PREFIX}{name}.weight" for name in shapes}
+    return {
+        name: nm_scores.prune(weight, task.method, pattern, None)
+        for piece in in_pieces(task.checkpoint)
+        for name, weight in piece.items()
+        if name in names
+    }
+
+
+def _by_inputs(task: Task, pattern: nm.Pattern) -> dict[str, tuple[Tensor, Tensor]]:
+    """Masks by the weights and their inputs."""
+    return sparse_weights(
+        task.decoder(),
+        task.checkpoint.weights,
+        task.calibration,
+        task.method,
+        pattern,
+        task.update,
+        task.dense_inputs,
+    )
+
+
+PATTERNS: dict[str, Pattern] = {
+    "magnitude": Pattern(_by_weight),
+    "wanda": Pattern(_by_inputs, reads_data=True),
+    "sparsegpt": Pattern(_by_inputs, reads_data=True, updates=True),
+}
 """The methods of `--method` with `--pattern`; a new one is a row."""
 
 
@@ -211,14 +280,21 @@ def oneshot(
     length: int | None = None,
     seed: int = 0,
     scores: str | None = None,
+    scheme: str | None = None,
     pattern: str | None = None,
+    update: bool = False,
+    dense_inputs: bool = False,
     sizes: Mapping[str, Any] | None = None,
 ) -> None:
     """Make a smaller model without training: score all units, keep the best of each kind, cut out the others.
 
-    Methods: magnitude (sum of |weight|), activation (mean |activation|), taylor (|weight x gradient|)
-    and random.
+    Methods: magnitude (sum of |weight|), activation (mean |activation|), taylor (|weight x gradient|),
+    random, and layerchop, which removes layers alone, by their place.
     Where data is read, the layers that stay are those that turn the residual stream furthest.
+
+    With --pattern 2:4 the shape stays, and of every 4 neighbouring weights of a row 2 become 0, by magnitude
+    (|weight|), wanda (|weight| x norm of its input) or sparsegpt (the error of the output). The masks are
+    also written beside OUT, as `<name>.masks.npz`.
 
     Example:
 
@@ -234,7 +310,12 @@ def oneshot(
         length: tokens of each sequence (2048, or those of prepared data).
         seed: of the samples, and of the method random (0).
         scores: file of scores: read if it exists, else written, so that another shape takes seconds.
-        pattern: weights to zero in every row, such as 2:4, instead of a smaller shape.
+        scheme: with layerchop: max_gap (the default), input, output, middle, both, or importance, which is
+            read from the file of scores.
+        pattern: N:M, such as 2:4: how many of every M neighbouring weights of a row stay.
+        update: with sparsegpt and a pattern: let the weights that stay make up for those that go.
+        dense_inputs: with a pattern: calibrate every layer on the dense model, not on the pruned layers
+            before it, as for a prior of learned masks.
         sizes: the shape to reach, such as d_model=2048, where it differs; and options of the method.
 
     Raises:
@@ -244,31 +325,64 @@ def oneshot(
     row = _row(method, pattern)
     given = dict(sizes or {})
     options = {key: given.pop(key) for key in row.options if key in given}
-    _check_taken(row, method, given, {"data": data, "samples": samples, "length": length, "scores": scores})
+    _check_taken(
+        row,
+        method,
+        given,
+        {"data": data, "samples": samples, "length": length, "scores": scores, "scheme": scheme},
+    )
+    for name, is_set in {"update": update, "dense_inputs": dense_inputs}.items():
+        if is_set and not _takes(row, name):
+            raise ValueError(f"--{name} is given, but --method {method} does not read it: leave it out.")
     check_place(out, checkpoint_path)
     checkpoint = read_model(checkpoint_path)
     source, config = describe(checkpoint)
     target = target_of(source, build(TargetConfig, given, "target_model"))
     assert target is not None
-    task = Task(method, checkpoint, source, target, options, data, samples, length, seed, scores)
-    weights, smaller = _made(row, task, pattern)
+    task = Task(
+        method,
+        checkpoint,
+        source,
+        target,
+        options,
+        data,
+        samples,
+        length,
+        seed,
+        scores,
+        scheme,
+        update,
+        dense_inputs,
+    )
+    weights, smaller, masks = _made(row, task, pattern)
     for word, arch in (("before", source), ("after", smaller)):
         cli.say(f"{word:<7} {shape_in_words(arch)}")
     write_model(out, weights, smaller, architecture_to_hf(smaller, config), checkpoint)
+    if masks:
+        write_masks(masks_beside(Path(out)), masks)
+        cli.say(f"saved   {masks_beside(Path(out))}")
 
 
-def _made(row: Row, task: Task, pattern: str | None) -> tuple[dict[str, Tensor], Architecture]:
-    """The weights that a method makes, and their architecture."""
+def _made(
+    row: Row, task: Task, pattern: str | None
+) -> tuple[dict[str, Tensor], Architecture, dict[str, Tensor]]:
+    """The weights that a method makes, their architecture, and bits of the masks on them by HF name."""
     if isinstance(row, Pattern):
-        assert pattern is not None
-        return row.weights(task, pattern), task.source
+        parsed = nm.parse(str(pattern), "--pattern")
+        if problems := misfits(parsed, task.source):
+            raise ValueError("\n".join(problems))
+        pruned = row.prune(task, parsed)
+        weights = task.checkpoint.weights | {name: weight for name, (weight, _) in pruned.items()}
+        family = task.source.family
+        masks = {to_hf(name, family): nm.pack(mask) for name, (_, mask) in pruned.items()}
+        return weights, task.source, masks
     assert isinstance(row, Shape)
     source, target = task.source, task.target
     if problems := pruning_problems(source, target, needed_kinds(source, target), "oneshot"):
         raise ValueError("\n".join(problems))
     for warning in export_warnings(target):
         logger.warning("%s", warning)
-    return cut_checkpoint(task.checkpoint, row.gates(task), source, target)
+    return *cut_checkpoint(task.checkpoint, row.gates(task), source, target), {}
 
 
 def _row(method: str, pattern: str | None) -> Row:
@@ -282,6 +396,10 @@ def _row(method: str, pattern: str | None) -> Row:
     return rows[method]
 
 
+def _takes(row: Row, flag: str) -> bool:
+    return isinstance(row, Pattern) and (row.updates if flag == "update" else row.reads_data)
+
+
 def _check_taken(row: Row, method: str, given: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
     """Reject arguments that the method does not read.
 
@@ -292,6 +410,7 @@ def _check_taken(row: Row, method: str, given: Mapping[str, Any], arguments: Map
         raise ValueError(f"--pattern keeps the shape of the model: leave out {', '.join(given)}.")
     ignored = [] if row.reads_data else ["data", "samples", "length"]
     ignored += [] if row.reads_scores else ["scores"]
+    ignored += [] if row.reads_scheme else ["scheme"]
     for name in ignored:
         if arguments[name] is not None:
             raise ValueError(f"--{name} is given, but --method {method} does not read it: leave it out.")

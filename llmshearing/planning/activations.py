@@ -43,7 +43,9 @@ def saved_bytes(arch: Architecture, weights: torch.dtype, compute: torch.dtype, 
 def _kept(arch: Architecture, tokens: int, weights: torch.dtype, compute: torch.dtype, masked: bool) -> int:
     """Bytes that a forward pass over `tokens` tokens keeps."""
     with FakeTensorMode():
-        block = Block(arch, "sdpa").to(weights)
+        block = Block(arch, "sdpa")
+        for parameter in block.parameters():  # Module.to cannot exchange tensors without storage
+            parameter.data = parameter.data.to(weights)
         own = {parameter.untyped_storage()._cdata for parameter in block.parameters()}
         kept: dict[int, torch.UntypedStorage] = {}  # holding them keeps their addresses from being reused
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
 
 from llmshearing.config import ModelConfig, TargetConfig
@@ -197,11 +198,17 @@ def size_keys(family: str) -> list[str]:
 
 
 def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """`hf` with the defaults of transformers for missing keys, except those of rotary embeddings."""
-    asked = {key: value for key, value in hf.items() if key not in _ROPE_KEYS}
+    """`hf` with the defaults of transformers for missing keys, except those of rotary embeddings.
+
+    Token ids are not asked about: nothing here depends on them, and versions differ in what they accept.
+    """
+    asked = {k: v for k, v in hf.items() if k not in _ROPE_KEYS and not k.endswith("_token_id")}
+    given, heads, size = dict(asked), hf.get("num_attention_heads"), hf.get("head_dim")
+    if "hidden_size" in asked and isinstance(heads, int) and isinstance(size, int):
+        given["hidden_size"] = heads * size  # transformers 5 rejects a width that the heads do not divide
     try:
-        return CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(asked)).to_dict()
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        return CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(given)).to_dict() | asked
+    except (KeyError, TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
         raise ValueError(f"The HF config is inconsistent: {error}") from error
 
 

@@ -1,5 +1,6 @@
 """`llmshearing oneshot`: exactly the named shape, computing what the masked model does, or nothing at all."""
 
+import copy
 import json
 
 import pytest
@@ -37,7 +38,7 @@ def arguments(method, data):
     return {"method": method, **({"data": data, **READING} if SHAPES[method].reads_data else {})}
 
 
-@pytest.mark.parametrize("method", SHAPES)
+@pytest.mark.parametrize("method", [name for name in SHAPES if name != "layerchop"])
 @pytest.mark.parametrize("name", [names[0] for names in BY_FAMILY.values()] + ["llama grouped", "llama tied"])
 def test_the_result_has_the_named_shape_and_equals_the_masked_model(tmp_path, data, name, method):
     hf = save(make(CONFIGS[name]), tmp_path / "hf")
@@ -102,12 +103,15 @@ def test_scores_of_another_model_shape_or_making_are_refused(tmp_path, data, cap
         ({"method": "magnitud"}, "did you mean magnitude"),
         ({"method": "magnitude", "data": "x"}, "--data is given, but --method magnitude does not read it"),
         ({"method": "activation"}, "reads calibration data: give --data"),
-        ({"method": "magnitude", "pattern": "2:4"}, "expected one of with --pattern"),
+        ({"method": "random", "pattern": "2:4"}, "expected one of with --pattern"),
         ({"method": "magnitude", "sizes": {"d_modl": 16}}, "d_model"),
         ({"method": "magnitude", "sizes": {"d_model": 64}}, "more than the source's 32"),
         ({"method": "magnitude", "sizes": {}}, "nothing would be pruned"),
         ({"method": "magnitude", "sizes": {"n_heads": 3}}, "which 2 KV heads do not divide"),
         ({"method": "magnitude", "out": "full"}, "exists and is not empty"),
+        ({"method": "magnitude", "scheme": "input"}, "--scheme is given, but --method magnitude does not"),
+        ({"method": "layerchop"}, "layerchop removes layers alone: leave out d_model"),
+        ({"method": "layerchop", "sizes": {"n_layers": 1}}, "n_layers is 1; the first and the last layer"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, given, match):
@@ -125,3 +129,29 @@ def test_masks_that_are_not_applied_are_refused(tmp_path):
     masked = masked_checkpoint(tmp_path / "m.pt", "llama", d_model=16)
     with pytest.raises(ValueError, match="`llmshearing prune"):
         oneshot(masked, tmp_path / "out", method="magnitude", sizes={"d_model": 16})
+
+
+def test_whole_layers_by_a_scheme_or_by_importance(tmp_path, data):
+    config = copy.deepcopy(CONFIGS["llama grouped"])
+    config.num_hidden_layers = 5
+    hf, kept = save(make(config), tmp_path / "hf"), str(tmp_path / "kept")
+    oneshot(hf, tmp_path / "a", **arguments("activation", data), scores=kept, sizes={"n_layers": 3})
+    oneshot(hf, tmp_path / "b", method="layerchop", scheme="importance", scores=kept, sizes={"n_layers": 3})
+    words = ["--method", "layerchop", "--scheme", "input", "n_layers=3"]
+    assert status(["llmshearing", "oneshot", str(hf), str(tmp_path / "c"), *words]) == 0
+    source = read_checkpoint(hf).weights
+    last = "model.transformer.blocks.{}.mlp.up_proj.weight"
+    for name, layers in (("b", None), ("c", [0, 3, 4])):
+        found = read_checkpoint(tmp_path / name).weights
+        stay = [
+            next(i for i in range(5) if torch.equal(source[last.format(i)], found[last.format(j)]))
+            for j in range(3)
+        ]
+        assert stay == layers or (layers is None and stay[0] == 0 and stay[-1] == 4)
+    for given, match in (
+        ({"scheme": "importance"}, "scheme is importance, which is read from a file: give scores"),
+        ({"scores": kept}, "scores is given, but nothing here goes by importance"),
+        ({"scheme": "inptu"}, "did you mean input"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            oneshot(hf, tmp_path / "d", method="layerchop", sizes={"n_layers": 3}, **given)

@@ -68,7 +68,7 @@ def test_shapes_say_what_is_kept_with_and_without_embeddings(run: Run) -> None:
 
 
 def test_masks_say_what_they_are_asked_and_what_they_do(run: Run) -> None:
-    assert rows(figures.masks_table(run)) == [
+    assert rows(figures.removed_table(run)) == [
         ["head", "8", "4", "50.0%", "25.0%", "25.0 points off"],
         ["layer", "4", "3", "25.0%", "25.5%", "reached"],
     ]
