@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common import median_ratio, paired_seconds, positive, write_result
 from llmshearing import cli
-from llmshearing.config import ModelConfig
+from llmshearing.config import as_model_config
 from llmshearing.models.calibration import activation_scores, batches, taylor_scores
 from llmshearing.models.decoder import Decoder
 from llmshearing.shapes.units import Gates
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=5, help="pairs (5)")
     args = parser.parse_args()
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    config = ModelConfig(**SIZES, n_layers=args.layers, max_seq_len=args.length)
+    config = as_model_config({**SIZES, "n_layers": args.layers, "max_seq_len": args.length})
     decoder = Decoder(config).to(device, dtype).eval()
     ids_NS = torch.randint(0, SIZES["vocab_size"], (args.samples, args.length))
 
