@@ -33,8 +33,20 @@ NOT_RUN = {
     "llmshearing family_table docs/models.md": "run by tests/commands/test_family_table.py",
     "export MODEL=models/llama2-7b.pt DATA=data/mds TARGET=1.3b": "README sets the same before its scripts",
     "export MODEL=runs/llama2_7b_pruning_1.3b/pruned-latest-rank0.pt DATA=data/mds TARGET=1.3b": "so it does",
+    "llmshearing trim_vocabulary models/Llama-2-7b-hf models/trimmed --data text/wiki --keep 24000": "the "
+    "tokenizer here has a token a word; run by tests/commands/test_trim_vocabulary.py",
     "bash scripts/pruning.sh": "README runs it",
     "bash scripts/continue_pretraining.sh": "README runs it",
+    "llmshearing evaluate --fetch": "downloads; run by tests/evaluation/test_battery.py",
+    "llmshearing evaluate --fetch --archives FOLDER": "run by tests/evaluation/test_battery.py",
+    "llmshearing evaluate models/source models/pruned --suite offline --limit 200": "run by "
+    "tests/evaluation/test_evaluate.py",
+    "MODEL=models/pruned DATA=sharegpt.json OUT=models/chat bash scripts/instruction_tuning.sh "
+    "template=sheared": "the next line does the same",
+    "llmshearing tune models/pruned models/chat-2 --data sharegpt.json template=sheared epochs=2": "run by "
+    "tests/tuning/test_tune.py",
+    "EXTRAS=eval bash scripts/setup.sh": "installs",
+    "EXTRAS=tune bash scripts/setup.sh": "installs",
 }
 RUNS = "runs/llama2_7b_pruning_1.3b runs/llama2_1.3b_continued"
 OLD = "python -m llmshearing.utils"
@@ -49,7 +61,15 @@ DRY_RUN = "DRY_RUN=1 bash scripts/pruning.sh"
 SETTINGS = "MODEL=models/llama2-7b.pt DATA=data/mds TARGET=1.3b"
 SLURM = f"LAUNCHER=slurm NODES=2 {SETTINGS} bash scripts/pruning.sh"
 MERGE = "--input_dir data/eval --output_dir data --output_split eval_two --split_names"
+ONE_SHOT = (
+    "llmshearing oneshot models/Llama-2-7b-hf models/small --method activation --data text/wiki "
+    "--scores activation.safetensors "
+)
 INSTEAD = {
+    f"{ONE_SHOT}d_model=2048 n_heads=16 n_layers=24 intermediate_size=5504": f"{ONE_SHOT}d_model=16 "
+    "n_heads=2 n_layers=2 intermediate_size=24 --length 64 --samples 8",
+    "llmshearing shapes models/Llama-2-7b-hf --parameters 1.3B": "llmshearing shapes models/Llama-2-7b-hf "
+    "--parameters 45000 --multiple 8",
     # A step takes long enough.
     **{
         f"composer train.py {name}.yaml": f"composer train.py {name}.yaml {SMALL_RUN}"
@@ -61,6 +81,11 @@ INSTEAD = {
     # The page has its settings exported, and its run begins after this.
     DRY_RUN: f"{SETTINGS} SAVE_FOLDER=runs/later {DRY_RUN} | grep 'composer train.py configs'",
     SLURM: f"{SLURM} | grep 'Submitted --job-name llama2_7b_pruning_1.3b --nodes 2'",
+    # The stand-ins have other names, and one measurement is enough.
+    "llmshearing evaluate models/source models/pruned --suite perplexity --data data/mds": "llmshearing "
+    "evaluate models/Llama-2-7b-hf models/sheared-1.3b --suite perplexity --data data/mds --limit 1",
+    "llmshearing speed models/source models/pruned --batch 1,8 --context 512": "llmshearing speed "
+    "models/Llama-2-7b-hf models/sheared-1.3b --context 16 --new 2 --rounds 1",
     # Forms, with words to be filled in.
     "composer train.py CONFIG.yaml key=value ...": f"composer train.py configs/llama2/1.3b.yaml {SMALL_RUN}",
     "llmshearing report RUN...": f"llmshearing report {RUNS}",
@@ -140,9 +165,11 @@ def test_five_steps(place: Path) -> None:
         ("recipe.md", "report.html"),
         ("troubleshooting.md", "runs/prune/pruned-latest-rank0.pt"),
         ("models.md", "models/cut/config.json"),
+        ("one-shot.md", "models/small/config.json"),
         ("data.md", "data/eval_code/index.json"),
         ("coming-from-the-original.md", "models/as-there/config.json"),
         ("configuration.md", "configs/llama2/7b.yaml"),
+        ("evaluation.md", "evaluation/speed.json"),
     ],
 )
 def test_page(page: str, makes: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -162,7 +189,7 @@ def test_every_command_is_documented() -> None:
     """Pages with commands are those above; what is listed here is on a page."""
     written = {page.name: {*blocks(page), *mentions(page)} for page in PAGES}
     tried = {"README.md", "recipe.md", "troubleshooting.md", "models.md", "coming-from-the-original.md"}
-    tried |= {"configuration.md", "data.md"}
+    tried |= {"configuration.md", "data.md", "evaluation.md"}
     assert not [name for name in written if name not in tried and to_run(name)]
     everything = set().union(*written.values())
     assert not [command for command in (*NOT_RUN, *INSTEAD) if command not in everything]

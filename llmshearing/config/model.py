@@ -40,6 +40,12 @@ class L0Config:
         None,
         "Masks: head, kv_head, head_layer, intermediate, mlp, layer, hidden; default: those of the target.",
     )
+    constraint: str = key(
+        "lagrangian",
+        "`lagrangian`: multipliers push expected sparsities to their targets (released code); `projection`: "
+        "after every step each row's log-alphas are shifted until its expected sparsity is the target.",
+        choices=("lagrangian", "projection"),
+    )
     lagrangian_warmup_steps: str = key(
         "0ba",
         "How long targets rise from `start_sparsity`, such as 640ba.",
@@ -79,7 +85,9 @@ class LayerChopConfig:
         None, "The layers that stay, counted from 0, instead of a `scheme`.", distinct=True
     )
     scores: str | None = key(
-        None, "For `importance`: file of scores, as `llmshearing oneshot --scores` writes one."
+        None,
+        "For `importance`: file of scores, as `llmshearing oneshot --scores` writes one.",
+        resume=FREE,
     )
     warm_steps: str = key("500ba", "Training before the first layer goes.", units=_DURATIONS, bare=True)
     layers_per_cut: int | None = key(None, "Layers that go at once; default: all.", least=1)

@@ -4,7 +4,7 @@ B batch, S sequence, D hidden, L layers, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from llmshearing.models.loss import CrossEntropy, Term, linear_loss, shift_label
 from llmshearing.models.rope import rope_tables
 from llmshearing.pruning import Method, build_method
 from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.counts import training_flops
 from llmshearing.shapes.executed import EVERYTHING, Executed, executed_units
 from llmshearing.shapes.families import architecture_of
 from llmshearing.shapes.units import Gates, LayerGates, weight_table
@@ -56,6 +57,14 @@ class Block(nn.Module):
 
     def _add(self, x_BSD: Tensor, contribution: Tensor) -> Tensor:
         return x_BSD + (contribution if self.multiplier == 1 else contribution * self.multiplier)
+
+
+class Counted(NamedTuple):
+    """What the microbatches of a training step have executed so far."""
+
+    step: int
+    sequences: int = 0
+    flops: int = 0
 
 
 class Decoder(nn.Module):
@@ -90,6 +99,7 @@ class Decoder(nn.Module):
             self.add_module(method.section, method)
             method.attach(self)
         self._rope: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._counted = Counted(0)
         if device != "meta":
             self.transformer.apply(self.param_init_fn)
 
@@ -164,6 +174,8 @@ class Decoder(nn.Module):
             gates = self.method.gates() if given is None else given
         gates = Gates() if gates is None else gates
         executed = self._executed(gates, given)
+        if self.training and self.method is not None:
+            self._count(executed, *input_ids.shape)
         hidden = self.hidden_states(input_ids, gates, executed)
         if self.method is not None and with_term:
             term = self.method.term(step)
@@ -223,6 +235,22 @@ class Decoder(nn.Module):
         if given is not None and torch.is_grad_enabled() and any(g.requires_grad for g in given.values()):
             return EVERYTHING
         return executed_units(gates, self.arch)
+
+    def training_flops(self, sequences: int, length: int) -> float:
+        """Floating point operations of a training step over `sequences` of `length` tokens.
+
+        While pruning, of the units that the microbatches of the step last begun really executed.
+        """
+        counted = self._counted
+        if self.method is None or not counted.sequences:
+            return training_flops(self.arch, sequences, length)
+        return counted.flops * sequences / counted.sequences
+
+    def _count(self, executed: Executed, sequences: int, length: int) -> None:
+        assert self.method is not None
+        before = self._counted if self._counted.step == self.method.step else Counted(self.method.step)
+        flops = training_flops(self.arch, sequences, length, executed)
+        self._counted = Counted(before.step, before.sequences + sequences, before.flops + flops)
 
     def _rope_tables(self, layer: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin for this layer and length, kept until the length, device or type changes."""

@@ -106,7 +106,7 @@ def test_scores_of_another_model_shape_or_making_are_refused(tmp_path, data, cap
         ({"method": "magnitud"}, "did you mean magnitude"),
         ({"method": "magnitude", "data": "x"}, "--data is given, but --method magnitude does not read it"),
         ({"method": "activation"}, "reads calibration data: give --data"),
-        ({"method": "activation", "pattern": "2:4"}, "expected one of with --pattern"),
+        ({"method": "random", "pattern": "2:4"}, "expected one of with --pattern"),
         ({"method": "magnitude", "sizes": {"d_modl": 16}}, "d_model"),
         ({"method": "magnitude", "sizes": {"d_model": 64}}, "more than the source's 32"),
         ({"method": "magnitude", "sizes": {}}, "nothing would be pruned"),
