@@ -148,8 +148,8 @@ def _recomputes(prepared: Prepared) -> bool:
     return fsdp is not None and fsdp.activation_checkpointing
 
 
-def describe_fit(prepared: Prepared, devices: Sequence[int], name: str, gib: float | None) -> list[str]:
-    """On how many devices the run does not fit, if any, and which part of that is the teacher's.
+def describe_fit(prepared: Prepared, count: int, name: str, gib: float | None) -> list[str]:
+    """A warning where the run does not fit on so many devices, and which part of that is the teacher's.
 
     Args:
         name: what a device is called.
@@ -157,23 +157,18 @@ def describe_fit(prepared: Prepared, devices: Sequence[int], name: str, gib: flo
     """
     if prepared.source is None or gib is None:
         return []
-    needed = {count: estimates.memory(prepared, count) for count in devices}
-    totals = {
-        count: m.total(_recomputes(prepared)) / _GIB + estimates.DRIVER_GIB for count, m in needed.items()
-    }
-    lacking = [count for count, total in totals.items() if total > gib]
-    if not lacking:
+    memory = estimates.memory(prepared, count)
+    needed = memory.total(_recomputes(prepared)) / _GIB + estimates.DRIVER_GIB
+    if needed <= gib:
         return []
-    most = lacking[-1]
-    counted = f"{most} devices or fewer" if most > 1 else "1 device"
-    taught = needed[most].teacher / _GIB
+    taught = memory.teacher / _GIB
     share = f" ({taught:.1f} of them for the teacher)" if taught else ""
     ways = ["more devices", "a smaller device_train_microbatch_size"]
     ways += [] if _recomputes(prepared) else ["fsdp_config.activation_checkpointing"]
     ways += ["a smaller teacher"] if taught else []
     return [
-        f"By this estimate the run does not fit on {counted}: each needs {totals[most]:.1f} GiB{share}, and "
-        f"{name} has {gib:.0f}. Use {', '.join(ways[:-1])} or {ways[-1]}."
+        f"By this estimate the run does not fit on {count} device{'s' if count > 1 else ''}: each needs "
+        f"{needed:.1f} GiB{share}, and {name} has {gib:.0f}. Use {', '.join(ways[:-1])} or {ways[-1]}."
     ]
 
 

@@ -21,18 +21,19 @@ from llmshearing.shapes.units import (
     gate_around,
     heads_by_group,
     is_grouped,
+    is_in_layer,
     owners,
     owns,
-    weight_shapes,
     weight_table,
 )
 
 
 def parameters(arch: Architecture) -> int:
     """Parameters of a decoder, embeddings included."""
-    outside = sum(math.prod(shape) for _, shape in weight_shapes(arch.resized(n_layers=1)))
-    twice = sum(math.prod(shape) for _, shape in weight_shapes(arch.resized(n_layers=2)))
-    return outside + (arch.n_layers - 1) * (twice - outside)
+    return sum(
+        (_size(weight) + weight.bias * weight.rows.size) * (arch.n_layers if is_in_layer(part) else 1)
+        for part, weight in weight_table(arch).items()
+    )
 
 
 def embedding_parameters(arch: Architecture) -> int:

@@ -85,6 +85,33 @@ def test_the_ids_are_those_of_transformers_where_its_configuration_changes_the_t
     assert list(ids)[:3] == [0, 4, 1]  # no space before the first, a token of the configuration alone
 
 
+@pytest.mark.parametrize(
+    ("tokenizer_class", "text", "expected"),
+    [
+        # Digits one by one: SmolLM2's rule. transformers 5 takes the class's rules, without digits.
+        ("GPT2Tokenizer", "a 12", [0, 2, 3, 4]),
+        # What transformers 5 calls the class without rules of its own.
+        ("TokenizersBackend", "a 12<|im_start|>", [0, 2, 3, 4, 6]),
+    ],
+)
+def test_ids_are_those_of_tokenizer_json_whatever_the_class(tmp_path, tokenizer_class, text, expected):
+    vocabulary = {"a": 0, "b": 1, "\u0120": 2, "1": 3, "2": 4, "12": 5}
+    loaded = Tokenizer(models.BPE(vocabulary, [("1", "2")]))
+    loaded.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    loaded.add_special_tokens(["<|im_start|>"])
+    loaded.save(str(tmp_path / "tokenizer.json"))
+    # As transformers 5 writes it, where 4 expects a mapping.
+    config = {"tokenizer_class": tokenizer_class, "backend": "tokenizers", "eos_token": "b"}
+    config["extra_special_tokens"] = ["<|im_start|>"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = load_tokenizer(str(tmp_path))
+    (ids,) = ours.encode([text])
+    assert list(ids) == expected
+    assert ours.suffix == (1,)
+
+
 def test_a_folder_without_a_tokenizer_class_has_none_whatever_its_name(tmp_path):
     """transformers would take it for one of GPT-NeoX, MPT's, which has an EOS, because of its name."""
     folder = tmp_path / "empty"
