@@ -55,7 +55,7 @@ class _MaskedLinear(torch.autograd.Function):
         wants_x, wants_weight, wants_rows, wants_columns, _ = ctx.needs_input_grad
         grad = grads[0]
         found: list[Tensor | None] = [None] * 5
-        part = gather(weight, *executed) if wants_x or wants_rows or wants_columns else None
+        part = gather(weight, *executed)
         if wants_x:
             found[0] = (grad @ _scaled(part, rows, columns, grad.dtype)).to(ctx.x_dtype)
         if not (wants_weight or wants_rows or wants_columns):
