@@ -11,11 +11,24 @@ COMMANDS = {
     "inspect": ("llmshearing.data.inspect:main", "show what a folder of prepared data holds"),
     "merge": ("llmshearing.data.merge_data:merge_data", "merge folders of prepared data into one"),
     "convert": ("llmshearing.commands.convert:save_hf_to_composer", "HF model to a Composer checkpoint"),
+    "shapes": ("llmshearing.commands.shapes:shapes", "shapes that meet a budget of size, memory or speed"),
     "plan": ("llmshearing.commands.plan:main", "what a run needs and every problem, before it starts"),
     "train": ("llmshearing.commands.train:main", "prune or train as a YAML file says"),
     "prune": (
         "llmshearing.commands.prune:prune_and_save_model",
         "cut a pruning run's checkpoint to its target",
+    ),
+    "oneshot": (
+        "llmshearing.commands.oneshot:oneshot",
+        "a smaller or sparser model without training, by scores",
+    ),
+    "apply_masks": (
+        "llmshearing.commands.apply_masks:apply_masks",
+        "zeros in a dense model, by a file of masks",
+    ),
+    "trim_vocabulary": (
+        "llmshearing.commands.trim_vocabulary:trim_vocabulary",
+        "a smaller vocabulary, by the tokens that a text uses",
     ),
     "export": ("llmshearing.commands.convert:save_composer_to_hf", "Composer checkpoint to an HF folder"),
     "compare": ("llmshearing.commands.compare:compare", "whether a checkpoint equals an HF model"),
@@ -24,6 +37,9 @@ COMMANDS = {
         "llmshearing.commands.reference_loss:main",
         "reference losses of dynamic batch loading",
     ),
+    "evaluate": ("llmshearing.commands.evaluate:main", "what models can do, side by side"),
+    "tune": ("llmshearing.commands.tune:tune", "make a model that follows instructions"),
+    "speed": ("llmshearing.commands.speed:main", "how fast models read and write, side by side"),
     "report": ("llmshearing.report.__main__:main", "write an HTML report of one run or several"),
     "config_reference": (
         "llmshearing.commands.config_reference:main",

@@ -107,10 +107,10 @@ def called_as(otherwise: str) -> str:
     return sys.argv[0] if sys.argv[0].startswith("llmshearing ") else otherwise
 
 
-def nearest(word: str, known: Iterable[str], dashes: str = "") -> str:
-    """`; did you mean X?` for the word of `known` most like `word`, or nothing."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {dashes}{match[0]}?" if match else ""
+def nearest(word: str, known: Iterable[str], before: str = "") -> str:
+    """`; did you mean X?` for the word of `known` most like `word`, after `before`; or nothing."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {before}{match[0]}?" if match else ""
 
 
 def say(text: str = "") -> None:

@@ -78,16 +78,21 @@ def replacing_folder(path: Path, marker: str | None = None) -> Iterator[Path]:
             raise
 
 
-def save_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> None:
+def save_tensors(
+    tensors: Mapping[str, "Tensor"], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file that others may read as they may read any new file.
 
     By default, the library makes files that only their owner can read.
+
+    Args:
+        metadata: texts to store with the tensors.
     """
     from safetensors.torch import save_file  # imports torch, which the report does not need
 
     path.touch()
     mode = path.stat().st_mode
-    save_file(dict(tensors), path, metadata={"format": "pt"})
+    save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
     path.chmod(mode)
 
 

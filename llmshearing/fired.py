@@ -112,6 +112,8 @@ def _unambiguous(command: Command, words: Sequence[str]) -> list[str]:
         meaning = meanings.get(name)
         found = [value] if equals else []
         while rest and not _is_name(rest[0]) and (meaning is Sequence or not (found or meaning is bool)):
+            if meaning is Sequence and pairs and _PAIR.match(rest[0]):
+                break
             found.append(rest.pop(0))
         if not found and meaning is not bool:
             raise ValueError(f"{word} needs a value")

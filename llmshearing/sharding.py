@@ -16,12 +16,13 @@ from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.fsdp.wrap import CustomPolicy
 from torch.distributed.tensor import Replicate, distribute_tensor
 
 from llmshearing.config import FsdpConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.models.decoder import Decoder
 from llmshearing.stack import sums_gradients
 
 _RESHARD_AFTER_FORWARD = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
@@ -38,6 +39,8 @@ def parallelize(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) ->
             fsdp.activation_cpu_offload,
             model.model.activation_checkpointing_fn,
         )
+    if (method := model.model.method) is not None:
+        method.after_sharding(model.model)
 
 
 def shard(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
@@ -46,7 +49,7 @@ def shard(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
     Parameters on the meta device are given memory, not values, on the device of this process.
     """
     decoder = model.model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     kept_whole = _replicate(decoder.method, mesh) if decoder.method is not None else set()
 
@@ -67,6 +70,25 @@ def shard(model: ComposerMosaicLlama, fsdp: FsdpConfig, precision: str) -> None:
         _average_gradients(model)
 
 
+def shard_frozen(decoder: Decoder) -> None:
+    """Shard a decoder that is not trained over all processes, in place; on one it stays whole.
+
+    Blocks, head and the rest are units; `hidden_states` gathers what it needs, and the head's weight is
+    gathered by who uses it. Parameters on the meta device stay there.
+    """
+    if dist.get_world_size() == 1:
+        return
+    mesh = init_device_mesh(_device(), (dist.get_world_size(),))
+    head = [] if decoder.arch.tie_embeddings else [decoder.head]
+    for module in (*decoder.transformer["blocks"], *head, decoder):  # type: ignore[misc]
+        fully_shard(module, mesh=mesh)
+    register_fsdp_forward_method(decoder, "hidden_states")
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _composer_config(fsdp: FsdpConfig, mesh: DeviceMesh) -> FSDP2Config:
     return FSDP2Config(
         device_mesh=mesh,
@@ -79,7 +101,7 @@ def _composer_config(fsdp: FsdpConfig, mesh: DeviceMesh) -> FSDP2Config:
 
 
 def _replicate(module: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
-    """Make every parameter of `module` a replicated DTensor with rank 0's values; return them.
+    """Make every parameter of `module` a replicated DTensor with rank 0's values; return them. Move buffers.
 
     As DTensors they go through gradient clipping, optimizer and checkpoints together with the sharded ones.
     """
@@ -87,6 +109,8 @@ def _replicate(module: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
         for name, parameter in list(inner.named_parameters(recurse=False)):
             whole = distribute_tensor(parameter.detach(), mesh, [Replicate()])
             inner.register_parameter(name, nn.Parameter(whole, parameter.requires_grad))
+        for name, buffer in list(inner.named_buffers(recurse=False)):
+            setattr(inner, name, buffer.to(mesh.device_type))
     return set(module.parameters())
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from llmshearing.callbacks.signals import StopOnSignal
 from llmshearing.callbacks.step_numbers import StepNumbers
 from llmshearing.callbacks.watchdog import Watchdog
 from llmshearing.checkpoints import run_folder
+from llmshearing.checkpoints.weights import weights_sha256
 from llmshearing.checkpoints.writing import load_weights
 from llmshearing.config import Config, FsdpConfig
 from llmshearing.config.writing import to_yaml
@@ -47,11 +49,14 @@ from llmshearing.datasets.load_text_dataloader import evaluation_loader, trainin
 from llmshearing.datasets.ranks import current_ranks
 from llmshearing.files import occupied, replacing
 from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.models.distillation import Teacher, held_in
 from llmshearing.models.model_registry import model_class
 from llmshearing.planning.prepared import Prepared, prepare
-from llmshearing.planning.text import describe
+from llmshearing.planning.sizes import planned_steps
+from llmshearing.planning.teacher import OpenedTeacher
+from llmshearing.planning.text import describe, describe_fit
 from llmshearing.report import write_report
-from llmshearing.sharding import parallelize
+from llmshearing.sharding import parallelize, shard_frozen
 from llmshearing.stack import complete_composer
 
 logger = logging.getLogger(__name__)
@@ -135,7 +140,7 @@ def prepare_run(config: Config) -> Prepared:
         raise ValueError("\n".join(problems))
     if dist.get_global_rank() == 0:
         logger.info("Before the first step:\n%s", describe(prepared, [prepared.devices]))
-        for warning in prepared.warnings:
+        for warning in [*prepared.warnings, *_tight_memory(prepared)]:
             logger.warning(warning)
     return prepared
 
@@ -183,8 +188,31 @@ def build_model(prepared: Prepared) -> ComposerMosaicLlama:
     parallelize(model, _fsdp(config), config.precision)
     if checkpoint is not None:
         load_weights(model, checkpoint)
+    if model.model.method is not None:
+        model.model.method.initialize(config.seed, checkpoint.weights.keys() if checkpoint else ())
     model.return_logits = False
+    if config.distillation is not None:
+        model.ce_weight = config.distillation.ce_weight
+        model.teacher = build_teacher(prepared)
     return model
+
+
+def build_teacher(prepared: Prepared) -> Teacher | None:
+    """The frozen teacher with its weights on this process's device, sharded where there are several.
+
+    It is held in the type that the run computes in: on CUDA bf16 or fp16 under autocast, else fp32.
+    """
+    config, opened = prepared.config, prepared.teacher
+    if opened is None:
+        return None
+    assert config.distillation is not None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model_class(opened.section.name)(replace(opened.section, init_device="meta"))
+    model.to(held_in(config.precision, device))
+    shard_frozen(model.model)
+    model.to_empty(device=device)
+    load_weights(model, opened.checkpoint)
+    return Teacher(model.model, config.distillation)
 
 
 def build_loaders(prepared: Prepared) -> tuple[DataLoader, Evaluator | None]:
@@ -217,13 +245,14 @@ def build_optimizer(config: Config, model: ComposerMosaicLlama) -> torch.optim.O
 
 def _parameter_groups(config: Config, model: ComposerMosaicLlama) -> list[dict[str, Any]]:
     settings = config.optimizer
-    main = {
-        "params": [p for p in model.model.transformer.parameters() if p.requires_grad],
-        "lr": settings.lr,
-        "weight_decay": settings.weight_decay,
-    }
     method = model.model.method
-    return [main, *(method.parameter_groups(settings) if method is not None else [])]
+    groups = method.parameter_groups(settings) if method is not None else []
+    own = {id(parameter) for group in groups for parameter in group["params"]}
+    weights = [p for p in model.model.transformer.parameters() if p.requires_grad and id(p) not in own]
+    if not weights:  # a method may train its own parameters alone
+        return groups
+    main = {"params": weights, "lr": settings.lr, "weight_decay": settings.weight_decay}
+    return [main, *groups]
 
 
 def build_scheduler(config: Config) -> ComposerScheduler:
@@ -263,10 +292,13 @@ def build_callbacks(
             config.load_weights_only,
             contents=saved.contents,
             data=record["data"],
+            teacher=record.get("teacher"),
         )
         callbacks.append(resume)
-    if model.model.method is not None:
-        callbacks += [PruningCallback(config.save_folder), ConstraintWatch()]
+    method = model.model.method
+    if method is not None:
+        callbacks.append(PruningCallback(config.save_folder, planned_steps(config)))
+        callbacks += [ConstraintWatch(method.remedy)] if method.remedy else []
     if config.save_folder:
         callbacks.append(ReportCallback(config.save_folder, write_report))
     domains = config.data_loading
@@ -310,6 +342,13 @@ def _meet(timeout: float) -> None:
         ) from error
 
 
+def _tight_memory(prepared: Prepared) -> list[str]:
+    if not torch.cuda.is_available():
+        return []
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return describe_fit(prepared, [prepared.devices], device.name, device.total_memory / 2**30)
+
+
 def _fsdp(config: Config) -> FsdpConfig:
     return config.fsdp_config or FsdpConfig()
 
@@ -343,7 +382,15 @@ def _record(prepared: Prepared) -> dict[str, Any]:
         "config": to_yaml(prepared.config),
         "hf_files": prepared.hf_files,
         "data": manifest.sha256 if manifest is not None else None,
+        **({"teacher": _teacher_record(prepared.teacher)} if prepared.teacher is not None else {}),
     }
+
+
+def _teacher_record(teacher: OpenedTeacher) -> dict[str, str]:
+    """Where the teacher is and the hash of its weights, which one process computes."""
+    first = dist.get_global_rank() == 0
+    shares = dist.all_gather_object(weights_sha256(teacher.checkpoint.weights) if first else "")
+    return {"path": str(Path(teacher.path).absolute()), "sha256": shares[0]}
 
 
 def _supersede(config: Config, folder: Path, trainer: Trainer) -> None:

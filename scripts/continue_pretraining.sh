@@ -14,6 +14,7 @@ CONFIG=${CONFIG:-configs/llama2/$TARGET.yaml}
 RUN_NAME=${RUN_NAME:-llama2_${TARGET}_continued}
 SAVE_FOLDER=${SAVE_FOLDER:-runs/$RUN_NAME}
 AUTORESUME=${AUTORESUME:-false}
+TEACHER=${TEACHER:-} # a model to learn from beside the text, mostly the source of MODEL
 
 case $TARGET in # its losses
   2.7b) losses=[1.8712,0.6883,2.0325,1.5353,1.6297,1.3560,2.0328] ;;
@@ -49,4 +50,5 @@ launch "$CONFIG" \
   callbacks.data_loading.dynamic=true callbacks.data_loading.update_type="$UPDATE_TYPE" \
   callbacks.data_loading.set_names="$SET_NAMES" callbacks.data_loading.proportion="$PROPORTION" \
   callbacks.data_loading.target_loss="$TARGET_LOSS" \
+  ${TEACHER:+distillation.teacher="$TEACHER"} \
   "$@"

@@ -1,8 +1,9 @@
 """Collect the quickstart's text: what every Python installation holds, as four domains of jsonl.
 
-    python scripts/quickstart_corpus.py OUTPUT_FOLDER
+    python scripts/quickstart_corpus.py OUTPUT_FOLDER [--installed]
 
-Writes `text/{code,docs,readme,legal}/*.jsonl` with a field `text`, and `tokenizer/`, a byte-level BPE
+With `--installed`, code and docstrings also come from the installed distributions, three times as much text
+in all. Writes `text/{code,docs,readme,legal}/*.jsonl` with a field `text`, and `tokenizer/`, a byte-level BPE
 tokenizer of 4,096 tokens trained on it.
 """
 
@@ -20,16 +21,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 MEGABYTES = {"code": 3, "docs": 2, "readme": 2, "legal": 2}
+MEGABYTES_INSTALLED = {"code": 14, "docs": 8, "readme": 3, "legal": 3}
+MODULES = 2500  # of the installed distributions
 VOCABULARY = 4096
 LICENCE_NAMES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 
 
-def main(output: Path) -> None:
+def main(output: Path, installed: bool = False) -> None:
     """Write corpus and tokenizer below `output`."""
-    sources = {"code": code(), "docs": docs(), "readme": readmes(), "legal": licences()}
+    modules = library_files() + (installed_modules() if installed else [])
+    megabytes = MEGABYTES_INSTALLED if installed else MEGABYTES
+    sources = {"code": code(modules), "docs": docs(modules), "readme": readmes(), "legal": licences()}
     texts = {}
     for domain, documents in sources.items():
-        texts[domain] = sample(documents, MEGABYTES[domain] * 10**6)
+        texts[domain] = sample(documents, megabytes[domain] * 10**6)
         folder = output / "text" / domain
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "part.jsonl").open("w") as file:
@@ -46,16 +51,23 @@ def library_files() -> list[Path]:
     return sorted(path for path in root.rglob("*.py") if not skip & set(path.relative_to(root).parts))
 
 
-def code() -> Iterator[str]:
-    """Modules of the standard library."""
-    for path in library_files():
+def installed_modules() -> list[Path]:
+    """Some sources of the installed distributions, without their tests."""
+    files = {path for path in distribution_files() if path.suffix == ".py"}
+    wanted = sorted(path for path in files if not {"test", "tests"} & set(path.parts) and path.is_file())
+    return random.Random(0).sample(wanted, min(MODULES, len(wanted)))
+
+
+def code(modules: list[Path]) -> Iterator[str]:
+    """The text of modules."""
+    for path in modules:
         yield path.read_text(encoding="utf-8", errors="replace")
 
 
-def docs() -> Iterator[str]:
-    """The language reference that `pydoc` shows, and the docstrings of every library module."""
+def docs(modules: list[Path]) -> Iterator[str]:
+    """The language reference that `pydoc` shows, and the docstrings of every module."""
     yield from topics.values()
-    for path in library_files():
+    for path in modules:
         try:
             tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
         except SyntaxError:
@@ -121,4 +133,4 @@ def train_tokenizer(texts: dict[str, list[str]]) -> PreTrainedTokenizerFast:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), installed="--installed" in sys.argv[2:])

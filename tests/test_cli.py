@@ -70,7 +70,7 @@ def test_commands_say_what_they_do_and_with_debug_more(monkeypatch, words, level
         (errno.EROFS, "you may use it."),
     ],
 )
-def test_what_the_system_refuses_comes_with_what_to_do(number, advice):
+def test_errors_of_the_system_say_what_to_do(number, advice):
     told = cli.message(OSError(number, os.strerror(number), "out"))
     assert told.startswith("out: ")
     assert told.endswith(advice)

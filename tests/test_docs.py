@@ -132,7 +132,7 @@ def test_a_benchmark_says_what_it_measures_and_where_it_writes(module: str, monk
         ("benchmarks.gpu", ["--tiny", "--steps", "0"], "'0' is not a whole number of at least 1"),
     ],
 )
-def test_a_benchmark_refuses_what_it_does_not_know(
+def test_a_benchmark_rejects_unknown_arguments(
     module: str, words: list[str], reason: str, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(sys, "argv", [module, *words])

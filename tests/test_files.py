@@ -203,7 +203,7 @@ def test_next_writer_removes_what_a_killed_one_left_and_no_other(tmp_path, write
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_drafts_stay_where_nothing_tells_whether_they_live(tmp_path, writer, no_locks, caplog, kind):
+def test_drafts_stay_where_their_owner_cannot_be_checked(tmp_path, writer, no_locks, caplog, kind):
     writer(tmp_path / "a", kind)
     draft = names(tmp_path)
     write(tmp_path / "a", kind)
@@ -273,7 +273,7 @@ def test_a_folder_whose_replacement_cannot_be_named_stays(tmp_path, monkeypatch)
     assert names(tmp_path) == ["f"]
 
 
-def test_what_is_no_such_folder_is_left_alone(tmp_path):
+def test_other_folders_are_not_touched(tmp_path):
     (tmp_path / "f").mkdir()
     with replacing_folder(tmp_path / "f", marker="m") as temporary:  # empty: taken
         (temporary / "n").write_text("mine")

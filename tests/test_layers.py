@@ -12,6 +12,7 @@ ROOMS = [
     ["commands"],
     ["training"],
     ["report"],
+    ["evaluation", "tuning"],
     ["planning"],
     ["sharding"],
     ["callbacks"],

@@ -86,9 +86,7 @@ def test_wandb_of_a_real_run_stays_on_this_machine(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("given", "mode"), [(None, "offline"), ("online", "online")])
-def test_wandb_is_offline_unless_told_otherwise(
-    given: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_is_offline_by_default(given: str | None, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setitem(REGISTRIES["loggers"], "wandb", lambda **settings: made.append(settings))
     monkeypatch.delitem(components._PACKAGES, "wandb")  # it may not be installed

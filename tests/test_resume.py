@@ -22,6 +22,26 @@ from reliability import faults
 from runs import SEQ_LEN, VOCABULARY, run_config, write_data
 
 SHARDED = {"state_dict_type": "sharded"}
+_DIMENSIONS = {
+    "window": 3,
+    "warm_steps": "2ba",
+    "final_steps": "2ba",
+}  # a checkpoint after 4 steps is in a window
+METHODS = {
+    "dense": {},
+    "pruning": {},
+    "layerchop": {
+        "model__n_layers": 5,
+        "model__layerchop": {"n_layers": 3, "warm_steps": "3ba", "layers_per_cut": 1, "interval": "3ba"},
+    },
+    "dimchop": {
+        "model__dimchop": {
+            "target_model": {"d_model": 16, "n_heads": 2, "intermediate_size": 24},
+            **_DIMENSIONS,
+        }
+    },
+    "columns": {"model__dimchop": {"tied": False, "sparsity": 0.5, **_DIMENSIONS}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +64,17 @@ def goes_on(path, world_size):
 
 @pytest.mark.slow
 @pytest.mark.world_size
-@pytest.mark.parametrize("prune", [True, False], ids=["pruning", "dense"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("world_size", "fsdp", "name"),
     [(1, {}, "ep0-ba4-rank0.pt"), (2, {}, "ep0-ba4-rank0.pt"), (2, SHARDED, "ep0-ba4")],
     ids=["1", "2", "2-sharded"],
 )
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, data, prune, world_size, fsdp, name):
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, data, method, world_size, fsdp, name):
     """Noise differs by rank here; evaluations, domain weights and samples come after the checkpoint too."""
     for folder in ("whole", "resumed"):
-        settings = {"max_duration": "9ba", "eval_interval": "3ba", "fsdp_config": fsdp}
-        path = write_config(tmp_path / folder, data, prune, **settings)
+        settings = {"max_duration": "9ba", "eval_interval": "3ba", "fsdp_config": fsdp, **METHODS[method]}
+        path = write_config(tmp_path / folder, data, method == "pruning", **settings)
         run([path], world_size)
     keep_only(tmp_path / "resumed", name)
     goes_on(path, world_size)
@@ -122,6 +142,7 @@ def test_a_run_resumes_with_another_number_of_processes(tmp_path, data, fsdp):
     assert_close(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_weights_only_starts_a_new_run(tmp_path, data):
     run([write_config(tmp_path / "first", data, prune=False, max_duration="2ba")])
     first = tmp_path / "first/latest-rank0.pt"
@@ -141,6 +162,7 @@ class Draws(Callback):
         self.drawn.append((random.random(), torch.rand(()).item()))
 
 
+@pytest.mark.slow
 def test_random_numbers_and_evaluations_continue_where_they_stopped(tmp_path, data, monkeypatch):
     build = training.build_callbacks
     draws = {}
@@ -179,6 +201,7 @@ def test_skipped_steps_count_over_launches(tmp_path, data, monkeypatch):
         training.train(run_config(data, tmp_path / "run", max_duration="4ba", **settings))
 
 
+@pytest.mark.slow
 def test_a_folder_with_checkpoints_is_overwritten_only_on_request(tmp_path, data):
     path = write_config(tmp_path, data, max_duration="2ba")
     run([path])
@@ -239,7 +262,9 @@ def resumed(data, folder, **changes):
 def test_noise_that_depends_on_the_microbatch_needs_the_same(tmp_path, data, fsdp):
     training.train(run_config(data, tmp_path / "run", fsdp_config=fsdp, **SHORT))
     for size in (2, 8, 16):
-        reason = rf"written with 4 sequences in a microbatch, this run has {min(size, 8)}\. The masks' noise"
+        reason = (
+            rf"written with 4 sequences in a microbatch, this run has {min(size, 8)}\. The noise of model"
+        )
         with pytest.raises(ValueError, match=reason):
             resumed(data, tmp_path / "run", device_train_microbatch_size=size)
     resumed(data, tmp_path / "run")
@@ -258,9 +283,14 @@ def test_noise_that_depends_on_the_processes_is_reported(tmp_path, data, fsdp):
     path = write_config(tmp_path / "run", data, fsdp_config=fsdp, **SHORT)
     run([path])
     output = run([path, "autoresume=true", "max_duration=3ba"], 2)
-    assert output.count("was written by 1 processes, this run has 2. The masks' noise is drawn for each") == 1
+    assert (
+        output.count(
+            "was written by 1 processes, this run has 2. The noise of model.l0_module is drawn for each"
+        )
+        == 1
+    )
     output = run([path, "autoresume=true", "max_duration=4ba"], 2)
-    assert "The masks' noise" not in output
+    assert "The noise of model.l0_module" not in output
 
 
 def test_a_learning_rate_that_jumps_is_reported(tmp_path, data, caplog):

@@ -102,7 +102,7 @@ def test_total_is_the_sum_of_its_parts(run):
             assert line["loss/train/total"] == pytest.approx(parts, rel=1e-6)
 
 
-def test_domain_losses_average_to_the_batch_loss_and_absent_domains_are_left_out(run):
+def test_domain_losses_average_to_the_batch_loss_and_absent_domains_are_skipped(run):
     counted = 0
     for line in lines(run):
         present = [line[k] for d in DOMAINS if (k := f"metrics/train/{d}_LanguageCrossEntropy") in line]
@@ -132,7 +132,7 @@ def test_a_compiled_run_gives_the_losses_of_one_that_is_not(run, tmp_path):
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_another_tokenizer_than_the_datas_is_refused_and_in_a_model_warned_about(tmp_path, caplog, same):
+def test_a_tokenizer_that_does_not_match_the_data_is_rejected(tmp_path, caplog, same):
     folder = write_data(tmp_path / "data")
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
     (tmp_path / "words").mkdir()
@@ -231,9 +231,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("exhausted", "domains", "steps"), [("renormalize", True, 3), ("stop", True, 1), ("stop", False, 1)]
 )
-def test_a_run_ends_saved_where_its_data_does_and_nothing_comes_of_another_start(
-    tmp_path, exhausted, domains, steps
-):
+def test_run_saves_and_stops_when_data_is_exhausted(tmp_path, exhausted, domains, steps):
     config = run_config(write_data(tmp_path / "data", sequences=16), tmp_path / "out", max_duration="100ba")
     config.train_loader.dataset.exhausted, config.autoresume = exhausted, True
     config.save_interval, config.eval_interval = "100ba", "0ba"

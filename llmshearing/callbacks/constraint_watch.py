@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 WINDOW = 100  # steps
 FEW = 10
-GAP = 0.02  # of all parameters that masks reach
+GAP = 0.02  # of all parameters that the method reaches
 STILL = 0.001
 
 
@@ -22,9 +22,13 @@ class ConstraintWatch(StepReader):
 
     It does not move when it changes by less than `STILL` within `WINDOW` steps, or within `FEW` steps before
     the end of a shorter run.
+
+    Args:
+        remedy: keys of the configuration that the warning names (`Method.remedy`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, remedy: str) -> None:
+        self.remedy = remedy
         self._since: tuple[int, float] | None = None  # a step, and the expected sparsity then
         self._now: tuple[int, float, float] | None = None  # the last step, its expected and target sparsity
         self._warned = False
@@ -50,10 +54,10 @@ class ConstraintWatch(StepReader):
         step, expected, target = self._now
         log.warning(
             "the expected sparsity is %.4f after step %d and has not moved for %d steps, but its target is "
-            "%.4f: nothing is being pruned. Look at optimizer.lag_lr, optimizer.eps, scheduler.t_warmup and "
-            "algorithms.gradient_clipping",
+            "%.4f: nothing is being pruned. Look at %s",
             expected,
             step,
             step - self._since[0],
             target,
+            self.remedy,
         )

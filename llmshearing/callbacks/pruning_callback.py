@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from composer.core import State, TimeUnit
+from composer.core import State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
@@ -20,23 +20,26 @@ from llmshearing.pruning import Method
 class PruningCallback(StepReader):
     """Tells the pruning method the step and lets it act around the optimizer's.
 
-    Logged after every step, of learned masks:
+    Logged after every step, of methods that prune to a target:
 
     | key | meaning |
     |---|---|
-    | `metrics/train/expected_{kind}_sparsity` | expected sparsity of a kind of units, mean over its rows |
+    | `metrics/train/expected_{kind}_sparsity` | (expected) sparsity of a kind of units, mean over its rows |
     | `metrics/train/target_{kind}_sparsity` | the target in force for it |
-    | `metrics/train/{expected,target}_sparsity` | the same, of all parameters that masks reach |
-    | `metrics/train/{multiplier}` | the Lagrange multipliers, such as `lambda_1_head` |
+    | `metrics/train/{expected,target}_sparsity` | the same, of all parameters that the method reaches |
+    | `metrics/train/{value}` | what else it reports, such as the Lagrange multiplier `lambda_1_head` |
 
     Args:
         save_folder: folder for `zs_s{step}.safetensors`, the gates without noise after each evaluation; None:
             they are not saved.
+        steps: the steps of the whole run, along which a method may schedule what it does; 0: unknown.
     """
 
-    def __init__(self, save_folder: str | None = None) -> None:
+    def __init__(self, save_folder: str | None = None, steps: int = 0) -> None:
         self.save_folder = save_folder
+        self.steps = steps
         self._values: dict[str, Tensor] = {}
+        self._sequences = self._seen = 0  # of this process in the step: all, and those of microbatches done
 
     def fit_start(self, state: State, logger: Logger) -> None:
         method = pruning_method(state)
@@ -44,13 +47,19 @@ class PruningCallback(StepReader):
         method.after_step(_decoder(state))
 
     def batch_start(self, state: State, logger: Logger) -> None:
+        self._sequences = len(state.batch["input_ids"])
         self._begin(state)
+
+    def before_train_batch(self, state: State, logger: Logger) -> None:
+        self._seen = 0  # also when the step is tried again with smaller microbatches
 
     def eval_batch_start(self, state: State, logger: Logger) -> None:
         self._begin(state)
 
     def after_backward(self, state: State, logger: Logger) -> None:
-        pruning_method(state).after_backward(_decoder(state))
+        self._seen += len(state.batch["input_ids"])
+        if self._seen == self._sequences:
+            pruning_method(state).after_backward(_decoder(state))
 
     def own(self, state: State) -> dict[str, Tensor]:
         self._values = cast(Any, state.outputs)["l0_output"][1]
@@ -74,9 +83,7 @@ class PruningCallback(StepReader):
                 save_tensors(gates, temporary)
 
     def _begin(self, state: State) -> None:
-        step, end = state.timestamp.batch.value, state.max_duration
-        steps = end.value if end is not None and end.unit == TimeUnit.BATCH else 0
-        pruning_method(state).begin_step(step, steps)
+        pruning_method(state).begin_step(state.timestamp.batch.value, self.steps)
 
 
 def pruning_method(state: State) -> Method:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from llmshearing.callbacks.checkpointing import division
@@ -28,6 +30,7 @@ from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.sharded import is_sharded, load_sharded
 from llmshearing.config.resuming import changes
+from llmshearing.pruning import Method
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class Resume(Callback):
         weights_only: restore the model alone: a new run from these weights.
         contents: the content of the file, where it has been opened already.
         data: hash of the manifest of this run's training data, None where it has none.
+        teacher: `path` and `sha256` of this run's teacher, None where it has none.
     """
 
     def __init__(
@@ -54,12 +58,14 @@ class Resume(Callback):
         weights_only: bool = False,
         contents: Any | None = None,
         data: str | None = None,
+        teacher: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.weights_only = weights_only
         self._contents = contents
         self.data = data
+        self.teacher = teacher
         self._rng: list[dict[str, Any]] | None = None
         self._max_duration: str | None = None
 
@@ -79,9 +85,8 @@ class Resume(Callback):
         if self.weights_only:
             return
         optimizer = state.optimizers[0]
-        set_optimizer_state_dict(
-            state.model, optimizer, saved["optimizers"][_name(optimizer)], options=options
-        )
+        optimized = _with_every_state(saved["optimizers"][_name(optimizer)], state)
+        set_optimizer_state_dict(state.model, optimizer, optimized, options=options)
         stateless = "|".join(type(each).__qualname__ for each in state.callbacks if not each.state_dict())
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", f"({stateless}) is not in the state_dict")
@@ -142,6 +147,7 @@ class Resume(Callback):
                 + ". "
                 "Restore these keys, or start a new run from its weights: load_weights_only=true."
             )
+        self._check_teacher(saved_record.get("teacher"))
         if differing and dist.get_global_rank() == 0:
             log.warning(
                 "settings changed since the run that wrote %s: %s",
@@ -149,24 +155,39 @@ class Resume(Callback):
                 "; ".join(differing),
             )
 
+    def _check_teacher(self, saved: Mapping[str, str] | None) -> None:
+        """Check that the teacher has the weights of the one that taught so far, wherever it lies.
+
+        Raises:
+            ValueError: when it has others.
+        """
+        if saved is None or self.teacher is None or saved["sha256"] == self.teacher["sha256"]:
+            return
+        raise ValueError(
+            f"{self.path} was written by a run with a different teacher: {saved['path']}, whose weights had "
+            f"SHA-256 {saved['sha256']}; those of {self.teacher['path']} have {self.teacher['sha256']}. "
+            "Restore that teacher, or start a new run from these weights: load_weights_only=true."
+        )
+
     def _check_division(self, saved: Mapping[str, int] | None, state: State) -> None:
         """Keep noise that depends on the division of a batch what it was, or reject or report the change.
 
         Raises:
             ValueError: when the microbatches of this run have a different size.
         """
-        if saved is None or not any(
-            getattr(module, "noise_depends_on_division", False) for module in state.model.modules()
-        ):
+        methods = [module for module in state.model.modules() if isinstance(module, Method)]
+        method = next((method for method in methods if method.noise_depends_on_division), None)
+        if saved is None or method is None:
             return
         now = division(state)
         if now["processes"] != saved["processes"] and dist.get_global_rank() == 0:
             log.warning(
-                "%s was written by %d processes, this run has %d. The masks' noise is drawn for each "
+                "%s was written by %d processes, this run has %d. The noise of model.%s is drawn for each "
                 "process, so the run continues with different noise (with noise=shared it would not)",
                 self.path,
                 saved["processes"],
                 now["processes"],
+                method.section,
             )
         if now["processes"] != saved["processes"] or now["microbatch"] == saved["microbatch"]:
             return
@@ -175,9 +196,9 @@ class Resume(Callback):
         else:
             raise ValueError(
                 f"{self.path} was written with {saved['microbatch']} sequences in a microbatch, this run "
-                f"has {now['microbatch']}. The masks' noise is drawn for each microbatch, so the run would "
-                f"continue with other masks: set device_train_microbatch_size={saved['microbatch']}, or "
-                "start a new run from its weights: load_weights_only=true."
+                f"has {now['microbatch']}. The noise of model.{method.section} is drawn for each microbatch, "
+                "so the run would continue with different noise: set device_train_microbatch_size="
+                f"{saved['microbatch']}, or start a new run from its weights: load_weights_only=true."
             )
 
 
@@ -197,6 +218,21 @@ def check_contents(contents: Any, path: Path, optimizer: str, weights_only: bool
             f"{path} cannot be resumed: {found} (this run uses {optimizer}). Start a new run from its "
             "weights: load_weights_only=true."
         )
+
+
+def _with_every_state(saved: Mapping[str, Any], state: State) -> dict[str, Any]:
+    """Optimizer state with that of parameters added that never had a gradient, which is as in the beginning.
+
+    The optimizer saves none for them, and torch restores only complete states.
+    """
+    states = dict(saved["state"])
+    for name, parameter in state.model.named_parameters():
+        plain = name.replace("_checkpoint_wrapped_module.", "")
+        if parameter.requires_grad and plain not in states:
+            shape = torch.zeros(parameter.shape)
+            zeros = torch.zeros_like(parameter) if isinstance(parameter, DTensor) else shape
+            states[plain] = {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+    return {**saved, "state": states}
 
 
 def _check_complete(weights: Mapping[str, Any], state: State, path: Path) -> None:

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tokenizers import Tokenizer
 from yaml import YAMLError
 
+from llmshearing import cli
 from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.checkpoints.safe_load import load_omegaconf
 from llmshearing.checkpoints.special_tokens import special_token_ids
@@ -25,7 +26,6 @@ from llmshearing.shapes.families import (
     architecture_to_hf,
     complete,
     family_of_class,
-    nearest,
     size_keys,
 )
 from llmshearing.shapes.key_map import PREFIX
@@ -192,7 +192,7 @@ def _check_overrides(
     known = [*architecture_to_hf(architecture_from_hf(hf)), *hf, *_NO_SHAPE]
     for key, value in overrides.items():
         if key not in known:
-            raise ValueError(f"{key} is not a key of the HF config{nearest(key, known)}.")
+            raise ValueError(f"{key} is not a key of the HF config{cli.nearest(key, known) or '.'}")
         if key in size_keys(family) and value != hf.get(key):
             raise ValueError(
                 f"{key}={value} was given, but the weights of {source} have {hf.get(key)}; leave {key} out: "

@@ -20,6 +20,7 @@ from torch import Tensor
 from llmshearing.checkpoints.gguf_tokenizer import special_ids, tokenizer_files
 from llmshearing.checkpoints.travelling import checked, with_config
 from llmshearing.files import first_line
+from llmshearing.models.rope import llama3_frequencies
 from llmshearing.shapes.families import hf_class_name
 from llmshearing.shapes.key_map import gguf_to_hf
 
@@ -331,20 +332,16 @@ def scaling_of(factors: np.ndarray, frequencies: np.ndarray, original: int) -> d
         width = original / slope
         candidates.append((float(-start * width), float((1 - start) * width), original))
     for low, high, length in candidates:
-        if high > low and np.allclose(_llama3(frequencies, factor, low, high, length), factors, rtol=1e-4):
-            return {
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": length,
-            }
+        scaling = {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low,
+            "high_freq_factor": high,
+            "original_max_position_embeddings": length,
+        }
+        scaled = llama3_frequencies(torch.from_numpy(frequencies), scaling).numpy()
+        if high > low and np.allclose(frequencies / scaled, factors, rtol=1e-4):
+            return scaling
     raise ValueError(
         f"{_ROPE_FACTORS} scales the rotary embedding in a way that no rope_scaling of HF expresses."
     )
-
-
-def _llama3(frequencies: np.ndarray, factor: float, low: float, high: float, length: int) -> np.ndarray:
-    turns = frequencies * length / (2 * math.pi)
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)

@@ -63,7 +63,7 @@ def read_hf(path: str | Path) -> HFModel:
 
         return HFModel(str(path), *read_gguf(place))
     if not place.exists():
-        place = _download(str(path))
+        place = download(str(path))
     if place.is_file() and not is_hf(place) and place.name not in _WEIGHT_FILES:
         raise ValueError(
             f"{place} is not an HF model: expected a folder with {CONFIG}, or a safetensors or GGUF file. "
@@ -267,7 +267,7 @@ def _only_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
     raise ValueError(f"{path} holds more than tensors by name; expected the weights of an HF model.")
 
 
-def _download(name: str) -> Path:
+def download(name: str) -> Path:
     """The cached folder of a hub model; pickled weights are downloaded only where there are no others."""
     fetch: Callable[..., str] = snapshot_download
     try:

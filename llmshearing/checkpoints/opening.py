@@ -52,9 +52,11 @@ class Checkpoint:
 
     @property
     def method_tensors(self) -> dict[str, Tensor]:
-        """Tensors of the pruning method, by their names inside it."""
+        """Tensors of the pruning method, by their names inside it or, of those that it put there, inside the
+        decoder."""
         prefix = f"model.{self.section}."
-        return {n.removeprefix(prefix): w for n, w in self.weights.items() if n.startswith(prefix)}
+        own = {name: weight for name, weight in self.weights.items() if section_of(name)}
+        return {name.removeprefix(prefix).removeprefix(PREFIX): weight for name, weight in own.items()}
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

@@ -40,15 +40,17 @@ def checkpoint_name(epoch: int, step: int, sharded: bool) -> str:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of `folder`, latest step first."""
-    found = [path for path in folder.glob("ep*-ba*") if _NAME.fullmatch(path.name) and read_manifest(path)]
-    return sorted(found, key=step_of, reverse=True)
+    return [path for path in _named(folder) if read_manifest(path)]
 
 
 def without_manifest(folder: Path) -> list[Path]:
     """Checkpoints without a manifest, such as copies without it, latest step first."""
-    found = [
-        path for path in folder.glob("ep*-ba*") if _NAME.fullmatch(path.name) and not read_manifest(path)
-    ]
+    return [path for path in _named(folder) if not read_manifest(path)]
+
+
+def _named(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint, latest step first."""
+    found = (path for path in folder.glob("ep*-ba*") if _NAME.fullmatch(path.name))
     return sorted(found, key=step_of, reverse=True)
 
 

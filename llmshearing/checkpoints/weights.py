@@ -1,6 +1,8 @@
 """The weights that an architecture has, and the sizes that weights imply."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,7 +20,10 @@ _LISTED = 8
 def section_of(name: str) -> str | None:
     """The section of the pruning method that a tensor belongs to; None for a weight of the model."""
     top, section, *_ = [*name.split("."), ""]
-    return section if top == "model" and section in METHODS else None
+    if top == "model" and section in METHODS:
+        return section
+    leaf = name.rpartition(".")[2]
+    return next((section for section, method in METHODS.items() if leaf in method.inside), None)
 
 
 def sizes_of(weights: Mapping[str, Tensor], head_dim: int, source: str | Path) -> dict[str, int]:
@@ -100,6 +105,20 @@ def check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
             f"{source} has weights that are NaN or infinite, with which nothing can be computed: "
             f"{_listing('affected', found)} Take another copy or an earlier checkpoint of the model."
         )
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """Hash of all names, types, shapes and values, the same wherever and in which order they are stored."""
+
+    def digest(name: str) -> bytes:
+        tensor = weights[name].contiguous()
+        head = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        content = hashlib.sha256(tensor.flatten().view(torch.uint8).numpy())
+        return hashlib.sha256(head + content.digest()).digest()
+
+    with ThreadPoolExecutor(max_workers=8) as pool:  # hashing large buffers lets other threads run
+        digests = pool.map(digest, sorted(weights))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def total_bytes(weights: Mapping[str, Tensor]) -> int:

@@ -57,13 +57,16 @@ def write_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Ma
         torch.save({"state": {"model": dict(weights)}, RECORD_KEY: dict(record)}, temporary)
 
 
-def check_masks(checkpoint: Checkpoint, prunes: bool) -> None:
-    """Check that a run that prunes nothing does not start from a checkpoint whose masks are not applied.
+def check_masks(checkpoint: Checkpoint, section: str | None) -> None:
+    """Check that a run starts from no checkpoint whose masks are not applied but one of its own method.
+
+    Args:
+        section: that of the run's pruning method; None: it prunes nothing.
 
     Raises:
         ValueError: when it would, with the command that applies the masks.
     """
-    if checkpoint.section and not prunes:
+    if checkpoint.section not in (None, section):
         raise ValueError(
             f"{checkpoint.path} is the checkpoint of a pruning run, whose masks are not applied yet, and "
             f"this run has no model.{checkpoint.section}. Run `llmshearing prune {checkpoint.path}` and "
@@ -80,7 +83,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         ValueError: when weights and model differ, or only the checkpoint has a pruning method.
     """
     decoder = model.model
-    check_masks(checkpoint, decoder.method is not None)  # type: ignore[union-attr]
+    method = decoder.method  # type: ignore[union-attr]
+    check_masks(checkpoint, None if method is None else method.section)  # type: ignore[union-attr]
     check_weights(checkpoint.weights, decoder.arch, checkpoint.path)  # type: ignore[union-attr,arg-type]
     # Imported here: it takes seconds, and conversion does not need it.
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict

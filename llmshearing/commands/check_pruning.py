@@ -23,13 +23,18 @@ def masked_against_pruned(checkpoint: Checkpoint, target: Mapping[str, Any]) -> 
     """Prune a checkpoint, export it, reload it with transformers, and compare it with the masked model."""
     pruned = prune_checkpoint(checkpoint, target)
     report(pruned)
-    gates = load_method(checkpoint, pruned.source, target).final_gates()
+    method = load_method(checkpoint, pruned.source, target)
     weights = {name: weight.float() for name, weight in pruned.weights.items()}
     with tempfile.TemporaryDirectory() as folder:
         export(weights, pruned.arch, pruned.config, {}, Path(folder) / "hf")
         theirs = load_theirs(Path(folder) / "hf")
     ours = load_ours(checkpoint)
-    return differences(ours, theirs, lengths_up_to(pruned.source.max_seq_len), gates)
+    for name, weight in ours.state_dict().items():
+        mask = method.weight_mask(name)
+        if mask is not None:
+            weight.mul_(mask)
+    lengths = lengths_up_to(pruned.source.max_seq_len)
+    return differences(ours, theirs, lengths, method.final_gates())
 
 
 def check(checkpoint_path: str | Path, target: Mapping[str, Any] | None = None) -> None:

@@ -20,6 +20,7 @@ from composer.callbacks.speed_monitor import GPU_AVAILABLE_FLOPS
 from llmshearing import cli
 from llmshearing.config.reading import read_what_fits
 from llmshearing.planning import text
+from llmshearing.planning.estimates import DEVICE_GIB
 from llmshearing.planning.prepared import Prepared, prepare
 
 
@@ -38,6 +39,7 @@ def render(
     """
     sections = [
         text.describe(prepared, devices).splitlines(),
+        [f"Warning: {each}" for each in text.describe_fit(prepared, devices, gpu, DEVICE_GIB.get(gpu))],
         text.describe_time(prepared, devices, gpu, tokens_per_second),
         text.describe_problems(prepared),
     ]

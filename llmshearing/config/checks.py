@@ -16,6 +16,12 @@ def config_problems(config: Config) -> list[str]:
     problems = list(_value_problems(config)) + domain_problems(config.data_loading)
     if config.autoresume and not config.save_folder:
         problems.append("autoresume is true without save_folder; set the folder to resume from.")
+    taught = config.distillation
+    if taught is not None and not (taught.kl_weight or taught.ce_weight):
+        problems.append(
+            "distillation.kl_weight and distillation.ce_weight are both 0; expected one above 0: there would "
+            "be nothing to learn."
+        )
     return problems
 
 

@@ -1,10 +1,13 @@
-"""The section `model`: the source, its sizes, and the masks that a pruning run learns."""
+"""The section `model`: the source, its sizes, and the method by which a run prunes it."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from llmshearing.config.key import FREE, key
+from llmshearing.config.key import FREE, NOTED, key
 from llmshearing.config.strict import build
+
+SCHEMES = ("max_gap", "input", "output", "middle", "both", "importance")  # of LayerCHOP
+_DURATIONS = ("ba", "tok", "sp", "ep", "dur")
 
 
 @dataclass
@@ -40,7 +43,7 @@ class L0Config:
     lagrangian_warmup_steps: str = key(
         "0ba",
         "How long targets rise from `start_sparsity`, such as 640ba.",
-        units=("ba", "tok", "sp", "ep", "dur"),
+        units=_DURATIONS,
         bare=True,
     )
     eval_target_model: bool = key(
@@ -49,10 +52,110 @@ class L0Config:
     target_model: TargetConfig | None = key(
         None, "The shape to prune to; null: prune to `target_sparsity` of the whole model."
     )
+    init: str | None = key(
+        None,
+        "File of scores, as `llmshearing oneshot --scores FILE` writes it: masks start in their order; "
+        "null: all alike.",
+        resume=FREE,
+    )
     noise: str = key(
         "per_rank",
         "`per_rank`: each rank and microbatch draws its own masks; `shared`: all use the same of a step.",
         choices=("per_rank", "shared"),
+    )
+
+
+@dataclass
+class LayerChopConfig:
+    """Whole layers to remove, at once or one after another (Just CHOP, arXiv 2305.14864)."""
+
+    n_layers: int | None = key(None, "Layers that stay; default: as many as `keep` lists.")
+    scheme: str | None = key(
+        None,
+        "Where layers are removed; default: max_gap. `importance`: those that change their input least.",
+        choices=SCHEMES,
+    )
+    keep: list[int] | None = key(
+        None, "The layers that stay, counted from 0, instead of a `scheme`.", distinct=True
+    )
+    scores: str | None = key(
+        None, "For `importance`: file of scores, as `llmshearing oneshot --scores` writes one."
+    )
+    warm_steps: str = key("500ba", "Training before the first layer goes.", units=_DURATIONS, bare=True)
+    layers_per_cut: int | None = key(None, "Layers that go at once; default: all.", least=1)
+    interval: str = key("1ba", "Training between two cuts.", units=_DURATIONS, bare=True)
+    order: str = key(
+        "ascending",
+        "Which layers go first: `ascending` and `descending` by their number, `importance`: the least "
+        "important.",
+        choices=("ascending", "descending", "importance"),
+    )
+
+
+@dataclass
+class DimChopConfig:
+    """Dimensions to remove by their scores while training (Just CHOP's DimCHOP, with PLATON's scores)."""
+
+    tied: bool = key(
+        True,
+        "True: remove heads, MLP width and hidden dimensions down to `target_model`; false: zero columns of "
+        "each matrix, which may come back, and keep the shape.",
+    )
+    target_model: TargetConfig | None = key(None, "The shape to prune to, with `tied`; the depth stays.")
+    sparsity: float | None = key(
+        None, "Part of the columns of each matrix to zero, without `tied`.", above=0, below=1
+    )
+    schedule: str = key(
+        "cubic",
+        "How the number of open dimensions falls: `cubic` as PLATON's, or `exponential`.",
+        choices=("cubic", "exponential"),
+    )
+    warm_steps: str = key(
+        "0.1dur", "Training before the first dimension closes.", units=_DURATIONS, bare=True, resume=NOTED
+    )
+    final_steps: str = key(
+        "0.3dur",
+        "Training at the end with the final choice.",
+        units=_DURATIONS,
+        bare=True,
+        resume=NOTED,
+    )
+    window: int = key(10, "Steps between two choices; sensitivities are averaged over them.", least=1)
+    sensitivity_beta: float = key(
+        0.85, "Smoothing of the sensitivity, from window to window.", least=0, below=1
+    )
+    uncertainty_beta: float = key(0.95, "Smoothing of its uncertainty.", least=0, below=1)
+
+
+@dataclass
+class MaskLLMConfig:
+    """N:M masks on single weights of the blocks' linear layers (MaskLLM): learned, or fixed."""
+
+    pattern: str = key("2:4", "N:M: N of every M neighbouring weights of a row stay.")
+    prior: str | None = key(
+        None,
+        "Masks to start from: a file of `llmshearing oneshot` or `prune`, or `magnitude`; null: none.",
+        resume=NOTED,
+    )
+    prior_strength: float = key(3.0, "How strongly the logits lean to the prior at the start.", least=0)
+    temperature: list[float] = key(
+        lambda: [4.0, 0.05], "Temperature of the choice at the first and the last step.", above=0, length=2
+    )
+    scale: list[float] = key(
+        lambda: [100.0, 500.0], "Factor of the logits at the first and the last step.", above=0, length=2
+    )
+    weight_reg: float = key(
+        1e-5, "Weight of the squared norm of the masked weights, which learning raises.", least=0
+    )
+    hard: bool = key(False, "Compute with the likeliest mask in training, with the soft one's gradient.")
+    noise: str = key(
+        "per_rank",
+        "`per_rank`: each rank and microbatch draws its own masks; `shared`: all use the same of a step.",
+        choices=("per_rank", "shared"),
+    )
+    fixed: bool = key(
+        False,
+        "Train the weights that stay under the masks of `prior`, which stay as they are.",
     )
 
 
@@ -111,6 +214,13 @@ class ModelConfig:
     attn_impl: str = key(
         "sdpa", "Attention: sdpa, flash or eager; flash needs the package flash-attn.", resume=FREE
     )
+    execute: str = key(
+        "open",
+        "While pruning, `open`: leave units out of the computation whose gate is 0, with the same losses and "
+        "gradients to rounding; `all`: compute with every unit.",
+        choices=("open", "all"),
+        resume=FREE,
+    )
     loss_chunk_tokens: int | None = key(
         None,
         "Tokens whose logits exist at once in training; default: about 64 MiB of logits.",
@@ -120,7 +230,14 @@ class ModelConfig:
     set_names: list[str] | None = key(
         None, "Domains whose losses the model reports; default: those of `callbacks.data_loading`."
     )
-    l0_module: L0Config | None = key(None, "Masks to learn; null: train the model as it is.")
+    l0_module: L0Config | None = key(
+        None, "Masks to learn; without any method the model is trained as it is."
+    )
+    layerchop: LayerChopConfig | None = key(None, "Whole layers to remove.")
+    dimchop: DimChopConfig | None = key(None, "Dimensions to remove by their scores.")
+    maskllm: MaskLLMConfig | None = key(
+        None, "N:M masks on single weights, to learn or to keep while training; null: none."
+    )
 
 
 def as_model_config(cfg: Any) -> ModelConfig:

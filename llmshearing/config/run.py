@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmshearing.config.data import DataLoadingConfig, LoaderConfig
+from llmshearing.config.distillation import DistillationConfig
 from llmshearing.config.key import FREE, REQUIRED, SAME, key
 from llmshearing.config.model import ModelConfig
 
@@ -75,9 +76,12 @@ class FsdpConfig:
 
 @dataclass(kw_only=True)
 class Config:
-    """A run: pruning when `model.l0_module` is set, else training."""
+    """A run: pruning when the section of a method is set below `model`, else training."""
 
     model: ModelConfig = key(ModelConfig, "The model.", resume=SAME)
+    distillation: DistillationConfig | None = key(
+        None, "A teacher to learn from; null: the model learns from the text alone.", resume=SAME
+    )
     data_local: str | None = key(None, "Folder of the prepared data.", resume=FREE)
     data_remote: str | None = key(None, "Where to fetch data from that `data_local` lacks.", resume=FREE)
     tokenizer_name: str | None = key(

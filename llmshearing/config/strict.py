@@ -1,12 +1,12 @@
 """From a mapping to dataclasses, strictly: the one way in which YAML becomes typed."""
 
-import difflib
 import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
+from llmshearing import cli
 from llmshearing.config.key import Described, Key, keys_of, kinds, section_or
 from llmshearing.config.original import ADVICE, CALLED_HERE, IDLE
 from llmshearing.config.plain import Plain, copied, typed
@@ -202,9 +202,8 @@ def _unknown(schema: type, parent: str, name: str) -> str:
         return f"unknown key {full_name}; it is called {parent}{called} here."
     if name in ADVICE:
         return f"unknown key {full_name}; {ADVICE[name]}."
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if nearest:
-        return f"unknown key {full_name}; did you mean {parent}{nearest[0]}?"
+    if near := cli.nearest(name, known, parent):
+        return f"unknown key {full_name}{near}"
     more = ", ... (docs/configuration.md has all)" if len(known) > _LISTED else "."
     return f"unknown key {full_name}; known: {', '.join(known[:_LISTED])}{more}"
 

@@ -90,8 +90,8 @@ def list_tasks(input_folder: str, domains: Sequence[str] | None) -> list[Task]:
 
 
 def _domain_tasks(folder: DataFolder, domain: str) -> Iterator[Task]:
-    found = [name for name in folder.list_files(domain) if not _is_hidden(name)]
-    names = [name for name in found if _is_text(folder, name)]
+    found = [name for name in folder.list_files(domain) if not is_hidden(name)]
+    names = [name for name in found if holds_records(folder, name)]
     _warn_of_skipped(folder, domain, sorted(set(found) - set(names)))
     if not names:
         raise ValueError(
@@ -109,7 +109,7 @@ def _domain_tasks(folder: DataFolder, domain: str) -> Iterator[Task]:
         yield Task(domain, tuple(group))
 
 
-def _is_text(folder: DataFolder, name: str) -> bool:
+def holds_records(folder: DataFolder, name: str) -> bool:
     """Whether a file may hold documents, by its name, and a .json file by its beginning."""
     if name.lower().endswith(".parquet"):
         return True
@@ -168,7 +168,7 @@ def _kind(name: str) -> str:
     return ".json without a record a line" if kind == ".json" else kind
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 

@@ -220,8 +220,23 @@ def check_tokenizer(manifest: Manifest, tokenizer: TextTokenizer) -> None:
 
 def is_made_with(manifest: Manifest, tokenizer_json: str) -> bool:
     """Whether the data was made with the vocabulary of a tokenizer.json, given as its text."""
-    vocabulary = Tokenizer.from_str(tokenizer_json).get_vocab()
-    return manifest.tokenizer["vocabulary_sha256"] == _sha256(vocabulary)
+    return manifest.tokenizer["vocabulary_sha256"] == vocabulary_sha256(tokenizer_json, "the model")
+
+
+def vocabulary_sha256(tokenizer_json: str, source: str) -> str:
+    """`TextTokenizer.vocabulary_sha256` of a tokenizer.json, given as its text.
+
+    Args:
+        source: what carries it, for messages.
+
+    Raises:
+        ValueError: when it is not a tokenizer.
+    """
+    try:
+        vocabulary = Tokenizer.from_str(tokenizer_json).get_vocab()
+    except Exception as error:  # the library has no narrower exception
+        raise ValueError(f"The tokenizer.json that {source} carries is not a tokenizer: {error}") from error
+    return _sha256(vocabulary)
 
 
 def _sha256(vocabulary: dict[str, int]) -> str:
@@ -233,6 +248,8 @@ def _from_transformers(name: str, fix_mistral_regex: bool | None) -> TextTokeniz
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(name)
+    if folder.is_dir() and not any(folder.glob("*.json")):  # transformers 5 would guess a class
+        raise ValueError("nothing in the folder names the class of its tokenizer")
     # Where a folder does not name its class, transformers guesses one from the folder's name.
     chosen = PreTrainedTokenizerFast if _has_no_class(folder) else AutoTokenizer
     # Without trust_remote_code, it would ask on the terminal whether to run code of the folder. Its own

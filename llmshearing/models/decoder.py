@@ -3,19 +3,32 @@
 B batch, S sequence, D hidden, L layers, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from llmshearing.config import ModelConfig
 from llmshearing.models.attention import attention_function
-from llmshearing.models.layers import MLP, Attention, FusedAttention, LayerNorm, RMSNorm, make_norm
-from llmshearing.models.loss import CrossEntropy, linear_loss, shift_labels
+from llmshearing.models.layers import (
+    MLP,
+    Attention,
+    FusedAttention,
+    LayerNorm,
+    RMSNorm,
+    executed_columns,
+    idle,
+    make_norm,
+    normed,
+)
+from llmshearing.models.loss import CrossEntropy, Term, linear_loss, shift_labels
 from llmshearing.models.rope import rope_tables
 from llmshearing.pruning import Method, build_method
 from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.executed import EVERYTHING, Executed, executed_units
 from llmshearing.shapes.families import architecture_of
-from llmshearing.shapes.units import Gates, LayerGates, layer_gates, weight_table
+from llmshearing.shapes.units import Gates, LayerGates, weight_table
 
 
 class Block(nn.Module):
@@ -31,12 +44,14 @@ class Block(nn.Module):
         self.mlp = MLP(arch, device)
 
     def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], gates: LayerGates) -> Tensor:
-        attended = x_BSD + self.attn(self._norm("ln_1", x_BSD, gates), rope, gates)
+        if "attn" in gates.skipped:
+            attended = idle(x_BSD, self.ln_1, self.attn)
+        else:
+            attended = x_BSD + self.attn(normed(x_BSD, self.ln_1, gates, "ln_1"), rope, gates)
+        if "mlp" in gates.skipped:
+            return idle(attended, self.ln_2, self.mlp)
         mlp_input = x_BSD if self.parallel else attended
-        return attended + self.mlp(self._norm("ln_2", mlp_input, gates), gates)
-
-    def _norm(self, name: str, x_BSD: Tensor, gates: LayerGates) -> Tensor:
-        return getattr(self, name)(x_BSD, gates.owner(name), gates.rows(name))
+        return attended + self.mlp(normed(mlp_input, self.ln_2, gates, "ln_2"), gates)
 
 
 class Decoder(nn.Module):
@@ -45,6 +60,7 @@ class Decoder(nn.Module):
     Attributes:
         transformer: `wte`, `blocks`, `ln_f` and, unless embeddings are tied, `output`.
         method: the pruning method, a child module named after its section; None: nothing is pruned.
+        head_name: the name of the weight that makes logits.
         table: the table of units, which places the gates.
     """
 
@@ -63,6 +79,7 @@ class Decoder(nn.Module):
         if not arch.tie_embeddings:
             parts["output"] = nn.Linear(arch.d_model, arch.vocab_size, bias=False, device=device)
         self.transformer = nn.ModuleDict(parts)
+        self.head_name = "wte" if arch.tie_embeddings else "output"
         method = build_method(cfg)
         self._section = None if method is None else method.section
         if method is not None:
@@ -75,6 +92,13 @@ class Decoder(nn.Module):
     @property
     def method(self) -> Method | None:
         return None if self._section is None else self.get_submodule(self._section)  # type: ignore[return-value]
+
+    @property
+    def head(self) -> nn.Embedding | nn.Linear:
+        """The module whose weight [V, D] makes logits: the embedding where embeddings are tied."""
+        head = self.transformer[self.head_name]
+        assert isinstance(head, nn.Embedding | nn.Linear)
+        return head
 
     def param_init_fn(self, module: nn.Module) -> None:
         """Random values for the parameters a module holds itself: N(0, init_std), norms 1, biases 0."""
@@ -106,6 +130,8 @@ class Decoder(nn.Module):
         with_term: bool = True,
         step: int | None = None,
         logits: bool = True,
+        terms: Sequence[Term] = (),
+        ce_weight: float = 1.0,
     ) -> dict[str, Any]:
         """One pass over a batch.
 
@@ -117,45 +143,74 @@ class Decoder(nn.Module):
             with_term: compute the method's part of the loss.
             step: the training step at which to compute it; default: the step last begun.
             logits: return them, [B, S, V] in the type of the computation.
+            terms: further terms of the loss on logits, beside the cross entropy.
+            ce_weight: weight of the cross entropy among them.
 
         Returns:
             `gates` in force; `term`, the method's part of the loss and what it logs, or None; `logits`; with
-            labels also `ce_loss`, a scalar, `token_loss` [B, S] and `predicted` [B, S], where there is one.
+            labels also `head_loss`, the weighted sum of cross entropy and further terms, a scalar to learn
+            from; `ce_loss`, the cross entropy (`head_loss` itself where it stands alone); `term_losses`, the
+            mean of each further term by its name; `token_loss` [B, S], the cross entropy of every token, and
+            `predicted` [B, S], where there is one.
         """
         _check_padding(attention_mask)
         term, gates = None, given
         if self.method is not None:
-            term = self.method.term(step) if with_term else None
             gates = self.method.gates() if given is None else given
         gates = Gates() if gates is None else gates
-        hidden = self.hidden_states(input_ids, gates)
+        executed = self._executed(gates, given)
+        hidden = self.hidden_states(input_ids, gates, executed)
+        if self.method is not None and with_term:
+            term = self.method.term(step)
         outputs: dict[str, Any] = {"gates": gates, "term": term}
-        head = self.transformer["wte"] if self.arch.tie_embeddings else self.transformer["output"]
-        assert isinstance(head, nn.Embedding | nn.Linear)
+        outside = executed.layer_gates(self.table, gates, None)
+        head = executed_columns(self.head.weight, outside.executed_columns(self.head_name))
         if labels is not None:
             targets = shift_labels(labels)
-            terms = [CrossEntropy(targets.flatten())]
-            mean, token_losses = linear_loss(
-                hidden.flatten(0, 1), head.weight, terms, terms[0].predicted, self.cfg.loss_chunk_tokens
+            cross_entropy = CrossEntropy(targets.flatten(), ce_weight)
+            predicted, every = cross_entropy.predicted, [*terms, cross_entropy]
+            total, token_losses = linear_loss(
+                hidden.flatten(0, 1), head, every, predicted, self.cfg.loss_chunk_tokens
             )
+            count = predicted.sum().clamp(min=1)
+            alone = not terms and ce_weight == 1
             outputs |= {
-                "ce_loss": mean,
-                "token_loss": token_losses[0].view_as(targets),
-                "predicted": terms[0].predicted.view_as(targets),
+                "head_loss": total,
+                "ce_loss": total if alone else token_losses[-1].sum() / count,
+                "term_losses": {term.name: token_losses[i].sum() / count for i, term in enumerate(terms)},
+                "token_loss": token_losses[-1].view_as(targets),
+                "predicted": predicted.view_as(targets),
             }
         if logits:
-            outputs["logits"] = nn.functional.linear(hidden, head.weight)
+            outputs["logits"] = nn.functional.linear(hidden, head)
         return outputs
 
-    def hidden_states(self, input_ids: Tensor, gates: Gates) -> Tensor:
-        """The input of the head: the residual stream after the last norm, [B, S, D]; 0 where closed."""
-        outside = layer_gates(self.table, gates, None)
-        x_BSD = _scaled(self.transformer["wte"](input_ids), outside.columns("wte"))
+    def hidden_states(self, input_ids: Tensor, gates: Gates, executed: Executed = EVERYTHING) -> Tensor:
+        """The input of the head: the residual stream after the last norm, of the executed hidden dimensions.
+
+        Returns:
+            [B, S, D]; 0 where closed.
+        """
+        outside = executed.layer_gates(self.table, gates, None)
+        embedded = executed_columns(self.transformer["wte"](input_ids), outside.executed_columns("wte"))
+        x_BSD = _scaled(embedded, outside.columns("wte"))
         rope = self._rope_tables(input_ids.shape[1], x_BSD)
         for layer, block in enumerate(self.transformer["blocks"]):  # type: ignore[arg-type]
-            x_BSD = block(x_BSD, rope, layer_gates(self.table, gates, layer))
-        x_BSD = self.transformer["ln_f"](x_BSD, outside.owner("ln_f"), outside.rows("ln_f"))
-        return _scaled(x_BSD, outside.columns("wte" if self.arch.tie_embeddings else "output"))
+            x_BSD = block(x_BSD, rope, executed.layer_gates(self.table, gates, layer))
+        x_BSD = normed(x_BSD, self.transformer["ln_f"], outside, "ln_f")
+        return _scaled(x_BSD, outside.columns(self.head_name))
+
+    def _executed(self, gates: Gates, given: Gates | None) -> Executed:
+        """What to execute: the units that are open, unless `model.execute` is `all`.
+
+        Everything, too, while torch.compile traces, which would compile anew for every draw of sizes, and
+        under given gates that want gradients, which a closed gate may have.
+        """
+        if self.cfg.execute == "all" or torch.compiler.is_compiling():
+            return EVERYTHING
+        if given is not None and torch.is_grad_enabled() and any(g.requires_grad for g in given.values()):
+            return EVERYTHING
+        return executed_units(gates, self.arch)
 
     def _rope_tables(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin for this length, kept until the length, device or type changes."""

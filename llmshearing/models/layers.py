@@ -28,61 +28,151 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class _MaskedLinear(torch.autograd.Function):
-    """x (rows[:, None] * W * columns)^T, multiplying factors and weight again in the backward pass.
+    """x (rows[:, None] * W * columns)^T over the executed rows and columns of W.
 
+    They are gathered and multiplied again in the backward pass, so that nothing of a weight is kept for it.
     Under autocast both operands take its type, as those of a plain linear layer do.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        executed: tuple[Tensor | None, Tensor | None],
+    ) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         ctx.x_dtype, x = x.dtype, x.to(dtype)
-        ctx.save_for_backward(x, weight, rows, columns)
-        return F.linear(x, _scaled(weight, rows, columns, dtype))
+        ctx.save_for_backward(x, weight, rows, columns, *executed)
+        return F.linear(x, _scaled(gather(weight, *executed), rows, columns, dtype))
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
-        x, weight, rows, columns = ctx.saved_tensors
-        wants_x, wants_weight, wants_rows, wants_columns = ctx.needs_input_grad
+        x, weight, rows, columns, *executed = ctx.saved_tensors
+        wants_x, wants_weight, wants_rows, wants_columns, _ = ctx.needs_input_grad
         grad = grads[0]
-        found: list[Tensor | None] = [None] * 4
+        found: list[Tensor | None] = [None] * 5
+        part = gather(weight, *executed) if wants_x or wants_rows or wants_columns else None
         if wants_x:
-            found[0] = (grad @ _scaled(weight, rows, columns, grad.dtype)).to(ctx.x_dtype)
+            found[0] = (grad @ _scaled(part, rows, columns, grad.dtype)).to(ctx.x_dtype)
         if not (wants_weight or wants_rows or wants_columns):
             return tuple(found)
         grad_scaled = grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
         if wants_weight:
-            found[1] = _scaled(grad_scaled, rows, columns, weight.dtype)
+            found[1] = spread(_scaled(grad_scaled, rows, columns, weight.dtype), weight, *executed)
         if wants_rows or wants_columns:
-            outer = grad_scaled.to(rows.dtype) * weight
-            found[2:] = [outer @ columns if wants_rows else None, rows @ outer if wants_columns else None]
+            outer = grad_scaled.to(torch.float32) * part
+            n_out, n_in = outer.shape
+            if wants_rows:
+                found[2] = outer @ (outer.new_ones(n_in) if columns is None else columns)
+            if wants_columns:
+                found[3] = (outer.new_ones(n_out) if rows is None else rows) @ outer
         return tuple(found)
 
 
-def _scaled(weight: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
-    return (weight * rows[:, None]).mul_(columns).to(dtype)
+class _Gathered(torch.autograd.Function):
+    """The executed columns of x [..., n]."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, columns: Tensor) -> Tensor:
+        ctx.save_for_backward(columns)
+        ctx.shape = x.shape
+        return x.index_select(-1, columns)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (columns,) = ctx.saved_tensors
+        return _spread_columns(grads[0], columns, ctx.shape[-1]), None
 
 
-def masked_linear(x: Tensor, linear: nn.Linear, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+class _Idle(torch.autograd.Function):
+    """x, with gradients of 0 for the parameters of what is skipped.
+
+    Without them the optimizer would treat a skipped weight differently from one whose gradient is 0, and
+    processes that skip different layers would not reduce the same gradients.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.zeros = [p.new_zeros(()).expand(p.shape) for p in parameters]
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        wanted = zip(ctx.zeros, ctx.needs_input_grad[1:], strict=True)
+        return grads[0], *(zero if wants else None for zero, wants in wanted)
+
+
+def idle(x: Tensor, *skipped: nn.Module) -> Tensor:
+    """x; the parameters of the skipped modules get gradients of 0."""
+    return _Idle.apply(x, *(p for module in skipped for p in module.parameters()))  # type: ignore[return-value]
+
+
+def executed_columns(x: Tensor, columns: Tensor | None) -> Tensor:
+    """The columns of x [..., n] that are executed; None: all."""
+    return x if columns is None else _Gathered.apply(x, columns)  # type: ignore[return-value]
+
+
+def gather(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """The executed rows and columns of a matrix; None: all."""
+    part = weight if rows is None else weight.index_select(0, rows)
+    return part if columns is None else part.index_select(1, columns)
+
+
+def spread(part: Tensor, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """The inverse of `gather`: `part` in its place in a matrix like `weight`, 0 elsewhere."""
+    if columns is not None:
+        part = _spread_columns(part, columns, weight.shape[1])
+    return part if rows is None else torch.zeros_like(weight).index_copy_(0, rows, part)
+
+
+def _spread_columns(part: Tensor, columns: Tensor, size: int) -> Tensor:
+    # scatter_ is several times as fast as index_copy_ in the last dimension
+    return part.new_zeros(*part.shape[:-1], size).scatter_(-1, columns.expand(part.shape), part)
+
+
+def _scaled(weight: Tensor, rows: Tensor | None, columns: Tensor | None, dtype: torch.dtype) -> Tensor:
+    scaled = weight if rows is None else weight * rows[:, None]
+    if columns is not None:
+        scaled = scaled * columns if rows is None else scaled.mul_(columns)
+    return scaled.to(dtype)
+
+
+def masked_linear(
+    x: Tensor,
+    linear: nn.Linear,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    executed: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Tensor:
     """`linear(x)` with its weight and bias scaled.
 
     Args:
+        x: [..., in], where not all columns are executed the executed ones.
         rows: factors of the outputs, [out] or a scalar; None stands for 1.
         columns: factors of the inputs, [in] or a scalar; None stands for 1.
+        executed: indices of the rows and of the columns of the weight to compute with; None stands for all.
     """
-    if rows is None and columns is None:
+    at_rows, at_columns = executed
+    if rows is None and columns is None and at_rows is None and at_columns is None:
         return linear(x)
-    ones = torch.ones((), dtype=torch.float32, device=x.device)
-    rows = (ones if rows is None else rows).expand(linear.out_features)
-    columns = (ones if columns is None else columns).expand(linear.in_features)
-    out: Tensor = _MaskedLinear.apply(x, linear.weight, rows, columns)  # type: ignore[assignment]
-    return out if linear.bias is None else out + (linear.bias * rows).to(out.dtype)
+    n_out = linear.out_features if at_rows is None else len(at_rows)
+    rows = None if rows is None else rows.expand(n_out)
+    columns = None if columns is None else columns.expand(x.shape[-1])
+    out: Tensor = _MaskedLinear.apply(x, linear.weight, rows, columns, executed)  # type: ignore[assignment]
+    if linear.bias is None:
+        return out
+    bias = linear.bias if at_rows is None else linear.bias.index_select(0, at_rows)
+    return out + (bias if rows is None else bias * rows).to(out.dtype)
 
 
 def gated(x: Tensor, linear: nn.Linear, gates: LayerGates, part: str) -> Tensor:
     """`linear(x)` under the gates that the table of units names for weight `part`."""
-    return masked_linear(x, linear, gates.rows(part), gates.columns(part))
+    executed = (gates.executed_rows(part), gates.executed_columns(part))
+    return masked_linear(x, linear, gates.rows(part), gates.columns(part), executed)
 
 
 def open_units(gates: Tensor | None, size: int) -> Tensor | int:
@@ -98,12 +188,22 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(size, device=device))
 
-    def forward(self, x: Tensor, units: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
-        """Normalise x [..., D], which is 0 where the gates `units` [D] are; `scale` [D] scales the weight."""
+    def forward(
+        self,
+        x: Tensor,
+        units: Tensor | None = None,
+        scale: Tensor | None = None,
+        executed: Tensor | None = None,
+    ) -> Tensor:
+        """Normalise x [..., D], which is 0 where the gates `units` [D] are; `scale` [D] scales the weight.
+
+        Where not all dimensions are executed, D are the executed ones, and `executed` their indices.
+        """
         wide = x.float()
         variance = wide.square().sum(-1, keepdim=True) / open_units(units, x.shape[-1])
         normed = (wide * torch.rsqrt(variance + self.eps)).to(x.dtype)
-        return normed * (self.weight if scale is None else self.weight * scale.to(self.weight.dtype))
+        weight = executed_columns(self.weight, executed)
+        return normed * (weight if scale is None else weight * scale.to(weight.dtype))
 
 
 class LayerNorm(nn.Module):
@@ -115,9 +215,15 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size, device=device))
         self.bias = nn.Parameter(torch.zeros(size, device=device))
 
-    def forward(self, x: Tensor, units: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        units: Tensor | None = None,
+        scale: Tensor | None = None,
+        executed: Tensor | None = None,
+    ) -> Tensor:
         """As `RMSNorm.forward`; `scale` scales weight and bias."""
-        if units is None and scale is None:
+        if units is None and scale is None and executed is None:
             return F.layer_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         count = open_units(units, x.shape[-1])
         wide = x.float()
@@ -125,13 +231,19 @@ class LayerNorm(nn.Module):
         if units is not None:
             centred = centred * (units != 0)
         variance = centred.square().sum(-1, keepdim=True) / count
-        normed = centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        weight, bias = executed_columns(self.weight, executed), executed_columns(self.bias, executed)
+        normed = centred * torch.rsqrt(variance + self.eps) * weight + bias
         return (normed if scale is None else normed * scale).to(x.dtype)
 
 
 def make_norm(arch: Architecture, size: int, device: str | torch.device | None) -> RMSNorm | LayerNorm:
     """The norm of the family of `arch`."""
     return (LayerNorm if arch.layer_norms else RMSNorm)(size, arch.norm_eps, device)
+
+
+def normed(x: Tensor, norm: RMSNorm | LayerNorm, gates: LayerGates, part: str) -> Tensor:
+    """`norm(x)` under the gates that the table of units names for its weight `part`."""
+    return norm(x, gates.owner(part), gates.rows(part), gates.executed_rows(part))
 
 
 class Attention(nn.Module):
@@ -169,6 +281,8 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         # Transposed views: the output then has the layout of q, and flattening it below copies nothing.
         q, k, v = (t.to(v.dtype).transpose(1, 2) for t in (q, k, v))
+        if gates.kv_of_query is not None:
+            k, v = (t.index_select(1, gates.kv_of_query) for t in (k, v))
         out_BHSE = self.function(q, k, v, self.arch.sliding_window)
         out = out_BHSE.transpose(1, 2).flatten(2)
         return gated(out, self.out_proj, gates, "attn.out_proj")

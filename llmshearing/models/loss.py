@@ -25,15 +25,23 @@ def chunk_size(vocab_size: int) -> int:
 
 
 class Term(Protocol):
-    """A part of the loss that is computed from logits."""
+    """A part of the loss that is computed from logits.
 
+    Attributes:
+        name: what its mean over tokens is called, such as `ce_loss`.
+        weight: its weight in the sum of terms; the gradient of a term of weight 0 is not computed.
+        in_place: whether `chunk` overwrites the logits it gets; other terms leave them as they are.
+    """
+
+    name: str
     weight: float
+    in_place: bool
 
     def chunk(self, logits: Tensor, rows: slice, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
         """Loss of each token of a chunk, and its gradient to the logits.
 
         Args:
-            logits: [n, V] in fp32, which the term may overwrite.
+            logits: [n, V] in fp32.
             rows: which tokens of the batch these are.
 
         Returns:
@@ -47,14 +55,17 @@ class CrossEntropy:
 
     Args:
         targets_N: token ids, `IGNORE_INDEX` where there is nothing to predict.
+        weight: its weight among the terms of the loss.
 
     Attributes:
         predicted: [N], where there is something to predict.
     """
 
-    weight = 1.0
+    name = "ce_loss"
+    in_place = True
 
-    def __init__(self, targets_N: Tensor) -> None:
+    def __init__(self, targets_N: Tensor, weight: float = 1.0) -> None:
+        self.weight = weight
         self.predicted = targets_N != IGNORE_INDEX
         self._index = targets_N.clamp(min=0)[:, None]
 
@@ -97,7 +108,8 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, terms: Sequence[Term], predicted: Tensor, chunk: int):
         count = predicted.sum().clamp(min=1)
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        weighs = any(term.weight for term in terms)
+        wants_hidden, wants_weight = (needed and weighs for needed in ctx.needs_input_grad[:2])
         narrow = weight.to(hidden.dtype)
         token_losses = torch.empty(len(terms), len(hidden), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -107,10 +119,13 @@ class _LinearLoss(torch.autograd.Function):
             logits = (hidden[rows] @ narrow.T).float()
             gradients = []
             for place, term in enumerate(terms):
-                own = logits if place == len(terms) - 1 else logits.clone()
-                loss, gradient = term.chunk(own, rows, wants_hidden or wants_weight)
+                spared = term.in_place and place < len(terms) - 1
+                wants_grad = (wants_hidden or wants_weight) and bool(term.weight)
+                loss, gradient = term.chunk(logits.clone() if spared else logits, rows, wants_grad)
                 token_losses[place, rows] = loss * predicted[rows]
-                gradients.append((term.weight, gradient))
+                if wants_grad:
+                    gradients.append((term.weight, gradient))
+            del logits, gradient  # memory that the next chunk takes
             if grad_hidden is None and grad_weight is None:
                 continue
             error = _weighted_sum(gradients).mul_((predicted[rows] / count)[:, None]).to(hidden.dtype)
@@ -118,6 +133,7 @@ class _LinearLoss(torch.autograd.Function):
                 torch.mm(error, narrow, out=grad_hidden[rows])
             if grad_weight is not None:
                 _accumulate_product(grad_weight, error.T, hidden[rows])
+            del error, gradients
         ctx.grads = (grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(token_losses)

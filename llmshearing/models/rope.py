@@ -46,7 +46,7 @@ def rope_frequencies(arch: Architecture, length: int, device: torch.device) -> t
     if kind == "linear":
         return plain / scaling["factor"], 1.0
     if kind == "llama3":
-        return _llama3(plain, scaling), 1.0
+        return llama3_frequencies(plain, scaling), 1.0
     if kind == "yarn":
         return _yarn(plain, arch, size, scaling)
     return plain, 1.0
@@ -63,8 +63,8 @@ def _dynamic_base(arch: Architecture, size: int, length: int, factor: float) -> 
     return arch.rope_theta * growth ** (size / (size - 2))
 
 
-def _llama3(plain: Tensor, scaling: dict[str, Any]) -> Tensor:
-    """By the number of rotations within the trained length: few, many, or between the two."""
+def llama3_frequencies(plain: Tensor, scaling: dict[str, Any]) -> Tensor:
+    """`plain` [R/2] scaled by the number of rotations within the trained length: few, many, or between."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     rotations = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
     smooth = ((rotations - low) / (high - low)).clamp(0, 1)

@@ -14,8 +14,15 @@ from llmshearing.models.loss import chunk_size
 from llmshearing.planning.activations import SavedBytes, saved_bytes
 from llmshearing.planning.prepared import Prepared
 from llmshearing.planning.sizes import evaluations, planned_steps, steps_in, training_tokens
+from llmshearing.pruning import Aim
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.counts import embedding_parameters, matrix_parameters, parameters, training_flops
+from llmshearing.shapes.counts import (
+    embedding_parameters,
+    forward_flops,
+    matrix_parameters,
+    parameters,
+    training_flops,
+)
 
 # Share of a GPU's peak that training reaches. On A100s at 4,096 tokens a sequence the original publishes
 # 1,844 tokens/s a device for pruning 7B (8,684 and 4,957 for training 1.3B and 2.7B are 28% and 31%),
@@ -39,8 +46,13 @@ def hours(prepared: Prepared, tokens_per_second: float) -> float:
     return work / tokens_per_second / 3600
 
 
-def tokens_per_second(arch: Architecture, seq_len: int, gpu: str, utilization: float) -> float:
+def tokens_per_second(
+    arch: Architecture, seq_len: int, gpu: str, utilization: float, teacher: Architecture | None = None
+) -> float:
     """Training tokens that one device gets through in a second, at a share of its bf16 peak.
+
+    Args:
+        teacher: a model whose forward pass each token takes too.
 
     Raises:
         ValueError: for a GPU whose peak is not known.
@@ -48,7 +60,8 @@ def tokens_per_second(arch: Architecture, seq_len: int, gpu: str, utilization: f
     if gpu not in GPU_AVAILABLE_FLOPS or "amp_bf16" not in GPU_AVAILABLE_FLOPS[gpu]:
         known = [name for name, peak in GPU_AVAILABLE_FLOPS.items() if "amp_bf16" in peak]
         raise ValueError(f"GPU {gpu!r} is not known; expected one of {', '.join(known)}.")
-    return utilization * GPU_AVAILABLE_FLOPS[gpu]["amp_bf16"] * seq_len / training_flops(arch, 1, seq_len)
+    work = training_flops(arch, 1, seq_len) + (forward_flops(teacher, 1, seq_len) if teacher else 0)
+    return utilization * GPU_AVAILABLE_FLOPS[gpu]["amp_bf16"] * seq_len / work
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,10 @@ def domain_budgets(prepared: Prepared) -> list[DomainBudget]:
 
 # ---------------------------------------------------------------------- memory
 
+# GiB of a device's memory by the names of Composer's table; of those sold in several sizes the largest.
+DEVICE_GIB = {"h200-sxm": 131, "h100-sxm": 80, "h100-pcie": 80, "a100": 80, "a10": 24}
+DRIVER_GIB = 2  # what driver and allocator take
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -94,6 +111,7 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
+    """Adam's moments, and the state of the pruning method."""
     gathered: float
     """Blocks, embedding and head gathered from all devices to be computed with."""
     activations: float
@@ -101,37 +119,57 @@ class Memory:
     """Activations with activation checkpointing: a block's input each, and one block's inside."""
     logits: float
     """One chunk of logits and the gradient of the output projection."""
+    teacher: float = 0
+    """The teacher's weights, its head whole, the input of that for a microbatch, two chunks of logits."""
 
     def total(self, checkpointing: bool) -> float:
         """Bytes in all."""
         activations = self.recomputed if checkpointing else self.activations
-        fixed = self.weights + self.gradients + self.optimizer + self.gathered + self.logits
+        fixed = self.weights + self.gradients + self.optimizer + self.gathered + self.logits + self.teacher
         return fixed + activations
 
 
 def memory(prepared: Prepared, devices: int) -> Memory:
     """Estimate of a device's memory when parameters, gradients and moments are sharded over `devices`.
 
-    What the allocator and the driver take comes on top, about 2 GiB.
+    What the allocator and the driver take comes on top (`DRIVER_GIB`).
     """
     config, arch = prepared.config, prepared.source
     assert arch is not None
-    count, sharded = parameters(arch), devices > 1
+    sharded = devices > 1
     width = _FULL if config.precision == "fp32" else _HALF
     block = (matrix_parameters(arch) // arch.n_layers) * width
     in_use = 3 * block + embedding_parameters(arch) * width if sharded else 0
     tokens = microbatch(config, devices) * config.max_seq_len
     saved = _block_bytes(prepared, arch, sharded)
     stream = tokens * arch.d_model * (width if sharded else _FULL)
+    held, trained = held_and_trained(arch, prepared.aim)
     return Memory(
-        weights=_FULL * count / devices,
-        gradients=_FULL * count / devices,
-        optimizer=ADAM_BYTES * count / devices,
+        weights=_FULL * held / devices,
+        gradients=_FULL * trained / devices,
+        optimizer=(ADAM_BYTES * trained + _FULL * prepared.aim.state) / devices,
         gathered=in_use,
         activations=arch.n_layers * saved.of(tokens),
         recomputed=arch.n_layers * stream + saved.of(tokens),
         logits=_logit_bytes(config, arch, width),
+        teacher=_teacher_bytes(prepared, devices, tokens, width),
     )
+
+
+def _teacher_bytes(prepared: Prepared, devices: int, tokens: int, width: int) -> float:
+    """What a teacher adds to the peak of a step; its blocks run before the model keeps anything."""
+    if prepared.teacher is None:
+        return 0
+    arch = prepared.teacher.arch
+    head = arch.vocab_size * arch.d_model * width if devices > 1 else 0
+    chunk = _chunk_tokens(prepared.config, arch) * arch.vocab_size * _FULL
+    return parameters(arch) * width / devices + tokens * arch.d_model * width + head + 2 * chunk
+
+
+def held_and_trained(arch: Architecture, aim: Aim) -> tuple[int, int]:
+    """Parameters of a run, those that its method puts into the decoder included, and how many train."""
+    count = parameters(arch)
+    return count + aim.own, aim.own + (count if aim.trains_weights else 0)
 
 
 def microbatch(config: Config, devices: int) -> int:
@@ -147,17 +185,23 @@ def _block_bytes(prepared: Prepared, arch: Architecture, sharded: bool) -> Saved
 
 
 def _logit_bytes(config: Config, arch: Architecture, width: int) -> float:
-    tokens = config.model.loss_chunk_tokens or chunk_size(arch.vocab_size)
-    chunk = tokens * arch.vocab_size * (_FULL + 2 * width)
+    chunk = _chunk_tokens(config, arch) * arch.vocab_size * (_FULL + 2 * width)
     return chunk + arch.vocab_size * arch.d_model * (_FULL + width)
+
+
+def _chunk_tokens(config: Config, arch: Architecture) -> int:
+    return config.model.loss_chunk_tokens or chunk_size(arch.vocab_size)
 
 
 # ------------------------------------------------------------------------ disk
 
 
-def checkpoint_bytes(config: Config, arch: Architecture) -> int:
-    """Bytes of one checkpoint: weights in fp32 and, unless only they are saved, Adam's moments."""
-    return parameters(arch) * (_FULL if config.save_weights_only else _FULL + ADAM_BYTES)
+def checkpoint_bytes(prepared: Prepared) -> int:
+    """Bytes of one checkpoint: weights in fp32, the method's state and, unless left out, Adam's moments."""
+    assert prepared.source is not None
+    held, trained = held_and_trained(prepared.source, prepared.aim)
+    moments = 0 if prepared.config.save_weights_only else trained * ADAM_BYTES
+    return _FULL * (held + prepared.aim.state) + moments
 
 
 def checkpoints_kept(prepared: Prepared) -> int:

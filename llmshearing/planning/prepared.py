@@ -29,7 +29,8 @@ from llmshearing.models.model_registry import model_class
 from llmshearing.planning.data import OpenedData, open_data
 from llmshearing.planning.findings import Findings
 from llmshearing.planning.sizes import planned_steps, settle, steps_in
-from llmshearing.pruning import Aim, aim_of, method_class, without_method
+from llmshearing.planning.teacher import OpenedTeacher, open_teacher
+from llmshearing.pruning import Aim, aim_of, method_class, source_problems, without_method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_of
 
@@ -71,6 +72,8 @@ class Prepared:
     """What the run resumes from."""
     data: OpenedData = field(default_factory=OpenedData)
     """Its folders, opened."""
+    teacher: OpenedTeacher | None = None
+    """The teacher that it learns from."""
 
     @property
     def training(self) -> dict[str, int]:
@@ -98,7 +101,7 @@ def prepare(config: Config, devices: int = 1, starts: bool = False) -> Prepared:
         found.add(component_problems(config, section))
     checkpoint, config.model, source = _open_model(config, devices, starts, found)
     aim = _find_aim(config, source, found)
-    _check_precision(config, starts, found)
+    _check_precision(config, aim, starts, found)
     _check_updates(config, found)
     saved = _open_saved(config, starts, found)
     _check_compilation(config, found)
@@ -107,10 +110,11 @@ def prepare(config: Config, devices: int = 1, starts: bool = False) -> Prepared:
     ranks = current_ranks()._replace(world_size=devices)
     vocab_size = source.vocab_size if source is not None else None
     data = open_data(config, vocab_size, checkpoint.hf_files if checkpoint is not None else {}, ranks, found)
+    teacher = open_teacher(config, checkpoint, source, files, data.manifest, starts, found)
     settle(config, sum(map(len, data.folders.values())) or None)
     found.warnings += _long_warmups(config, aim)
     return Prepared(
-        config, devices, found.problems, found.warnings, checkpoint, source, aim, files, saved, data
+        config, devices, found.problems, found.warnings, checkpoint, source, aim, files, saved, data, teacher
     )
 
 
@@ -139,7 +143,9 @@ def _open_model(
         if checkpoint is not None:
             section = completed(section, checkpoint)
             check_weights(checkpoint.weights, architecture_of(section), checkpoint.path)
-            check_masks(checkpoint, method_class(section) is not None)
+            method = method_class(section)
+            check_masks(checkpoint, None if method is None else method.section)
+            found.add(source_problems(section, checkpoint.weights, str(checkpoint.path)))
     source = None
     if not section.path or (section.d_model is not None and len(found.problems) == before):
         with found.collecting():  # where nothing else tells the sizes, what is wrong is noted
@@ -159,7 +165,14 @@ def _find_aim(config: Config, source: Architecture | None, found: Findings) -> A
     return aim
 
 
-def _check_precision(config: Config, starts: bool, found: Findings) -> None:
+def _check_precision(config: Config, aim: Aim, starts: bool, found: Findings) -> None:
+    if config.precision == "amp_fp16" and aim.reads_gradients:
+        found.add(
+            [
+                "precision is amp_fp16, which scales gradients, and the pruning method computes with them: "
+                "set amp_bf16 or fp32."
+            ]
+        )
     if config.precision == "amp_fp16" and not torch.cuda.is_available():
         text = (
             "precision is amp_fp16, which needs a GPU, and there is none here: set amp_bf16 or fp32 where "

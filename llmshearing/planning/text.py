@@ -31,20 +31,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def describe_model(prepared: Prepared) -> list[str]:
-    """Source and target, their parameters, and what each mask has to remove."""
+    """Source and target, their parameters, and what the pruning method has to remove."""
     source, aim = prepared.source, prepared.aim
     if source is None:
         return []
     shapes = {"source": source} | ({"target": aim.target} if aim.target else {})
+    shapes |= {"teacher": prepared.teacher.arch} if prepared.teacher is not None else {}
     header = ["", "parameters", "without embeddings", *_SIZES.values()]
     lines = ["Model", *table(header, [_shape_row(name, arch) for name, arch in shapes.items()])]
+    if prepared.teacher is not None:
+        lines.append(f"  The teacher is {prepared.teacher.path}.")
     if aim.target is not None:
-        return [*lines, "", "Masks", *_mask_table(source, aim.target, aim.kinds)]
-    if aim.share is not None:
+        lines += ["", "To remove", *_units_table(source, aim.target, aim.kinds)]
+    elif aim.share is not None:
         body = prunable_parameters(aim.kinds, source)
         reach = ", ".join(aim.kinds)
         lines.append(f"  To remove: {aim.share:.1%} of the {body:,} parameters in reach of {reach}.")
-    return lines
+    if aim.summary:
+        lines.append(f"  {aim.summary}")
+    return [*lines, *(f"  {note}" for note in aim.notes)]
 
 
 def _shape_row(name: str, arch: Architecture) -> list[str]:
@@ -53,15 +58,15 @@ def _shape_row(name: str, arch: Architecture) -> list[str]:
     return [name, f"{count:,}", f"{body:,}", *(str(getattr(arch, size)) for size in _SIZES)]
 
 
-def _mask_table(source: Architecture, target: Architecture, kinds: Sequence[str]) -> list[str]:
+def _units_table(source: Architecture, target: Architecture, kinds: Sequence[str]) -> list[str]:
     rows = []
     for kind in kinds:
         if kind not in KINDS:
             continue
-        gates = math.prod(KINDS[kind].shape(source))
+        units = math.prod(KINDS[kind].shape(source))
         size, kept = row_size(kind, source), kept_size(kind, source, target)
-        rows.append([kind, f"{gates:,}", str(size), str(kept), f"{1 - kept / size:.1%}"])
-    return table(["mask", "gates", "of a row", "stay", "removed"], rows)
+        rows.append([kind, f"{units:,}", str(size), str(kept), f"{1 - kept / size:.1%}"])
+    return table(["kind", "units", "of a row", "stay", "removed"], rows)
 
 
 def describe_run(prepared: Prepared) -> list[str]:
@@ -78,7 +83,7 @@ def describe_run(prepared: Prepared) -> list[str]:
         count = evaluations(prepared.config)
         lines.append(f"  {count:,} evaluation{'s' if count != 1 else ''}{size}")
     if config.save_folder and prepared.source is not None:
-        size, kept = estimates.checkpoint_bytes(config, prepared.source), estimates.checkpoints_kept(prepared)
+        size, kept = estimates.checkpoint_bytes(prepared), estimates.checkpoints_kept(prepared)
         lines.append(
             f"  {kept} checkpoint{'s' if kept != 1 else ''} of {size / 1e9:.3g} GB in {config.save_folder}: "
             f"{kept * size / 1e9:.3g} GB of disk"
@@ -116,15 +121,16 @@ def describe_memory(prepared: Prepared, devices: Sequence[int]) -> list[str]:
     if prepared.source is None:
         return []
     header = ["devices", "weights", "gradients", "optimizer", "gathered", "logits"]
-    header += ["activations", "recomputed", "total", "total recomputed"]
+    header += [*(["teacher"] if prepared.teacher else []), "activations", "recomputed"]
+    header += ["total", "total recomputed"]
     rows = []
     for count in devices:
         m = estimates.memory(prepared, count)
-        parts = (m.weights, m.gradients, m.optimizer, m.gathered, m.logits, m.activations, m.recomputed)
+        parts = [m.weights, m.gradients, m.optimizer, m.gathered, m.logits]
+        parts += [*([m.teacher] if prepared.teacher else []), m.activations, m.recomputed]
         cells = [*parts, m.total(False), m.total(True)]
         rows.append([str(count), *(f"{cell / _GIB:.1f}" for cell in cells)])
-    config = prepared.config
-    recomputes = config.fsdp_config is not None and config.fsdp_config.activation_checkpointing
+    config, recomputes = prepared.config, _recomputes(prepared)
     microbatches = sorted({estimates.microbatch(config, count) for count in devices})
     batch = " to ".join(str(each) for each in sorted({microbatches[0], microbatches[-1]}))
     return [
@@ -133,7 +139,41 @@ def describe_memory(prepared: Prepared, devices: Sequence[int]) -> list[str]:
         *table(header, rows),
         "  recomputed: with fsdp_config.activation_checkpointing, which is "
         f"{'on' if recomputes else 'off'} here. Driver and allocator take about",
-        "  2 GiB more.",
+        f"  {estimates.DRIVER_GIB} GiB more.",
+    ]
+
+
+def _recomputes(prepared: Prepared) -> bool:
+    fsdp = prepared.config.fsdp_config
+    return fsdp is not None and fsdp.activation_checkpointing
+
+
+def describe_fit(prepared: Prepared, devices: Sequence[int], name: str, gib: float | None) -> list[str]:
+    """On how many devices the run does not fit, if any, and which part of that is the teacher's.
+
+    Args:
+        name: what a device is called.
+        gib: its memory; None where that is not known.
+    """
+    if prepared.source is None or gib is None:
+        return []
+    needed = {count: estimates.memory(prepared, count) for count in devices}
+    totals = {
+        count: m.total(_recomputes(prepared)) / _GIB + estimates.DRIVER_GIB for count, m in needed.items()
+    }
+    lacking = [count for count, total in totals.items() if total > gib]
+    if not lacking:
+        return []
+    most = lacking[-1]
+    counted = f"{most} devices or fewer" if most > 1 else "1 device"
+    taught = needed[most].teacher / _GIB
+    share = f" ({taught:.1f} of them for the teacher)" if taught else ""
+    ways = ["more devices", "a smaller device_train_microbatch_size"]
+    ways += [] if _recomputes(prepared) else ["fsdp_config.activation_checkpointing"]
+    ways += ["a smaller teacher"] if taught else []
+    return [
+        f"By this estimate the run does not fit on {counted}: each needs {totals[most]:.1f} GiB{share}, and "
+        f"{name} has {gib:.0f}. Use {', '.join(ways[:-1])} or {ways[-1]}."
     ]
 
 
@@ -144,9 +184,10 @@ def describe_time(
     if prepared.source is None:
         return []
     length = prepared.config.max_seq_len
+    taught = prepared.teacher.arch if prepared.teacher is not None else None
     if tokens_per_second is None:
         rates = {
-            name: estimates.tokens_per_second(prepared.source, length, gpu, share)
+            name: estimates.tokens_per_second(prepared.source, length, gpu, share, taught)
             for name, share in estimates.UTILIZATION.items()
         }
         title = f"Hours, estimated for {gpu} at the utilization of published runs"

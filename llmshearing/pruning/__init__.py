@@ -2,19 +2,31 @@
 
 method.py          the interface
 l0.py              learned hard-concrete masks; hard_concrete.py and lagrangian.py hold its mathematics
+layerchop.py       whole layers; layer_schemes.py says which, in which order and when
+dimchop.py         dimensions by scores; platon.py holds its mathematics
+maskllm.py         learned N:M masks on single weights; patterns.py holds its mathematics, sparse_linear.py
+                   its layers, mask_file.py the files; nm_scores.py the masks that are computed once
 cut.py             multiplies gates into weights, removes closed units
 
 `METHODS` is the one list of methods; a new one is a file and a row here, and a section of `ModelConfig`.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from torch import Tensor
+
 from llmshearing.config import ModelConfig
+from llmshearing.pruning.dimchop import DimChop
 from llmshearing.pruning.l0 import L0Module
+from llmshearing.pruning.layerchop import LayerChop
+from llmshearing.pruning.maskllm import MaskLLM
 from llmshearing.pruning.method import Aim, Method
 from llmshearing.shapes.architecture import Architecture
 
-METHODS: dict[str, type[Method]] = {method.section: method for method in (L0Module,)}
+METHODS: dict[str, type[Method]] = {
+    method.section: method for method in (L0Module, LayerChop, DimChop, MaskLLM)
+}
 
 
 def method_class(config: ModelConfig) -> type[Method] | None:
@@ -39,6 +51,12 @@ def aim_of(config: ModelConfig, source: Architecture) -> Aim | None:
     """What the configured method is to do with `source`; None: nothing is pruned."""
     method = method_class(config)
     return None if method is None else method.aim(config, source)
+
+
+def source_problems(config: ModelConfig, weights: Mapping[str, Tensor], path: str) -> list[str]:
+    """Why the configured method does not fit the weights at `path`, which a run starts from."""
+    method = method_class(config)
+    return [] if method is None else method.source_problems(config, weights, path)
 
 
 def build_method(config: ModelConfig) -> Method | None:

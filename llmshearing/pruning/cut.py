@@ -14,7 +14,16 @@ from torch import Tensor
 
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.key_map import PREFIX
-from llmshearing.shapes.units import GATES, KINDS, Axis, block_of, layer_gates, owners, weight_table
+from llmshearing.shapes.units import (
+    GATES,
+    KINDS,
+    Axis,
+    block_of,
+    heads_by_group,
+    layer_gates,
+    owners,
+    weight_table,
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,7 @@ class Survivors:
         if axis.owner is None:
             return None
         units = self.units[axis.owner]
-        units = units if units.dim() == 1 else units[position]
-        return (units[:, None] * axis.each + torch.arange(axis.each)).flatten()
+        return axis.places(units if units.dim() == 1 else units[position])
 
 
 def cut(
@@ -118,7 +126,7 @@ def survivors(gates: Mapping[str, Tensor], arch: Architecture) -> Survivors:
             f"The masks leave {len(layers)} layers and {len(units['hidden'])} hidden dimensions: no model is "
             "left."
         )
-    heads = full["head"].unflatten(1, (arch.n_kv_heads, arch.group_size)) * full["kv_head"][..., None]
+    heads = heads_by_group(full["head"], full["kv_head"], arch)
     grouped = (heads * full["attention"][:, None, None])[layers]
     units["kv_head"] = kv_heads = _widest(grouped.amax(-1))
     chosen = grouped.gather(1, kv_heads[:, :, None].expand(-1, -1, arch.group_size))

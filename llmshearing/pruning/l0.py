@@ -1,5 +1,6 @@
 """Learned masks: hard-concrete gates, driven to a target by multipliers (Sheared-LLaMA section 2.1)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -14,6 +15,8 @@ from llmshearing.config.strict import build
 from llmshearing.pruning import hard_concrete, lagrangian
 from llmshearing.pruning.method import Aim, Convergence, Method, one_step
 from llmshearing.pruning.replicated import local
+from llmshearing.pruning.score_file import check_weights_of, read_scores
+from llmshearing.pruning.scores import ranks
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import expected_parameters, prunable_parameters
 from llmshearing.shapes.families import architecture_of, target_of
@@ -52,6 +55,9 @@ class L0Module(Method):
 
     section: ClassVar[str] = "l0_module"
     loss_name: ClassVar[str] = "lag_loss"
+    remedy: ClassVar[str] = (
+        "optimizer.lag_lr, optimizer.eps, scheduler.t_warmup and algorithms.gradient_clipping"
+    )
 
     def __init__(self, cfg: Any, device: str | torch.device = "cpu") -> None:
         super().__init__()
@@ -82,6 +88,8 @@ class L0Module(Method):
         if torch.device(device).type != "meta":
             for mask in self.masks.values():
                 cast(Mask, mask).reset_parameters()
+            if l0.init is not None:
+                self._start_in_order(read_scores(l0.init, self.arch).by_kind)
         self.noise_depends_on_division = l0.noise == "per_rank"
         self.microbatch = 0
 
@@ -91,7 +99,9 @@ class L0Module(Method):
         assert l0 is not None
         target = target_of(source, l0.target_model)
         kinds = chosen_kinds(l0.pruning_modules, source, target)
-        problems = pruning_problems(source, target, kinds, "model.l0_module")
+        problems = pruning_problems(source, target, kinds, "model.l0_module") + _start_problems(
+            l0, source, kinds
+        )
         return Aim(
             target,
             kinds,
@@ -102,6 +112,18 @@ class L0Module(Method):
             else [],
             {"model.l0_module.lagrangian_warmup_steps": l0.lagrangian_warmup_steps},
         )
+
+    @classmethod
+    def source_problems(cls, config: ModelConfig, weights: Mapping[str, Tensor], path: str) -> list[str]:
+        l0 = config.l0_module
+        assert l0 is not None
+        if l0.init is None:
+            return []
+        try:
+            check_weights_of(read_scores(l0.init, architecture_of(config)), weights, l0.init, path)
+        except (ValueError, OSError) as error:
+            return [f"model.l0_module.init: {error}"]
+        return []
 
     @classmethod
     def restored(
@@ -119,7 +141,8 @@ class L0Module(Method):
                 "and there is no config.yaml or config.pt beside it. Give the sizes, such as d_model=2048 "
                 "n_heads=16 n_layers=24 intermediate_size=5504."
             )
-        section = replace(config.l0_module or L0Config(), target_model=aimed_at, pruning_modules=kinds)
+        known = config.l0_module or L0Config()
+        section = replace(known, target_model=aimed_at, pruning_modules=kinds, init=None)
         module = cls(replace(config, l0_module=replace(section, eval_target_model=True)))
         try:
             module.masks.load_state_dict(gates)
@@ -174,6 +197,14 @@ class L0Module(Method):
             return to_z(self.gates())
         with torch.autocast(self.device.type, enabled=False):
             return self.lagrangian(self.step if pruned_steps is None else one_step(pruned_steps))
+
+    @torch.no_grad()
+    def _start_in_order(self, scores: Mapping[str, Tensor]) -> None:
+        """Set every log_alpha by the place of its unit's score in its row."""
+        for kind, mask in self.masks.items():
+            log_alpha = cast(Mask, mask).z_loga
+            start = hard_concrete.ordered_start(ranks(rows(kind, scores[kind], self.arch)))
+            log_alpha.copy_(start.reshape(log_alpha.shape))
 
     @property
     def device(self) -> torch.device:
@@ -266,6 +297,21 @@ class L0Module(Method):
 def target_sparsity(kind: str, source: Architecture, target: Architecture) -> float:
     """Sparsity of the units of `kind` when `source` has the shape of `target`."""
     return 1 - kept_size(kind, source, target) / row_size(kind, source)
+
+
+def _start_problems(l0: L0Config, source: Architecture, kinds: list[str]) -> list[str]:
+    if l0.init is None:
+        return []
+    try:
+        missing = [kind for kind in kinds if kind not in read_scores(l0.init, source).by_kind]
+    except (ValueError, OSError) as error:
+        return [f"model.l0_module.init: {error}"]
+    if missing:
+        return [
+            f"model.l0_module.init is {l0.init}, which has no scores of {', '.join(missing)}; leave init "
+            f"out, or {', '.join(missing)} out of pruning_modules."
+        ]
+    return []
 
 
 def _falling_targets(l0: L0Config, source: Architecture, target: Architecture, kinds: list[str]) -> list[str]:

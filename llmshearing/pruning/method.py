@@ -4,6 +4,7 @@ Decoder, optimizer, loss, checkpoints, planner and report know this interface, a
 `PruningCallback` drives it; `llmshearing.pruning.METHODS` lists the methods.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -28,6 +29,12 @@ class Aim:
         problems: why it is impossible, each with what to change.
         warnings: what it would do that is probably not intended.
         durations: keys of the configuration that hold a duration to compare with that of the run.
+        notes: what it is going to do beyond that, one sentence each.
+        state: numbers in fp32 that it keeps beside the parameters, sharded with them.
+        reads_gradients: whether it computes with gradients, which must then not be scaled.
+        summary: the task in a line, where there is neither `target` nor `share`.
+        own: how many parameters the method puts into the decoder.
+        trains_weights: whether the weights of the model are trained as well.
     """
 
     target: Architecture | None = None
@@ -36,6 +43,12 @@ class Aim:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     durations: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    state: int = 0
+    reads_gradients: bool = False
+    summary: str = ""
+    own: int = 0
+    trains_weights: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,18 +69,24 @@ class Method(nn.Module):
     """A way to choose what a run keeps. Hooks do nothing by default.
 
     A method is built as `cls(model_config, device)`; its own parameters are replicated over processes, those
-    that `attach` puts into the decoder are sharded with it.
+    that `attach` puts into the decoder are sharded with it. Its buffers go into checkpoints too; what has the
+    size of the decoder's parameters is made in `after_sharding`, in their layout.
 
     Attributes:
         section: its key below `model:` in a configuration, and its prefix in checkpoints.
         loss_name: the name of its part of the loss.
+        remedy: keys of the configuration to look at when it does not reach its target; empty where it always
+            does in time.
+        inside: the last parts of the names of tensors that `attach` puts into modules of the decoder.
         noise_depends_on_division: whether its gates depend on how a batch is divided over processes and
-            microbatches.
+            microbatches; its key `noise` says so.
         seed, step, steps: the seed of the run, the current step, and the number of steps.
     """
 
     section: ClassVar[str]
     loss_name: ClassVar[str]
+    remedy: ClassVar[str] = ""
+    inside: ClassVar[tuple[str, ...]] = ()
     noise_depends_on_division: bool
     target: Architecture | None
 
@@ -98,10 +117,25 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    @classmethod
+    def source_problems(cls, config: ModelConfig, weights: Mapping[str, Tensor], path: str) -> list[str]:
+        """Why the section of `config` does not fit the weights at `path`, which a run starts from."""
+        return []
+
     # ------------------------------------------------------------- during a run
 
     def attach(self, decoder: nn.Module) -> None:
-        """Prepare the decoder, before it is sharded."""
+        """Prepare the decoder, before it is sharded and before its weights are loaded."""
+
+    def initialize(self, seed: int, given: Collection[str]) -> None:
+        """Give initial values to what `attach` put into the decoder, whose weights are there by now.
+
+        Args:
+            given: the tensors that the run starts from, by our names: those keep their values.
+        """
+
+    def after_sharding(self, decoder: nn.Module) -> None:
+        """Make state in the layout of the decoder's parameters, before anything is loaded."""
 
     def begin_step(self, step: int, steps: int) -> None:
         """Enter training step `step` of `steps`, from 0."""
@@ -114,13 +148,15 @@ class Method(nn.Module):
     def term(self, step: int | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Its part of the loss (None: it has none), and scalars to log under `metrics/train/`.
 
+        Called after the forward pass that `gates` began.
+
         Args:
             step: the step at which to compute it; default: the step last begun.
         """
         return None, {}
 
     def after_backward(self, decoder: nn.Module) -> None:
-        """Look at the gradients after each microbatch: accumulated so far in the step, not yet clipped."""
+        """Look at the gradients of a step: of all its microbatches and processes, not yet clipped."""
 
     def after_step(self, decoder: nn.Module) -> None:
         """Act on the parameters after the optimizer did, and once before the first step."""
@@ -138,6 +174,10 @@ class Method(nn.Module):
     def final_gates(self) -> Gates:
         """The gates that the export cuts by."""
         return drive(self.gates_by_kind())
+
+    def weight_mask(self, name: str) -> Tensor | None:
+        """Which numbers of a weight, by our name, the export keeps; bool, in its shape; None: all of them."""
+        return None
 
     def convergence(self) -> dict[str, Convergence]:
         """How far each kind is from its target; {} for methods without a target."""

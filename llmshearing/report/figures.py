@@ -16,7 +16,7 @@ from llmshearing.shapes.units import KINDS, kept_size, row_size
 
 MEAN_LOSS = "metrics/eval/LanguageCrossEntropy"
 THROUGHPUT = "throughput/tokens_per_sec"
-CONVERGED = 0.01  # of a mask's units; what is farther from its target is called out
+CONVERGED = 0.01  # of the units of a kind; what is farther from its target is called out
 _SIZES = {
     "d_model": "hidden size",
     "n_layers": "layers",
@@ -137,7 +137,7 @@ def _bar(share: float) -> str:
 
 
 def convergence(run: Run) -> list[tuple[str, float, float]]:
-    """For each mask, its sparsity in the end: (name, expected, target in force)."""
+    """For each kind of units, its sparsity in the end: (name, expected, target in force)."""
     found = []
     for kind in KINDS:
         expected = run.metrics.get(f"metrics/train/expected_{kind}_sparsity")
@@ -147,8 +147,8 @@ def convergence(run: Run) -> list[tuple[str, float, float]]:
     return found
 
 
-def masks_table(run: Run) -> Figure | None:
-    """What each mask was asked to remove, and how close it came."""
+def removed_table(run: Run) -> Figure | None:
+    """What was to be removed of each kind of units, and how close the run came."""
     rows = []
     for kind, expected, aim in convergence(run):
         sizes = ["", ""]
@@ -160,15 +160,18 @@ def masks_table(run: Run) -> Figure | None:
         rows.append([kind, *sizes, f"{aim:.1%}", f"{expected:.1%}", verdict])
     if not rows:
         return None
-    head = ["mask", "of", "keep", "remove", "removes", ""]
+    head = ["kind", "of", "keep", "remove", "removes", ""]
     caption = "Expected sparsity after the last step against the target in force; within a point: reached."
-    return Figure("Masks", table(head, rows), caption)
+    return Figure("Removed", table(head, rows), caption)
 
 
 def training_loss(run: Run) -> Figure:
-    """Cross entropy of every step."""
-    caption = _thinned(run.steps, "Cross entropy of the training data, in nats a token.")
-    return Figure("Training loss", chart(_of(run, "loss/train/ce_loss", "loss", 0), "steps"), caption)
+    """Cross entropy of every step and, with a teacher, the divergence from it."""
+    lines = _of(run, "loss/train/ce_loss", "cross entropy", 0)
+    lines += _of(run, "loss/train/kl_loss", "divergence from the teacher", 1)
+    taught = " The divergence has its factor temperature squared, not its weight." if lines[1:] else ""
+    caption = _thinned(run.steps, f"Cross entropy of the training data, in nats a token.{taught}")
+    return Figure("Training loss", chart(lines, "steps"), caption)
 
 
 def domain_losses(run: Run) -> Figure | None:
@@ -222,7 +225,7 @@ def domain_tokens(run: Run) -> Figure | None:
 
 
 def sparsities(run: Run) -> Figure | None:
-    """Expected sparsity of each mask against its target."""
+    """Expected sparsity of each kind of units against its target."""
     lines = []
     for i, kind in enumerate(_kinds(run)):
         lines += _of(run, _key("expected", kind), kind or "overall", i)
@@ -243,7 +246,7 @@ def multipliers(run: Run, order: int) -> Figure | None:
 
 
 def _kinds(run: Run) -> list[str]:
-    """What has a sparsity: "" for the whole model, then masks; a place here is a line's colour."""
+    """What has a sparsity: "" for the whole model, then kinds of units; a place here is a line's colour."""
     return [kind for kind in ("", *KINDS) if _key("expected", kind) in run.metrics]
 
 
@@ -290,11 +293,11 @@ def _thinned(count: int, caption: str) -> str:
     )
 
 
-# --------------------------------------------------------------------- masks
+# --------------------------------------------------------------------- gates
 
 
 def mask_maps(history: MaskHistory) -> list[Figure]:
-    """Maps of what the masks hold open, over time."""
+    """Maps of what the gates hold open, over time."""
     if not history.steps:
         return []
     columns = f"Columns: evaluations, step {history.steps[0]:,} to {history.steps[-1]:,}."

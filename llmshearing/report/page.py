@@ -47,12 +47,18 @@ def sentences(run: Run) -> list[str]:
     """What came out of a run, in plain words."""
     said = []
     if run.prunes and run.steps:
-        masks = figures.convergence(run)
-        missed = [(k, e, t) for k, e, t in masks if abs(e - t) > figures.CONVERGED]
-        if masks and not missed:
-            said.append("Every mask has reached its target.")
+        kinds = figures.convergence(run)
+        missed = [(k, e, t) for k, e, t in kinds if abs(e - t) > figures.CONVERGED]
+        if kinds and not missed:
+            said.append("Every kind of units has reached its target.")
         for kind, expected, target in missed:
-            said.append(f"Mask {kind} removes {expected:.1%} in expectation; its target is {target:.1%}.")
+            said.append(f"Of {kind}, {expected:.1%} is removed in expectation; the target is {target:.1%}.")
+    taught = run.config.distillation
+    if taught is not None and taught.kl_weight:
+        said.append(
+            f"It learns from {taught.teacher or run.config.model.path}: {taught.kl_weight:g} x {taught.loss} "
+            f"at temperature {taught.temperature:g} + {taught.ce_weight:g} x cross entropy."
+        )
     loss = run.metrics.get(figures.MEAN_LOSS)
     if loss is not None and len(loss.steps) > 1:
         said.append(
@@ -100,7 +106,7 @@ def _section(run: Run, number: int) -> str:
     history = MaskHistory(run)
     shown = [
         figures.shape_table(run),
-        figures.masks_table(run),
+        figures.removed_table(run),
         figures.training_loss(run),
         figures.domain_losses(run),
         figures.excess_losses(run),

@@ -16,6 +16,7 @@ from llmshearing.shapes.units import (
     drive,
     driven,
     gate_around,
+    heads_by_group,
     is_grouped,
     owners,
     owns,
@@ -50,6 +51,11 @@ def training_flops(arch: Architecture, sequences: int, length: int) -> int:
     held = matrix_parameters(arch) + arch.vocab_size * arch.d_model
     attention = 12 * arch.n_layers * arch.n_heads * arch.head_dim * length**2
     return sequences * (6 * held * length + attention)
+
+
+def forward_flops(arch: Architecture, sequences: int, length: int) -> int:
+    """Floating point operations of a forward pass alone: a third of `training_flops`."""
+    return training_flops(arch, sequences, length) // 3
 
 
 def prunable_parameters(kinds: Iterable[str], arch: Architecture) -> int:
@@ -91,8 +97,7 @@ def _open_units(gates: Mapping[str, Tensor], arch: Architecture, like: Tensor) -
         for name in owners(arch)
     }
     if is_grouped(arch):  # a query head is open only where its KV head is
-        heads = units["head"].unflatten(-1, (arch.n_kv_heads, arch.group_size)) * units["kv_head"][..., None]
-        return units | {"head": heads.flatten(-2)}
+        return units | {"head": heads_by_group(units["head"], units["kv_head"], arch).flatten(-2)}
     return units | {"kv_head": units["head"]} if "kv_head" in units else units
 
 

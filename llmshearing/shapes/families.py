@@ -4,7 +4,6 @@ A new LLaMA-like family is one row in `FAMILIES`, when its weights have LLaMA's 
 """
 
 import copy
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -313,9 +312,3 @@ def target_of(source: Architecture, target: TargetConfig | None) -> Architecture
 
 def _family_of_name(name: str) -> str:
     return "gpt_neox" if "pythia" in name else "llama"
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """' (did you mean X?)' for the word of `known` most like `word`, or nothing."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {match[0]}?)" if match else ""

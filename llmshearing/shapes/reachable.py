@@ -1,7 +1,7 @@
 """Checks before the first step that masks can prune a source to a target, and that it can be exported."""
 
+from llmshearing import cli
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import nearest
 from llmshearing.shapes.units import KINDS, is_grouped, kept_size, needed_kinds, row_size
 
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
@@ -36,7 +36,8 @@ def _unknown_mask(name: str) -> str:
             f"pruning_modules has {name}, which is not supported: rotary pairs make the dimensions inside "
             "a head unequal and no HF config can express the result. Use head (or kv_head) instead."
         )
-    return f"pruning_modules has {name!r}{nearest(name, list(KINDS))}; expected some of: {', '.join(KINDS)}."
+    near = cli.nearest(name, KINDS) or ";"
+    return f"pruning_modules has {name!r}{near} expected some of: {', '.join(KINDS)}."
 
 
 def _clashes(source: Architecture, names: list[str]) -> list[str]:

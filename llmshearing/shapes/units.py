@@ -24,9 +24,11 @@ L layers, D hidden, H query heads, K KV heads, G = H / K, E head dim, F intermed
 """
 
 import math
+from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from llmshearing.shapes.architecture import Architecture
@@ -67,10 +69,10 @@ GATES: dict[str, Gate] = {
 Z_NAMES = tuple(gate.z for gate in GATES.values())
 
 
-class Gates(dict[str, Tensor]):
+class Gates(UserDict[str, Tensor]):
     """Gates by their names in `GATES`, in plain shapes; a missing gate is open.
 
-    A class of its own, which FSDP passes on as it is: it would cast the tensors of a plain dict.
+    Neither a dict nor a dataclass, whose tensors FSDP2 would cast to the type of the computation.
     """
 
 
@@ -147,6 +149,11 @@ def is_grouped(arch: Architecture) -> bool:
     return arch.group_size > 1
 
 
+def heads_by_group(head: Tensor, kv_head: Tensor, arch: Architecture) -> Tensor:
+    """The gates of query heads [..., H] times those of their KV heads [..., K], as [..., K, G]."""
+    return head.unflatten(-1, (arch.n_kv_heads, arch.group_size)) * kv_head[..., None]
+
+
 def row_size(kind: str, arch: Architecture) -> int:
     """Units of one row of `kind`: those that compete with each other.
 
@@ -203,6 +210,10 @@ class Axis:
     def size(self) -> int:
         """How many rows or columns there are."""
         return self.units * self.each
+
+    def places(self, units: Tensor) -> Tensor:
+        """The rows or columns that `units` own, both as ascending indices."""
+        return (units[:, None] * self.each + torch.arange(self.each, device=units.device)).flatten()
 
 
 @dataclass(frozen=True)
@@ -295,17 +306,35 @@ def weight_shapes(arch: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield f"{name}.bias", (weight.rows.size,)
 
 
-@dataclass(frozen=True)
 class LayerGates:
     """The gates of one layer, or of the weights outside of layers, read through the table.
+
+    Where not all units are executed (`llmshearing.shapes.executed`), "rows" and "columns" are the executed
+    ones. Like `Gates` it is no dataclass, whose tensors FSDP2 would cast.
 
     Attributes:
         table: the weights of the architecture.
         gates: [n] or scalar; a missing gate is open.
+        indices: the executed rows or columns, by the kind that owns them and how many a unit owns; a missing
+            entry stands for all.
+        skipped: the blocks (`BLOCKS`) that are not executed.
+        kv_of_query: where KV heads have unequal numbers of query heads, for each query head the position of
+            its KV head.
     """
 
-    table: Mapping[str, Weight]
-    gates: Mapping[str, Tensor]
+    def __init__(
+        self,
+        table: Mapping[str, Weight],
+        gates: Mapping[str, Tensor],
+        indices: Mapping[tuple[str, int], Tensor] | None = None,
+        skipped: frozenset[str] = frozenset(),
+        kv_of_query: Tensor | None = None,
+    ) -> None:
+        self.table = table
+        self.gates = gates
+        self.indices = indices or {}
+        self.skipped = skipped
+        self.kv_of_query = kv_of_query
 
     def rows(self, part: str) -> Tensor | None:
         """What scales the rows of weight `part`, [rows] or a scalar; None for nothing."""
@@ -318,18 +347,36 @@ class LayerGates:
 
     def owner(self, part: str) -> Tensor | None:
         """The gates of the units that own the rows of weight `part`; None when they are all open."""
-        owner = self.table[part].rows.owner
-        return None if owner is None else self.gates.get(owner)
+        rows = self.table[part].rows
+        gate = None if rows.owner is None else self.gates.get(rows.owner)
+        return gate if gate is None else self._of(rows, gate)
+
+    def executed_rows(self, part: str) -> Tensor | None:
+        """Indices of the rows of weight `part` that are executed; None for all."""
+        return self._index(self.table[part].rows)
+
+    def executed_columns(self, part: str) -> Tensor | None:
+        """Indices of the columns of weight `part` that are executed; None for all."""
+        columns = self.table[part].columns
+        return None if columns is None else self._index(columns)
 
     def _factor(self, axis: Axis) -> Tensor | None:
         factor = None
         for name in axis.gates:
             if name in self.gates:
-                gate = self.gates[name]
-                if gate.dim() and len(gate) != axis.size:
-                    gate = gate.repeat_interleave(axis.size // len(gate))
+                gate = self._of(axis, self.gates[name])
                 factor = gate if factor is None else factor * gate
         return factor
+
+    def _of(self, axis: Axis, gate: Tensor) -> Tensor:
+        """A gate, or those of all units, as factors of the executed rows or columns."""
+        if gate.dim() and len(gate) != axis.size:
+            gate = gate.repeat_interleave(axis.size // len(gate))
+        index = self._index(axis)
+        return gate if index is None or not gate.dim() else gate.index_select(0, index)
+
+    def _index(self, axis: Axis) -> Tensor | None:
+        return None if axis.owner is None else self.indices.get((axis.owner, axis.each))
 
 
 def layer_gates(table: Mapping[str, Weight], gates: Mapping[str, Tensor], layer: int | None) -> LayerGates:

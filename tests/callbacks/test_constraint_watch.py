@@ -44,7 +44,7 @@ def test_a_run_that_prunes_nothing_warns_once(
 
 
 def warnings(expected: list[float], target: list[float], caplog: pytest.LogCaptureFixture) -> int:
-    watch = ConstraintWatch()
+    watch = ConstraintWatch("some.key")
     for step, (one, other) in enumerate(zip(expected, target, strict=True)):
         state = cast(Any, SimpleNamespace(timestamp=SimpleNamespace(batch=SimpleNamespace(value=step))))
         watch.take(state, cast(Any, None), {"expected_sparsity": one, "target_sparsity": other})
@@ -62,7 +62,7 @@ def test_no_movement_is_distinguished_from_slowness_and_arrival(caplog: pytest.L
 
 
 def test_a_run_without_masks_is_not_watched(caplog: pytest.LogCaptureFixture) -> None:
-    watch = ConstraintWatch()
+    watch = ConstraintWatch("some.key")
     watch.take(cast(Any, None), cast(Any, None), {"domain_sums": [[1.0, 2.0]]})
     watch.fit_end(cast(Any, None), cast(Any, None))
     assert not caplog.text

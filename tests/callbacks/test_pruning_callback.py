@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from composer.core import Time
 from safetensors.torch import load_file
 
 from llmshearing.callbacks.pruning_callback import PruningCallback
@@ -21,7 +20,8 @@ def model():
 
 
 def at(model, step=0, **parts):
-    return state(step, model=model, rank_zero_seed=5, max_duration=Time.from_batch(20), **parts)
+    batch = {"input_ids": torch.zeros(2, SEQ_LEN, dtype=torch.long)}
+    return state(step, model=model, rank_zero_seed=5, **{"batch": batch, **parts})
 
 
 def hidden_gates(model):

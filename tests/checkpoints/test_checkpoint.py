@@ -136,7 +136,7 @@ def test_a_sharded_checkpoint_is_read_by_one_process(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_sharded_checkpoint_is_not_read_into_tensors_of_another_shape(tmp_path):
+def test_a_sharded_checkpoint_is_not_read_into_tensors_of_a_different_shape(tmp_path):
     folder = sharded(tmp_path / "ep0", weights_of())
     like = {name: torch.zeros_like(weight) for name, weight in weights_of().items()}
     read = load_sharded(folder, like={"state": {"model": like}})["state"]["model"]
@@ -272,7 +272,7 @@ def test_weights_alone_tell_their_family_and_options(tmp_path, name):
     [
         ({"hidden_size": 64}, "hidden_size=64 was given, but the weights of .* have 32"),
         ({"num_hidden_layers": 3}, "num_hidden_layers=3 was given, but the weights of .* have 2"),
-        ({"hiden_size": 32}, r"hiden_size is not a key of the HF config \(did you mean hidden_size\?\)"),
+        ({"hiden_size": 32}, r"hiden_size is not a key of the HF config; did you mean hidden_size\?"),
         (
             {"model_class": "MixtralForCausalLM"},
             "model class MixtralForCausalLM is not supported; supported: Llama",

@@ -14,7 +14,7 @@ from twins import CONFIGS, make, masked_checkpoint, save
 @pytest.mark.parametrize(
     "kind", ["source", "in source", "in a link", "run", "latest", "link", "foreign", "folder"]
 )
-def test_what_must_not_be_lost_is_not_written_over(tmp_path, kind):
+def test_outputs_that_must_not_be_lost_are_not_overwritten(tmp_path, kind):
     source, out = tmp_path / "hf", tmp_path / "out.pt"
     source.mkdir()
     for path in (source / "pytorch_model.bin", out):

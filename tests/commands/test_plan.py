@@ -109,7 +109,7 @@ def test_the_plan_of_a_small_run_line_by_line(data: Path, changes: dict[str, Any
         (["--tokens_per_second", "nan"], "--tokens_per_second is nan; expected more than 0"),
     ],
 )
-def test_numbers_that_nothing_runs_with_are_refused(
+def test_impossible_numbers_are_rejected(
     monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["plan", str(SEVEN), *words])

@@ -64,7 +64,7 @@ def test_a_table_may_write_numbers_as_the_command_line_does(tmp_path, monkeypatc
     assert not capsys.readouterr().out
 
 
-def test_what_cannot_be_fitted_is_refused(tmp_path):
+def test_losses_without_a_fit_are_rejected(tmp_path):
     with pytest.raises(
         ValueError, match="2 losses for 2 different sizes: expected one loss for each of at least 3"
     ):
@@ -155,7 +155,7 @@ def test_measure_wants_every_domain_and_a_length(data, model):
         measure(str(model), data, ["book", "cc", "wiki"], "eval_merge", SEQ_LEN, 2)
 
 
-def test_measure_refuses_a_length_that_is_not_the_datas(data, model):
+def test_measure_rejects_a_length_that_does_not_match_the_data(data, model):
     tokenizer = {"name": "words", "vocab_size": 90, "vocabulary_sha256": ""}
     Manifest(SEQ_LEN, "uint16", tokenizer, {}, {}, {"book": {}, "cc": {}}, {}).write(data)
     with pytest.raises(ValueError, match=r"--seq_length is 8, but the sequences of .* have 16 tokens"):
@@ -181,7 +181,7 @@ def test_sizes_are_read_with_units(monkeypatch, capsys):
         (["measure", "m", "--data", "d", "--seq_length", "-8"], "a whole number of at least 1"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(words, reason, monkeypatch, capsys):
+def test_impossible_losses_are_rejected(words, reason, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["reference_loss", *words])
     with pytest.raises(SystemExit) as stop:
         reference_loss.main()

@@ -159,7 +159,7 @@ def test_missing_keys_and_files_are_named(tmp_path):
         load_config(tmp_path / "nowhere.yaml")
 
 
-def test_a_section_with_nothing_below_it_counts_as_left_out(tmp_path):
+def test_an_empty_section_counts_as_missing(tmp_path):
     path = write(tmp_path, run_values(tmp_path / "data"))
     empty = ("optimizer", "scheduler", "algorithms", "callbacks", "loggers")
     config = load_config(path, [f"{name}=null" for name in empty])
@@ -187,7 +187,7 @@ def test_the_domains_section_is_built_once(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["null", ""])
-def test_a_split_of_nothing_is_left_out(tmp_path, value):
+def test_a_null_split_counts_as_missing(tmp_path, value):
     path = write(tmp_path, run_values(tmp_path / "data"))
     assert load_config(path, [f"train_loader.dataset.split={value}"]).train_loader.dataset.split == ""
 
@@ -214,7 +214,7 @@ def test_texts_are_read_as_they_are_written(tmp_path):
         assert build(Config, parse(to_yaml(config))) == config
 
 
-def test_a_value_that_is_no_text_any_more_is_reported_with_the_way_to_write_it(tmp_path):
+def test_a_value_that_yaml_reads_as_another_type_is_reported_with_the_way_to_write_it(tmp_path):
     values = run_values(tmp_path / "data")
     values["callbacks"]["data_loading"]["set_names"] = ["code", False, 1e5]
     with pytest.raises(

@@ -210,7 +210,7 @@ def test_null_is_nothing_or_reported(place: Place) -> None:
         assert (problems, at(config, place.path)) == ([], None)
     elif place.known.required:
         assert problems == [f"file: {place.name} is missing; add it."]
-    elif place.known.default in ("", {}, [0.9, 0.95]):
+    elif place.known.default == "" or isinstance(place.known.default, dict | list):
         assert (problems, at(config, place.path)) == ([], place.known.default)
     else:
         assert problems == [f"file: {place.name} is empty; give a value, or leave the line out."]
@@ -225,6 +225,7 @@ def test_a_misspelt_key_is_reported_with_the_right_one(place: Place) -> None:
 
 @given(data=st.data())
 @settings(max_examples=2, deadline=None)
+@pytest.mark.slow
 def test_a_resume_may_change_what_the_rule_of_the_key_says(data: st.DataObject) -> None:
     for place in EVERY:
         check_resume_rule(place, data)

@@ -32,7 +32,7 @@ def test_a_part_of_the_data_is_shown_by_its_manifest(monkeypatch, prepared, caps
     assert around.startswith("each document between <s> (0) and </s> (1) of ")
 
 
-def test_half_done_work_is_not_shown_and_a_tokenizer_that_is_gone_is_told(
+def test_incomplete_work_is_not_shown_and_a_missing_tokenizer_is_reported(
     monkeypatch, prepared, tmp_path, capsys, caplog
 ):
     shutil.copytree(prepared[1], tmp_path / "out")
@@ -59,7 +59,7 @@ def test_inspect_wants_the_length_of_data_without_a_manifest(monkeypatch, prepar
         inspect_command.main()
 
 
-def test_a_preparation_that_is_not_complete_is_told(tmp_path):
+def test_an_incomplete_preparation_is_reported(tmp_path):
     (tmp_path / ".prepare-0" / "mds").mkdir(parents=True)
     (tmp_path / ".prepare-0" / "mds" / "index.json").touch()
     with pytest.raises(FileNotFoundError, match=r"no index.json: expected what `.*` has completed"):

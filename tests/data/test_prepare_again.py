@@ -156,7 +156,7 @@ def test_nothing_of_an_interrupted_run_with_other_settings_stays(
 
 
 @pytest.mark.parametrize("changed", ["text", "tokenizer"])
-def test_half_done_work_on_what_has_changed_since_is_begun_anew(
+def test_incomplete_work_on_changed_sources_starts_over(
     monkeypatch, tmp_path, text, tokenizer_folder, changed
 ):
     """Under the same names and with the same sizes."""
@@ -232,7 +232,9 @@ def test_no_room_names_the_output(monkeypatch, tmp_path, text, tokenizer_folder,
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
 
 
-def test_tasks_that_failed_elsewhere_are_told_with_their_log(monkeypatch, tmp_path, text, tokenizer_folder):
+def test_tasks_that_failed_elsewhere_are_reported_with_their_log(
+    monkeypatch, tmp_path, text, tokenizer_folder
+):
     monkeypatch.setattr(LocalExecutor, "get_incomplete_ranks", lambda *_: [1])
     with pytest.raises(OSError, match=r"1 of 2 tasks failed to tokenize: see .*logs/tokenize"):
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
@@ -308,6 +310,7 @@ def test_no_worker_outlives_a_run_that_ends_early(tmp_path, end):
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_command(tmp_path):
     code = (
         "import sys; from pathlib import Path; from llmshearing.data.executors import LocalExecutor;"
@@ -408,7 +411,7 @@ def test_a_read_only_output_is_named(tmp_path, text, tokenizer_folder):
 
 @pytest.mark.slow
 @pytest.mark.reliability
-def test_a_full_disk_is_reported_and_the_next_run_goes_on(tmp_path, large, tokenizer_folder):
+def test_a_full_disk_is_reported_and_the_next_run_resumes(tmp_path, large, tokenizer_folder):
     text, hashes = large
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -131,6 +131,7 @@ def test_a_regular_expression_that_gives_up_names_the_document(
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_in_a_worker_too(tmp_path, text, catastrophe):
     """Where an exception has to travel to the command."""
     write_jsonl(text / "wiki" / "1.jsonl", ["w1 w2", "a" * 40 + "!"])

@@ -137,7 +137,7 @@ def test_another_encoding_is_named(tmp_path, encoding):
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_a_file_of_another_form_is_named(tmp_path, data, message, name):
+def test_a_file_of_unknown_form_is_named(tmp_path, data, message, name):
     packed = gzip.compress(data) if name.endswith("gz") and b"lfs" not in data else data
     with pytest.raises(ValueError, match=rf"{name} {message}"):
         read(tmp_path, packed, name)

@@ -118,7 +118,7 @@ def test_parquet_with_bytes_that_are_no_utf8(tmp_path):
     assert documents.broken == 1
 
 
-def test_null_is_no_text_in_every_format(tmp_path):
+def test_null_is_not_text_in_any_format(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"body": null}\n{"body": "good"}')
     pq.write_table(pa.table({"body": [None, "good"]}), tmp_path / "a.parquet")
     for name in ("a.jsonl", "a.parquet"):
@@ -127,14 +127,14 @@ def test_null_is_no_text_in_every_format(tmp_path):
         assert (documents.empty, documents.broken) == (1, 0)
 
 
-def test_a_column_of_another_type_is_named(tmp_path):
+def test_a_column_of_a_wrong_type_is_named(tmp_path):
     for values, kind in (([1, 2], "int64"), ([["a"]], "list")):
         pq.write_table(pa.table({"body": values}), tmp_path / "a.parquet")
         with pytest.raises(ValueError, match=rf"a.parquet: column 'body' is {kind}.*, expected text"):
             list(Reading(tmp_path, "a.parquet"))
 
 
-def test_hidden_files_are_left_out_and_others_told(tmp_path, caplog):
+def test_hidden_files_are_skipped_and_others_reported(tmp_path, caplog):
     for name in ("book/a.jsonl", "book/.cache/b.jsonl", "book/.c.jsonl", "book/d.txt", "book/e.jsonl.lz4"):
         write_jsonl(tmp_path / name, ["some text"])
     (task,) = list_tasks(str(tmp_path), None)
@@ -147,7 +147,7 @@ def test_hidden_files_are_left_out_and_others_told(tmp_path, caplog):
     assert "1 linked folders such as book/linked are not followed" in caplog.text
 
 
-def test_what_is_no_regular_file_is_rejected(tmp_path):
+def test_anything_but_a_regular_file_is_rejected(tmp_path):
     (tmp_path / "book").mkdir()
     os.mkfifo(tmp_path / "book" / "a.jsonl")
     with pytest.raises(ValueError, match=r"'book/a\.jsonl' is no regular file"):

@@ -30,7 +30,7 @@ def test_budgets_follow_the_proportion():
     assert budgets == {"cc": {"for_prune": 600, "for_ft": 1200}, "wiki": {"for_prune": 400, "for_ft": 800}}
 
 
-def test_shortage_is_shared_and_told():
+def test_a_shortage_is_shared_and_reported():
     budgets, warnings = plan_budgets({"wiki": 1000}, 500, 3000, 6000, {"wiki": 1.0})
     assert budgets["wiki"] == {"eval": 100, "for_prune": 300, "for_ft": 600}
     assert warnings == [

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, ByT5Tokenizer, LlamaTokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
 from llmshearing.datasets.manifest import Manifest
@@ -19,7 +19,11 @@ def sentencepiece_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sentencepiece")
     (folder / "corpus.txt").write_text("\n".join(documents(200)))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "corpus.txt"), model_prefix=str(folder / "m"), vocab_size=120, minloglevel=2
+        input=str(folder / "corpus.txt"),
+        model_prefix=str(folder / "m"),
+        vocab_size=120,
+        minloglevel=2,
+        model_type="bpe",
     )
     return folder / "m.model"
 
@@ -112,7 +116,7 @@ def test_ids_are_those_of_tokenizer_json_whatever_the_class(tmp_path, tokenizer_
     assert ours.suffix == (1,)
 
 
-def test_a_folder_that_tells_no_class_has_none_whatever_its_name(tmp_path):
+def test_a_folder_without_a_tokenizer_class_has_none_whatever_its_name(tmp_path):
     """transformers would take it for one of GPT-NeoX, MPT's, which has an EOS, because of its name."""
     folder = tmp_path / "empty"
     folder.mkdir()
@@ -214,8 +218,9 @@ def test_sentencepiece_model(sentencepiece_model):
 
 def test_a_llama_folder_with_a_sentencepiece_model_alone(sentencepiece_model, tmp_path):
     """As the first LLaMA models are shared; transformers converts it, which needs protobuf."""
-    LlamaTokenizer(str(sentencepiece_model), legacy=False).save_pretrained(tmp_path)
-    assert not (tmp_path / "tokenizer.json").exists()
+    shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     ours, theirs = load_tokenizer(str(tmp_path)), load_tokenizer(str(sentencepiece_model))
     assert [list(ids) for ids in ours.encode(documents(3))] == [
         list(ids) for ids in theirs.encode(documents(3))
@@ -233,7 +238,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "reason"), [("nowhere", "there is no such folder"), ("missing.model", "")])
-def test_what_is_no_tokenizer_is_rejected(tmp_path, name, reason):
+def test_a_folder_without_a_tokenizer_is_rejected(tmp_path, name, reason):
     with pytest.raises(ValueError, match=rf"cannot load tokenizer .*{name}' \({reason}.*: expected a folder"):
         load_tokenizer(str(tmp_path / name))
 

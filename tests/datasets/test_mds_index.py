@@ -29,7 +29,7 @@ def spoil(path: Path, **values: object) -> Path:
     "text",
     ["[]", "null", "3", "{}", '{"version": 2}', '{"version": 2, "shards": 3}', "[" * 10**5, '{"shards": ['],
 )
-def test_an_index_of_another_form_is_rejected(tmp_path, text):
+def test_an_index_of_unknown_form_is_rejected(tmp_path, text):
     (write_folder(tmp_path / "cc", 3) / "index.json").write_text(text)
     with pytest.raises(ValueError, match=rf"cc/index.json.*: {AGAIN}$"):
         SequenceFolder(tmp_path / "cc", SEQ_LEN)
@@ -66,7 +66,7 @@ def test_a_shard_that_is_none_is_rejected(tmp_path, entry):
         ("colour", 1, "colour missing or unknown"),
     ],
 )
-def test_an_entry_of_another_form_is_rejected(tmp_path, key, value, reason):
+def test_an_entry_of_unknown_form_is_rejected(tmp_path, key, value, reason):
     spoil(tmp_path / "cc", **{key: value})
     with pytest.raises(ValueError, match=rf"cc/index.json: shard 0: .*{reason}.*: {AGAIN}$"):
         SequenceFolder(tmp_path / "cc", SEQ_LEN)

@@ -226,7 +226,7 @@ def test_wrong_settings_are_rejected():
         make(seed=-1)
 
 
-def test_a_checkpoint_of_another_stream_is_rejected():
+def test_a_checkpoint_of_a_different_stream_is_rejected():
     state = make(seed=1).state_dict(make().start())
     with pytest.raises(ValueError, match=r"checkpoint's seed .* is 1, this run's is 2"):
         make(seed=2).load_state_dict(state)

@@ -50,7 +50,7 @@ def test_a_local_folder_that_leads_into_the_remote_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("limit", ["garbage", -5, 0, "0gb", "nangb", "1e999gb"])
-def test_a_cache_limit_that_is_no_size_is_rejected(tmp_path, limit):
+def test_an_invalid_cache_limit_is_rejected(tmp_path, limit):
     for dynamic, section in ((True, "train_loader"), (False, "eval_loader")):
         message = f"{section}.dataset.cache_limit is {limit!r}: expected a size above 0"
         with pytest.raises(ValueError, match=message):
@@ -132,7 +132,7 @@ def test_a_remote_without_a_manifest_is_read_without_a_word(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_a_manifest_that_cannot_be_fetched_is_told(tmp_path, caplog):
+def test_a_manifest_that_cannot_be_fetched_is_reported(tmp_path, caplog):
     data = write_folder(tmp_path / "remote" / "cc", 5).parent
     (data / MANIFEST).mkdir()
     build(tmp_path / "local", data)

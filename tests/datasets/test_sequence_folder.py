@@ -107,7 +107,7 @@ def test_index_that_names_a_wrong_size(tmp_path, where, key):
         SequenceFolder(path, SEQ_LEN)
 
 
-def test_a_sequence_of_another_length(tmp_path):
+def test_a_sequence_of_a_different_length(tmp_path):
     with pytest.raises(ValueError, match=r"takes 12 bytes \(6 of uint16, .* tokens\), expected 8 tokens"):
         SequenceFolder(write_folder(tmp_path / "cc", 3, seq_len=6), SEQ_LEN)
 

@@ -161,7 +161,7 @@ def test_state_counts_from_the_epoch_or_from_the_resumption(root):
     assert take(iter(again), 4) == expected[4:]
 
 
-def test_a_second_epoch_goes_on_where_the_first_stopped(root):
+def test_a_second_epoch_continues_where_the_first_stopped(root):
     whole, one = dataset(root), dataset(root)
     expected = take(iter(whole), 24)
     assert take(iter(one), 12) == expected[:12]
@@ -260,7 +260,7 @@ def test_evaluation_maps_domains_by_name(root):
     assert loader.dataset.samples_per_domain(first=2) == {"cc": 0, "book": 2, "wiki": 0}
 
 
-def test_evaluation_refuses_an_unknown_domain(root):
+def test_evaluation_rejects_an_unknown_domain(root):
     loader = build_text_dataloader(config(root, "eval_one"), 3, set_names=["cc", "wiki"])
     with pytest.raises(ValueError, match=r"sequence 0 is of domain 'book', expected one of cc, wiki"):
         next(iter(loader))

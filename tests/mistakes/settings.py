@@ -130,7 +130,7 @@ CASES: dict[str, list[Case]] = {
             "{y} {l}.pruning_modules=[head]",
             ("add hidden to model.l0_module.pruning_modules",),
         ),
-        Case("unknown mask", TRAIN, "{y} {l}.pruning_modules=[haed]", ("'haed' (did you mean head?)",)),
+        Case("unknown mask", TRAIN, "{y} {l}.pruning_modules=[haed]", ("'haed'; did you mean head?",)),
         Case(
             "masks inside a head",
             TRAIN,

@@ -18,7 +18,7 @@ def linear_cross_entropy(hidden, weight, targets, chunk=None):
 class Square:
     """A second term for tests: the mean square of a token's logits, times `weight`."""
 
-    weight = 0.25
+    name, weight, in_place = "square", 0.25, False
 
     def chunk(self, logits, rows, wants_grad):
         return logits.square().mean(-1), 2 * logits / logits.shape[-1] if wants_grad else None

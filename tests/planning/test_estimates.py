@@ -12,6 +12,7 @@ from llmshearing.models.rope import rope_tables
 from llmshearing.planning import estimates, sizes
 from llmshearing.planning.activations import saved_bytes
 from llmshearing.planning.prepared import Prepared, prepare
+from llmshearing.pruning import Aim
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import parameters
 from llmshearing.shapes.families import architecture_from_hf, complete
@@ -109,9 +110,14 @@ def test_domain_budgets_count_passes_at_the_starting_weights(data: Path) -> None
 
 def test_checkpoints_and_evaluations_are_counted() -> None:
     config = run_config(Path("nowhere"), save_interval="5ba")  # 12 steps
-    assert estimates.checkpoint_bytes(config, LLAMA_7B) == 12 * 6_738_415_616
+    prepared = Prepared(config, source=LLAMA_7B)
+    assert estimates.checkpoint_bytes(prepared) == 12 * 6_738_415_616
     config.save_weights_only = True
-    assert estimates.checkpoint_bytes(config, LLAMA_7B) == 4 * 6_738_415_616
+    assert estimates.checkpoint_bytes(prepared) == 4 * 6_738_415_616
+    prepared.aim = Aim(own=6, trains_weights=False)  # these alone have moments
+    assert estimates.checkpoint_bytes(prepared) == 4 * (6_738_415_616 + 6)
+    config.save_weights_only = False
+    assert estimates.checkpoint_bytes(prepared) == 4 * (6_738_415_616 + 6) + 8 * 6
     for keep, kept in ((-1, 3), (0, 1), (2, 2), (9, 3)):
         config.save_num_checkpoints_to_keep = keep
         assert estimates.checkpoints_kept(Prepared(config)) == kept
@@ -132,6 +138,6 @@ def test_a_part_of_an_evaluation_is_counted_over_all_devices(data: Path) -> None
         assert prepare(config, devices).evaluation == dict(zip(DOMAINS, counts, strict=True))
 
 
-def test_unknown_gpu_is_refused() -> None:
+def test_unknown_gpu_is_rejected() -> None:
     with pytest.raises(ValueError, match="'abacus' is not known; expected one of"):
         estimates.tokens_per_second(LLAMA_7B, 4096, "abacus", 0.5)

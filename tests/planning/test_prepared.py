@@ -81,7 +81,7 @@ def test_finds_what_would_end_a_run_later(
         ({"save_folder": str(tmp_path / "run")}, "ep0-ba2-rank0.pt without ep0-ba2-rank0.pt.json"),
         ({"compile_config": {"mode": "bla"}}, "compile_config: torch.compile rejects it: Unrecognized mode"),
         ({"compile_config": {"options": 3}}, "compile_config: torch.compile rejects it: 'int' object has no"),
-        ({"compile_config": {"dynamic": "x"}}, "compile_config: torch.compile rejects it: AssertionError"),
+        ({"compile_config": {"dynamic": "x"}}, "compile_config: torch.compile rejects it: "),
         ({"compile_config": {"modes": "bla"}}, "compile_config: torch.compile rejects it: compile() got an"),
         ({"loggers__tensorboard": {}}, "loggers.tensorboard needs the package no_such_package: EXTRAS=track"),
         ({"model__l0_module__target_model__d_model": 0}, "target_model.d_model is 0; expected at least 1"),
@@ -98,7 +98,7 @@ def test_finds_what_would_end_a_run_later(
             {"load_path": str(tmp_path / "bare.pt")},
             "it holds no optimizer state (this run uses AdamW)",
         ),
-        ({"model__l0_module__pruning_modules": ["haed"]}, "pruning_modules has 'haed' (did you mean head?)"),
+        ({"model__l0_module__pruning_modules": ["haed"]}, "pruning_modules has 'haed'; did you mean head?"),
         ({"model__l0_module__pruning_modules": []}, "add head to model.l0_module.pruning_modules"),
     ):
         assert [p for p in prepare(run_config(data, **changes)).problems if problem in p], problem
@@ -130,7 +130,7 @@ def test_a_good_configuration_has_no_problem(data: Path) -> None:
     assert prepare(run_config(data, eval_loader=None, eval_interval="0ba")).problems == []
 
 
-def test_data_that_is_elsewhere_is_no_missing_folder(tmp_path: Path, data: Path) -> None:
+def test_remote_data_is_not_a_missing_folder(tmp_path: Path, data: Path) -> None:
     config = run_config(tmp_path / "cache")
     for loader in (config.train_loader, config.eval_loader):
         assert loader is not None
@@ -146,7 +146,7 @@ def test_only_an_update_of_weights_needs_every_domain_in_the_evaluation(data: Pa
     assert prepare(config).problems == []
 
 
-def test_what_stands_behind_several_problems_is_told_once(tmp_path: Path) -> None:
+def test_a_cause_of_several_problems_is_reported_once(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", sequences=16)
     (problem,) = prepare(run_config(data, callbacks__data_loading__target_loss=[2.0])).problems
     assert "target_loss has 1 numbers for 3 domains" in problem
@@ -254,7 +254,7 @@ def test_masks_that_are_not_applied_are_a_problem_of_a_run_that_prunes_nothing(
     ("devices", "batch", "advice"),
     [(1, 25, "at most 24"), (2, 13, "at most 12"), (25, 1, "set eval_loader.drop_last=false")],
 )
-def test_evaluation_data_without_a_whole_batch_is_a_problem_where_the_last_is_left_out(
+def test_evaluation_data_smaller_than_a_batch_is_a_problem_with_drop_last(
     data: Path, devices: int, batch: int, advice: str
 ) -> None:
     """The evaluation data has 24 sequences."""

@@ -1,12 +1,20 @@
 """The L0 module: shapes, the Lagrangian by hand, noise keys, the original's names."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from llmshearing.config import as_model_config
 from llmshearing.pruning import hard_concrete as hc
 from llmshearing.pruning import l0 as l0_module
 from llmshearing.pruning.l0 import L0Module
 from llmshearing.pruning.lagrangian import scheduled_target
+from llmshearing.pruning.score_file import Origin, Scores, fingerprint, shape_of, write_scores
+from llmshearing.pruning.scores import random as random_scores
+from llmshearing.shapes.families import architecture_of
+from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.units import rows
 
 TARGET = {"d_model": 32, "n_heads": 2, "n_layers": 2, "intermediate_size": 48, "vocab_size": 50}
 
@@ -194,3 +202,55 @@ def test_impossible_targets_are_rejected_with_the_key_to_change(l0, message):
     cfg["l0_module"] |= l0
     with pytest.raises(ValueError, match=message):
         L0Module(cfg, "cpu")
+
+
+# ------------------------------------------------------------ start by importance
+
+
+def scores_file(path, source, seed=0, weights=None):
+    scores = random_scores(source, seed)
+    write_scores(path, Scores(scores, Origin("random", shape_of(source), fingerprint(weights or {}), {})))
+    return scores
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_masks_start_in_the_order_of_scores_and_all_but_open(tmp_path, kv_heads):
+    cfg = config({**TARGET, "n_kv_heads": kv_heads // 2}, init=str(tmp_path / "s"))
+    cfg["n_kv_heads"] = kv_heads
+    scores = scores_file(tmp_path / "s", architecture_of(as_model_config(cfg)))
+    l0 = L0Module(cfg)
+    for kind, mask in l0.masks.items():
+        by_row, score = (rows(kind, values, l0.arch) for values in (mask.z_loga, scores[kind]))
+        assert torch.equal(by_row.argsort(-1), score.argsort(-1))
+        assert by_row.max() == hc.LOG_ALPHA_LIMIT
+        assert hc.keep_probability(mask.z_loga).min() > 0.98
+    before = {kind: mask.z_loga.clone() for kind, mask in l0.masks.items()}
+    l0.after_step()
+    assert all(torch.equal(mask.z_loga, before[kind]) for kind, mask in l0.masks.items())
+
+
+def test_scores_of_another_model_are_problems_and_an_export_needs_none(tmp_path):
+    cfg = as_model_config(config(init=str(tmp_path / "s")))
+    source = architecture_of(cfg)
+    assert L0Module.aim(cfg, source).problems == [
+        f"model.l0_module.init: {tmp_path / 's'} not found; expected a file of scores, as `llmshearing "
+        "oneshot ... --scores FILE` writes."
+    ]
+    weights = {f"{PREFIX}wte.weight": torch.ones(3)}
+    scores_file(tmp_path / "s", source, weights=weights)
+    assert not L0Module.aim(cfg, source).problems
+    assert (
+        "a different shape: d_model 64 (the model has 72)"
+        in L0Module.aim(replace(cfg, d_model=72), source.resized(d_model=72)).problems[0]
+    )
+    assert not L0Module.source_problems(cfg, weights, "model")
+    (problem,) = L0Module.source_problems(cfg, {f"{PREFIX}wte.weight": torch.zeros(3)}, "model")
+    assert "were made from other weights than those of model" in problem
+    modules = ["head_layer", "head", "intermediate", "hidden"]
+    cfg.l0_module = replace(cfg.l0_module, pruning_modules=modules, target_model=None, target_sparsity=0.5)
+    assert "has no scores of head_layer" in L0Module.aim(cfg, source).problems[0]
+    cfg = as_model_config(config(init=str(tmp_path / "s")))
+    trained = L0Module(cfg)
+    (tmp_path / "s").unlink()
+    restored = L0Module.restored(trained.state_dict(), cfg, None, "m.pt")
+    assert torch.equal(restored.masks["head"].z_loga, trained.masks["head"].z_loga)

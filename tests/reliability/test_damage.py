@@ -73,7 +73,7 @@ def test_damaged_checkpoint(tmp_path, finished, table, kind, fault):
     table(f"checkpoint {fault}, {kind}", "refused with the reason; the one before offered, and goes on")
 
 
-def test_checkpoint_of_another_configuration(tmp_path, finished, table):
+def test_checkpoint_with_a_different_configuration(tmp_path, finished, table):
     path, _ = copy(finished, "whole", tmp_path / "run")
     message = refused([path, "autoresume=true", "model.l0_module.noise=shared", "max_duration=6ba"])
     assert "model.l0_module.noise was 'per_rank', is 'shared'" in message

@@ -68,7 +68,7 @@ def test_shapes_say_what_is_kept_with_and_without_embeddings(run: Run) -> None:
 
 
 def test_masks_say_what_they_are_asked_and_what_they_do(run: Run) -> None:
-    assert rows(figures.masks_table(run)) == [
+    assert rows(figures.removed_table(run)) == [
         ["head", "8", "4", "50.0%", "25.0%", "25.0 points off"],
         ["layer", "4", "3", "25.0%", "25.5%", "reached"],
     ]
@@ -109,7 +109,7 @@ def test_weights_hold_until_they_change_and_count_tokens(run: Run, drawn) -> Non
     assert tokens == pytest.approx([0, 0.5 * 4 * 128, (0.5 * 4 + 0.8 * 6) * 128])
 
 
-def test_weights_that_no_step_was_trained_with_are_told_instead_of_drawn(run: Run, drawn) -> None:
+def test_weights_that_no_step_used_are_reported_instead_of_drawn(run: Run, drawn) -> None:
     last = {"step": 10, "metrics/train/code_weight": 0.9, "metrics/train/books_weight": 0.1}
     figure = figures.domain_weights(with_metrics(run.folder, [*LINES, last]))
     assert figure is not None

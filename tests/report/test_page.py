@@ -64,12 +64,12 @@ def test_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     assert "<script" not in page
     assert re.findall("<h3>(.*?)</h3>", page.split('id="run-2"')[0]) == [
         *("Runs", "Evaluation loss", "Last evaluation loss of each domain"),
-        *("Architecture", "Masks", "Training loss", "Evaluation loss by domain"),
+        *("Architecture", "Removed", "Training loss", "Evaluation loss by domain"),
         *("Distance to the reference loss", "Domain weights", "Tokens used", "Sparsity", "Lagrangian"),
         *("Multipliers of the linear term", "Which layers stay", "How much of each MLP stays"),
         *("Which hidden dimensions stay", "Which attention heads stay"),
     ]
-    told = ("Every mask has reached its target.", "continue ends 0.000 nats a token")
+    told = ("Every kind of units has reached its target.", "continue ends 0.000 nats a token")
     for part in ("prefers-color-scheme: dark", "@media print", 'name="viewport"', *told):
         assert part in page
 
@@ -96,7 +96,7 @@ def test_runs_tell_one_story(tmp_path: Path) -> None:
 def test_sentences_say_what_was_missed(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "prune"))
     assert sentences(run) == [
-        "Every mask has reached its target.",
+        "Every kind of units has reached its target.",
         "The evaluation loss went from 2.945 after step 10 to 2.100 after step 40.",
         "Data read more than once: code 2.0 times, books 2.0 times.",
     ]
@@ -105,7 +105,7 @@ def test_sentences_say_what_was_missed(tmp_path: Path) -> None:
     metrics.write_text(head + "\n")  # the run in its middle: the masks are still on their way
     run = read_run(tmp_path / "prune")
     expected = {kind: value for kind, value, _ in convergence(run)}["head"]
-    assert f"Mask head removes {expected:.1%} in expectation; its target is 50.0%." in sentences(run)
+    assert f"Of head, {expected:.1%} is removed in expectation; the target is 50.0%." in sentences(run)
     assert "Data read" not in " ".join(sentences(run))
 
 
@@ -167,7 +167,7 @@ def test_a_real_run_leaves_its_report(tmp_path: Path, prune: bool) -> None:
         assert f"<th>{domain}</th>" in page
 
 
-def test_only_a_report_is_written_over_and_a_run_is_named_once(tmp_path: Path) -> None:
+def test_only_a_report_is_overwritten_and_a_run_is_named_once(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=10)
     before = (folder / "config.yaml").read_text()
     with pytest.raises(FileExistsError, match=r"config.yaml exists and is not a report; choose another file"):
@@ -193,7 +193,7 @@ def test_a_report_that_cannot_be_written_ends_no_run(
     assert "metrics.jsonl, line 1" in caplog.text
 
 
-def test_a_run_whose_sizes_its_checkpoint_tells_has_a_report(tmp_path: Path) -> None:
+def test_a_run_whose_sizes_stand_in_its_checkpoint_has_a_report(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     train(run_config(data, tmp_path / "source", prune=False, max_duration="1ba", save_interval="1ba"))
     config = run_config(data, tmp_path / "prune", max_duration="4ba")

@@ -53,7 +53,7 @@ def test_of_two_values_at_a_step_the_last_counts(tmp_path: Path) -> None:
     ],
     ids=["text", "binary", "nested", "list", "step", "null", "huge"],
 )
-def test_refuses_a_line_that_is_no_record(tmp_path: Path, line: bytes, found: str) -> None:
+def test_rejects_a_line_that_is_not_a_record(tmp_path: Path, line: bytes, found: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "a": 3}\n' + line)
     with pytest.raises(ValueError, match=re.escape(f"metrics.jsonl, line 2: {found}")) as error:
@@ -62,7 +62,7 @@ def test_refuses_a_line_that_is_no_record(tmp_path: Path, line: bytes, found: st
     assert str(error.value).endswith("remove the line.")
 
 
-def test_refuses_damaged_masks_and_those_of_another_run(tmp_path: Path) -> None:
+def test_rejects_damaged_masks_and_those_of_a_different_run(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", steps=40, interval=10))
     (tmp_path / "run" / "zs_s20.safetensors").write_bytes(run.mask_files[20].read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"zs_s20.safetensors cannot be read as masks .* delete it"):
@@ -78,7 +78,7 @@ def test_refuses_damaged_masks_and_those_of_another_run(tmp_path: Path) -> None:
         run.masks(40)
 
 
-def test_masks_are_those_that_the_run_was_told_to_learn(tmp_path: Path) -> None:
+def test_masks_are_those_that_the_run_learns(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", steps=10))
     assert list(run.mask_shapes) == ["head", "intermediate", "layer", "hidden"]
     assert run.config.model.l0_module is not None
@@ -92,7 +92,7 @@ def test_a_run_that_does_not_prune_has_no_masks(tmp_path: Path) -> None:
     assert read_run(folder).mask_files == {}
 
 
-def test_refuses_folders_of_no_run(tmp_path: Path) -> None:
+def test_rejects_folders_that_hold_no_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config.yaml; expected the save_folder of a run"):
         read_run(tmp_path)
     folder = write_run(tmp_path / "run")

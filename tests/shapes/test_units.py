@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.distributed.utils import _apply_to_tensors
+from torch.utils._pytree import tree_map
 
 from llmshearing.config import ModelConfig
 from llmshearing.models import decoder
@@ -161,3 +163,13 @@ def test_a_width_that_transformers_5_rejects_is_warned_about():
     assert "d_model 60, not a multiple of its 8 heads: transformers 5 rejects" in warning
     assert not export_warnings(GQA)
     assert not export_warnings(GQA.resized(d_model=60, family="mistral"))
+
+
+@pytest.mark.parametrize("walk", [_apply_to_tensors, tree_map], ids=["newer FSDP2", "older FSDP2"])
+def test_gates_keep_their_type_where_fsdp_casts_inputs(walk):
+    gates = units.Gates(hidden=torch.rand(4), mlp=torch.rand(2))
+    of_layer = units.layer_gates({}, gates, 0)
+    passed = walk(lambda x: x.bfloat16() if torch.is_tensor(x) else x, ([torch.ones(1)], gates, of_layer))
+    assert passed[0][0].dtype == torch.bfloat16
+    assert passed[1] is gates
+    assert passed[2] is of_layer

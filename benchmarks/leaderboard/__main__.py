@@ -1,0 +1,65 @@
+"""Compare methods on the same sources, shapes, data, budgets and seeds, as one YAML file names them.
+
+    python -m benchmarks.leaderboard CONFIG [--jobs N] [--only METHOD ...] [--show]
+
+Runs every cell (method x target x trial or seed) through the public commands. A finished cell is kept;
+started again, it repeats the others. Writes `benchmarks/results/leaderboard-NAME.json`, and tables and plots
+to docs/evidence.md, where NAME is that of the file.
+
+Example:
+
+    python -m benchmarks.leaderboard benchmarks/leaderboard/small.yaml
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.common import RESULTS, positive, write_result
+from benchmarks.leaderboard.cells import run_all
+from benchmarks.leaderboard.page import EVIDENCE, block, draw, insert
+from benchmarks.leaderboard.plan import read_leaderboard
+from llmshearing import cli
+
+
+def main() -> None:
+    parser = cli.parser("benchmarks.leaderboard", __doc__)
+    parser.add_argument("config", type=Path, help="the leaderboard's file")
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="cells at a time (default: 1; with more, seconds of training mean nothing and are left out)",
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="run these methods alone")
+    parser.add_argument(
+        "--show", action="store_true", help="run nothing; write the page from the result file"
+    )
+    arguments = parser.parse_args()
+    board, name = read_leaderboard(arguments.config), arguments.config.stem
+    if unknown := [each for each in arguments.only if each not in [m.name for m in board.methods]]:
+        known = ", ".join(method.name for method in board.methods)
+        raise ValueError(f"--only {unknown[0]}: no such method in {arguments.config}; known: {known}.")
+    file = RESULTS / f"leaderboard-{name}.json"
+    if not arguments.show:
+        cells = run_all(board, arguments.jobs, arguments.only)
+        config = {
+            "title": board.title,
+            "jobs": arguments.jobs,
+            "seeds": board.seeds,
+            "targets": board.targets,
+            "trials": board.trials,
+            "domains": board.domains,
+            "define": board.define,
+            "methods": [asdict(method) for method in board.methods],
+        }
+        write_result(file.stem, config, {"cells": cells})
+    result = json.loads(file.read_text())
+    draw(name, result, EVIDENCE.parent)
+    EVIDENCE.write_text(insert(EVIDENCE.read_text(), name, block(name, result)))
+    cli.say(block(name, result))
+
+
+if __name__ == "__main__":
+    cli.run(main)

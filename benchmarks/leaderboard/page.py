@@ -1,0 +1,137 @@
+"""A leaderboard's result as tables and plots, and their place in docs/evidence.md."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence.md"
+Result = Mapping[str, Any]
+
+
+def block(name: str, result: Result) -> str:
+    """The generated part of docs/evidence.md about one leaderboard."""
+    cells = result["values"]["cells"]
+    parts = []
+    for target in dict.fromkeys(cell["target"] for cell in cells):
+        mine = [cell for cell in cells if cell["target"] == target]
+        parts += [f"### {result['config']['title']}: {target}", table(mine, result["config"])]
+        parts.append(f"![Evaluation loss against tokens and seconds]({picture_name(name, target)})")
+    trials = result["config"]["trials"]
+    if len(trials) > 1:
+        parts.append(f"Every method chose among {len(trials)} trials, by the first seed: {trials}.")
+    return "\n\n".join(parts)
+
+
+def table(cells: Sequence[Result], config: Mapping[str, Any]) -> str:
+    """Methods by their mean loss: the mean and standard deviation over seeds, tokens, seconds, by domain."""
+    domains = config["domains"]
+    timed = config["jobs"] == 1
+    common = _common_seconds(cells) if timed else None
+    head = ["method", "loss", "after the cut", "tokens", *domains, "seeds"]
+    if common is not None:
+        head[4:4] = ["seconds of training", f"loss after {common:.0f} s"]
+    rows = []
+    for name, group in groupby(sorted(cells, key=lambda c: c["method"]), key=lambda c: c["method"]):
+        chosen = [cell for cell in group if cell["chosen"]]
+        good = [cell for cell in chosen if "loss" in cell]
+        if len(good) < len(chosen):
+            reason = next(cell["failed"] for cell in chosen if "failed" in cell)
+            rows.append((float("inf"), [name, f"FAILED: {reason}", *[""] * (len(head) - 3), len(good)]))
+            continue
+        row = [name, _spread([c["loss"] for c in good]), _spread([c["cut"] for c in good])]
+        row.append(f"{statistics.mean(c['tokens'] for c in good):,.0f}")
+        if common is not None:
+            row.append(f"{statistics.mean(c['seconds'] for c in good):.0f}")
+            row.append(_spread([loss_at(c["curve"], common) for c in good]))
+        row += [f"{statistics.mean(c['losses'][d] for c in good):.3f}" for d in domains]
+        rows.append((statistics.mean(c["loss"] for c in good), [*row, len(good)]))
+    lines = [head, ["---"] * len(head), *(row for _, row in sorted(rows, key=lambda r: r[0]))]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def loss_at(curve: Sequence[Sequence[float]], seconds: float) -> float:
+    """The loss after so many seconds of training, between two evaluations by a straight line.
+
+    Where two evaluations stand at the same second (before and after a cut), the later one counts.
+    """
+    before = [point for point in curve if point[2] <= seconds]
+    after = [point for point in curve if point[2] > seconds]
+    if not before or not after:
+        return (before or curve)[-1][3] if before else curve[0][3]
+    (_, _, t0, y0), (_, _, t1, y1) = before[-1], after[0]
+    return y0 + (y1 - y0) * (seconds - t0) / (t1 - t0)
+
+
+def draw(name: str, result: Result, folder: Path) -> None:
+    """Write the pictures that `block` refers to."""
+    cells = [cell for cell in result["values"]["cells"] if cell["chosen"] and "loss" in cell]
+    for target in dict.fromkeys(cell["target"] for cell in cells):
+        mine = [cell for cell in cells if cell["target"] == target]
+        methods = sorted({c["method"] for c in mine}, key=lambda m: _mean_loss(mine, m))
+        axes_names = [(1, "tokens of re-training")]
+        if result["config"]["jobs"] == 1:
+            axes_names.append((2, "seconds of training"))
+        figure, axes = plt.subplots(1, len(axes_names), figsize=(6 * len(axes_names), 5), squeeze=False)
+        colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+        for axis, (place, label) in zip(axes[0], axes_names, strict=True):
+            for number, method in enumerate(methods):
+                for cell in (c for c in mine if c["method"] == method):
+                    points = [point for point in cell["curve"] if point[0] == cell["curve"][-1][0]]
+                    axis.plot(
+                        [p[place] for p in points],
+                        [p[3] for p in points],
+                        color=colours[number % 20],
+                        linewidth=1,
+                        label=method if cell["seed"] == mine[0]["seed"] else None,
+                    )
+            axis.set_xlabel(label)
+            axis.set_ylabel("evaluation loss, nats a token")
+            axis.grid(alpha=0.3)
+        axes[0][0].legend(fontsize=7)
+        figure.tight_layout()
+        figure.savefig(folder / picture_name(name, target), metadata={"Date": None})
+        plt.close(figure)
+
+
+def picture_name(name: str, target: str) -> str:
+    """The file of a target's plot, beside docs/evidence.md."""
+    return f"evidence-{name}-{''.join(c for c in target if c.isalnum())}.svg"
+
+
+def insert(text: str, name: str, content: str) -> str:
+    """`text` with the part between the marks of leaderboard `name` replaced.
+
+    Raises:
+        ValueError: when the marks are missing.
+    """
+    begin, end = marks(name)
+    if begin not in text or end not in text:
+        raise ValueError(f"docs/evidence.md lacks the lines {begin} and {end}; add them where it belongs.")
+    return text[: text.index(begin) + len(begin)] + f"\n\n{content}\n\n" + text[text.index(end) :]
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The lines between which a leaderboard's part of docs/evidence.md stands."""
+    return f"<!-- leaderboard {name} -->", f"<!-- end of {name} -->"
+
+
+def _mean_loss(cells: Sequence[Result], method: str) -> float:
+    return statistics.mean(cell["loss"] for cell in cells if cell["method"] == method)
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def _common_seconds(cells: Sequence[Result]) -> float | None:
+    """The seconds of training that every cell reached."""
+    good = [cell["seconds"] for cell in cells if cell["chosen"] and "loss" in cell]
+    return min(good, default=None)

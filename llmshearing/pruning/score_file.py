@@ -1,0 +1,123 @@
+"""Scores in a file, with what they were made from: safetensors, so that reading runs nothing."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from llmshearing.files import first_line, replacing, save_tensors
+from llmshearing.pruning.scores import kinds_of
+from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.units import KINDS
+
+_KEY = "llmshearing_scores"
+_LOOKED_AT = 1024  # entries of each weight that a fingerprint depends on
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What scores were made from.
+
+    Attributes:
+        method: how, such as activation.
+        model: the sizes and options of the model, as `shape_of` gives them.
+        weights: `fingerprint` of its weights.
+        settings: the seed, and of a method that reads data also `data`, `samples` and `length`.
+    """
+
+    method: str
+    model: dict[str, Any]
+    weights: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores by kind, in the shapes of `Kind.shape`, with their origin."""
+
+    by_kind: dict[str, Tensor]
+    origin: Origin
+
+
+def shape_of(arch: Architecture) -> dict[str, Any]:
+    """What scores depend on of an architecture, as JSON has it."""
+    return json.loads(json.dumps({key: v for key, v in asdict(arch).items() if key != "max_seq_len"}))
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """A hash of up to 1,024 evenly spaced entries of each weight of a model, by our names."""
+    found = hashlib.sha256()
+    for name in sorted(name for name in weights if name.startswith(PREFIX)):
+        flat = weights[name].reshape(-1)
+        some = flat[:: max(1, flat.numel() // _LOOKED_AT)].float()
+        found.update(f"{name} {tuple(weights[name].shape)}".encode() + some.cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    """Write scores to a file, completely or not at all.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    with replacing(path) as draft:
+        tensors = {kind: values.contiguous() for kind, values in scores.by_kind.items()}
+        save_tensors(tensors, draft, {_KEY: json.dumps(asdict(scores.origin))})
+
+
+def read_scores(path: str | Path, arch: Architecture) -> Scores:
+    """The scores in a file, which are those of a model of the shape `arch`.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it does not hold scores, or those of a model with a different shape.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{path} not found; expected a file of scores, as `llmshearing oneshot ... --scores FILE` writes."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            origin = Origin(**json.loads((file.metadata() or {})[_KEY]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except Exception as error:  # a broken header can raise anything
+        raise ValueError(
+            f"{path} is not a file of scores ({type(error).__name__}: {first_line(error)[:200]}); expected "
+            "one that `llmshearing oneshot ... --scores FILE` wrote."
+        ) from error
+    expected = shape_of(arch)
+    off = [key for key in {*expected, *origin.model} if expected.get(key) != origin.model.get(key)]
+    if off:
+        raise ValueError(
+            f"The scores in {path} belong to a model of a different shape: "
+            + ", ".join(
+                f"{key} {origin.model.get(key)} (the model has {expected.get(key)})" for key in sorted(off)
+            )
+            + ". Compute them for this model."
+        )
+    shapes = {kind: KINDS[kind].shape(arch) for kind in kinds_of(arch)}
+    found = {kind: tuple(values.shape) for kind, values in tensors.items()}
+    if found != shapes:
+        raise ValueError(f"{path} holds scores of shapes {found}; expected {shapes}. Compute them again.")
+    return Scores({kind: values.float() for kind, values in tensors.items()}, origin)
+
+
+def check_weights_of(
+    scores: Scores, weights: Mapping[str, Tensor], path: str | Path, source: str | Path
+) -> None:
+    """Check that scores were made from these weights.
+
+    Raises:
+        ValueError: when they were made from others of the same shape.
+    """
+    if scores.origin.weights != fingerprint(weights):
+        raise ValueError(
+            f"The scores in {path} were made from other weights than those of {source}, of the same shape; "
+            "compute them for this model."
+        )

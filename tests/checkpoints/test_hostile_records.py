@@ -1,0 +1,171 @@
+"""Records of checkpoints that a stranger made: nothing in them is believed unchecked."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from command_line import status_of
+from hostile import NAME, checkpoint, edit_json
+from llmshearing.checkpoints.describing import describe, run_config
+from llmshearing.checkpoints.hf_files import read_hf
+from llmshearing.checkpoints.opening import read_checkpoint
+from llmshearing.checkpoints.writing import write_checkpoint
+from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
+from llmshearing.commands.equality import load_theirs
+from llmshearing.utils import composer_to_hf
+from twins import CONFIGS, make, save, tokens
+
+# --------------------------------------------------------------------- records
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/tmp/absolute", "model.safetensors", "modeling_x.py", "a/config.json", "", "..", 7]
+)
+def test_a_record_names_known_files_or_is_rejected_before_anything_is_written(tmp_path, name):
+    path = checkpoint(tmp_path / "in" / "c.pt", hf_files={"config.json": "{}", name: "x"})
+    with pytest.raises(ValueError, match=r"c\.pt carries a file named .* Nothing was written"):
+        save_composer_to_hf(path, tmp_path / "in" / "out")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["c.pt", "in"]
+
+
+CONFIG_TEXT = json.dumps(CONFIGS[NAME].to_dict())
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"hf_files": ["config.json"]}, "carries a list as hf_files"),
+        ({"hf_files": {"config.json": 3}}, "config.json is a int; expected the content of a file"),
+        ({"hf_files": {"config.json": "{"}}, "config.json is not JSON"),
+        ({"hf_files": {"config.json": "[1]"}}, "config.json holds a list; expected an object"),
+        ({"hf_files": {"config.json": "[" * 100_000}}, "config.json is not JSON"),
+        ({"hf_files": {"config.json": CONFIG_TEXT, "tokenizer.json": b"\xff"}}, "not text in UTF-8"),
+        ({"hf_files": {"config.json": CONFIG_TEXT, "merges.txt": "\ud800"}}, "not text in UTF-8"),
+        ({"hf_files": {"config.json": '{"model_type": ["llama"]}'}}, "model_type is "),
+        ({"hf_files": {}, "config": {"model": 1}}, "carries a dict as configuration; expected YAML"),
+        ({"hf_files": {}, "config": "a: [b"}, "configuration in .* cannot be read"),
+        ({"hf_files": {}, "config": "- 1"}, "configuration in .* cannot be read"),
+        ({"hf_files": {}, "config": "model: 3"}, "it has no section `model`"),
+        ({"hf_files": {}, "config": "model: {d_model: '${nowhere}'}"}, "configuration in .* cannot be read"),
+        (
+            {"hf_files": {}, "config": "model: {d_model: '${model.d_model}'}"},
+            "configuration in .* cannot be read",
+        ),
+    ],
+)
+def test_a_hostile_record_ends_in_one_line(tmp_path, monkeypatch, capsys, record, message):
+    path = checkpoint(tmp_path / "c.pt", **record)
+    assert status_of(monkeypatch, composer_to_hf, "save_composer_to_hf", path, tmp_path / "out") == 2
+    with pytest.raises(ValueError, match=message):
+        describe(read_checkpoint(path))
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("record", [["x"], "text", 3])
+def test_a_record_that_is_not_a_mapping_is_rejected(tmp_path, record):
+    weights = read_checkpoint(checkpoint(tmp_path / "c.pt")).weights
+    torch.save({"state": {"model": weights}, "llmshearing": record}, tmp_path / "d.pt")
+    with pytest.raises(ValueError, match="as its record; expected"):
+        read_checkpoint(tmp_path / "d.pt")
+
+
+def test_a_tokenizer_in_a_record_that_is_none_is_reported(tmp_path):
+    files = {"tokenizer.json": '{"model": 3}'}
+    sizes = "d_model: 32, n_heads: 4, n_kv_heads: 2, n_layers: 2, intermediate_size: 56, vocab_size: 96"
+    path = checkpoint(tmp_path / "c.pt", hf_files=files, config=f"model: {{{sizes}, max_seq_len: 64}}")
+    run = run_config(read_checkpoint(path))
+    assert run is not None
+    assert run.n_kv_heads == 2
+    with pytest.raises(ValueError, match=r"tokenizer\.json in .* is not a tokenizer"):
+        describe(read_checkpoint(path))
+
+
+# -------------------------------------------------------- pointers to code
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}),
+        ("config.json", {"auto_map": {"AutoConfig": "someone/repo--configuration_x.X"}}),
+        ("config.json", {"custom_pipelines": {"chat": {"impl": "pipeline.Chat"}}}),
+        ("config.json", {"attn_implementation": "someone/kernel"}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}),
+        ("generation_config.json", {"custom_generate": "someone/generate"}),
+    ],
+)
+@pytest.mark.parametrize("door", ["folder", "record"])
+def test_pointers_to_code_do_not_travel(tmp_path, caplog, file, values, door):
+    hf = save(make(CONFIGS[NAME]), tmp_path / "hf")
+    (hf / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    edit_json(hf / file, **values)
+    key = next(iter(values))
+    if door == "folder":
+        save_hf_to_composer(hf, tmp_path / "c.pt")
+    else:
+        files = {path.name: path.read_text() for path in hf.glob("*.json")}
+        checkpoint(tmp_path / "c.pt", hf_files=files)
+    save_composer_to_hf(tmp_path / "c.pt", tmp_path / "out")
+    assert key not in json.loads((tmp_path / "out" / file).read_text())
+    assert f"{file}: {key} (" in caplog.text
+    assert "does not travel" in caplog.text
+    ids = tokens(8)
+    assert torch.isfinite(load_theirs(tmp_path / "out")(ids).logits).all()
+
+
+def test_classes_that_transformers_lacks_are_replaced_by_its_own(tmp_path, caplog):
+    hf = save(make(CONFIGS[NAME]), tmp_path / "hf")
+    edit_json(hf / "config.json", architectures=["FlashLlamaForCausalLM"])
+    (hf / "tokenizer.json").write_text('{"version": "1.0"}')
+    (hf / "tokenizer_config.json").write_text('{"tokenizer_class": "LLaMATokenizer", "eos_token": "é"}')
+    save_hf_to_composer(hf, tmp_path / "c.pt")
+    files = read_checkpoint(tmp_path / "c.pt").hf_files
+    assert json.loads(files["config.json"])["architectures"] == ["LlamaForCausalLM"]
+    assert json.loads(files["tokenizer_config.json"]) == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "eos_token": "é",
+    }
+    assert "FlashLlamaForCausalLM" in caplog.text
+
+
+def test_files_without_pointers_travel_byte_for_byte(tmp_path):
+    hf = save(make(CONFIGS[NAME]), tmp_path / "hf")
+    (hf / "generation_config.json").write_text('{ "max_new_tokens":7,\n\n"x": "é" }')
+    assert read_hf(hf).files["generation_config.json"] == '{ "max_new_tokens":7,\n\n"x": "é" }'
+
+
+# -------------------------------------------------------------- many layers
+
+
+@pytest.mark.parametrize("where", ["weights", "config", "both"])
+def test_200_000_layers_are_reported_before_anything_is_built(tmp_path, where):
+    path = checkpoint(tmp_path / "c.pt")
+    found = read_checkpoint(path)
+    weights, record = dict(found.weights), dict(found.record or {})
+    if where != "config":
+        tensor = torch.ones(32)
+        weights |= {f"model.transformer.blocks.{i}.ln_1.weight": tensor for i in range(2, 200_000)}
+    if where != "weights":
+        config = {**CONFIGS["qwen2"].to_dict(), "num_hidden_layers": 10**10}
+        record["hf_files"] = {"config.json": json.dumps(config)}
+    write_checkpoint(path, weights, record)
+    start = time.monotonic()
+    with pytest.raises(
+        ValueError, match=r"(n_layers is 200000|num_hidden_layers is 10000000000).*at most 10000"
+    ):
+        describe(read_checkpoint(path))
+    assert time.monotonic() - start < 60  # minutes and gigabytes, were they built
+
+
+def test_tensors_without_numbers_are_no_weights(tmp_path):
+    found = read_checkpoint(checkpoint(tmp_path / "c.pt"))
+    name = "model.transformer.ln_f.weight"
+    write_checkpoint(
+        tmp_path / "d.pt", {**found.weights, name: torch.ones(32, device="meta")}, found.record or {}
+    )
+    with pytest.raises(ValueError, match=rf"not a dense tensor in memory: {name}"):
+        describe(read_checkpoint(tmp_path / "d.pt"))

@@ -1,0 +1,157 @@
+"""`llmshearing oneshot`: exactly the named shape, computing what the masked model does, or nothing at all."""
+
+import copy
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from command_line import status
+from llmshearing.checkpoints.describing import describe
+from llmshearing.checkpoints.opening import read_checkpoint
+from llmshearing.commands import oneshot as module
+from llmshearing.commands.equality import load_ours
+from llmshearing.commands.oneshot import SHAPES, Task, oneshot
+from llmshearing.shapes.units import to_z
+from tests.datasets.folders import write_folder
+from twins import BY_FAMILY, CONFIGS, make, masked_checkpoint, save, shares_kv_heads, tokens
+
+SIZES = {"d_model": 24, "n_layers": 1, "intermediate_size": 40}
+READING = {"samples": 6, "length": 8}
+
+
+def sizes_for(name):
+    config = CONFIGS[name]
+    heads = {"n_heads": 2, "n_kv_heads": 1} if shares_kv_heads(name) else {"n_heads": 3}
+    if config.model_type == "gpt_neox":
+        heads = {"n_heads": 3}
+    return SIZES | heads
+
+
+@pytest.fixture
+def data(tmp_path):
+    return str(write_folder(tmp_path / "data", 12))
+
+
+def arguments(method, data):
+    return {"method": method, **({"data": data, **READING} if SHAPES[method].reads_data else {})}
+
+
+@pytest.mark.parametrize("method", [name for name in SHAPES if name != "layerchop"])
+@pytest.mark.parametrize("name", [names[0] for names in BY_FAMILY.values()] + ["llama grouped", "llama tied"])
+def test_the_result_has_the_named_shape_and_equals_the_masked_model(tmp_path, data, name, method):
+    hf = save(make(CONFIGS[name]), tmp_path / "hf")
+    sizes = sizes_for(name)
+    oneshot(hf, tmp_path / "out", **arguments(method, data), sizes=sizes, scores=str(tmp_path / "s"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["hidden_size"] == sizes["d_model"]
+    assert config["num_attention_heads"] == sizes["n_heads"]
+    checkpoint = read_checkpoint(hf)
+    source = describe(checkpoint)[0]
+    target = describe(read_checkpoint(tmp_path / "out"))[0]
+    assert {key: getattr(target, key) for key in sizes} == sizes
+    task = Task(method, checkpoint, source, target, scores=str(tmp_path / "s"))
+    gates = SHAPES[method].gates(task)
+    assert any(bool((gate == 0).any()) for gate in gates.values())
+    ids = tokens(12)
+    masked = load_ours(checkpoint)({"input_ids": ids, **to_z(gates)})["logits"]
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(ids).logits
+    torch.testing.assert_close(exported, masked, atol=2e-5, rtol=1e-4)
+
+
+def test_another_shape_of_kept_scores_reads_no_data_and_equals_computing_anew(tmp_path, data, monkeypatch):
+    hf = save(make(CONFIGS["llama grouped"]), tmp_path / "hf")
+    kept = str(tmp_path / "kept.safetensors")
+    oneshot(hf, tmp_path / "a", **arguments("activation", data), scores=kept, sizes={"d_model": 16})
+    oneshot(hf, tmp_path / "b", **arguments("activation", data), sizes={"intermediate_size": 16})
+    monkeypatch.setattr(module, "read_samples", None)
+    oneshot(hf, tmp_path / "c.pt", method="activation", scores=kept, sizes={"intermediate_size": 16})
+    expected, found = read_checkpoint(tmp_path / "b"), read_checkpoint(tmp_path / "c.pt")
+    assert all(torch.equal(weight, found.weights[name]) for name, weight in expected.weights.items())
+    assert found.hf_config["intermediate_size"] == 16
+
+
+def test_scores_of_another_model_shape_or_making_are_refused(tmp_path, data, capsys):
+    hf = save(make(CONFIGS["llama grouped"]), tmp_path / "hf")
+    kept = str(tmp_path / "kept")
+    oneshot(hf, tmp_path / "a", **arguments("activation", data), scores=kept, sizes={"d_model": 16})
+    for name, match in (
+        ("llama grouped", "made from other weights"),
+        ("llama", "a different shape: n_kv_heads 2 (the model has 4)"),
+    ):
+        other = save(make(CONFIGS[name]), tmp_path / name)
+        words = [str(other), str(tmp_path / "b"), "--method", "activation", "--scores", kept, "d_model=16"]
+        assert status(["llmshearing", "oneshot", *words]) == 2
+        assert match in capsys.readouterr().err
+    for given, match in (
+        ({"method": "random"}, r"method activation \(random\)"),
+        ({"method": "activation", "samples": 5}, r"samples 6 \(5\)"),
+        ({"method": "activation", "seed": 3}, r"seed 0 \(3\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            oneshot(hf, tmp_path / "b", **given, scores=kept, sizes={"d_model": 16})
+    (tmp_path / "kept").write_text("scores")
+    with pytest.raises(ValueError, match="is not a file of scores"):
+        oneshot(hf, tmp_path / "b", method="activation", scores=kept, sizes={"d_model": 16})
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"method": "magnitud"}, "did you mean magnitude"),
+        ({"method": "magnitude", "data": "x"}, "--data is given, but --method magnitude does not read it"),
+        ({"method": "activation"}, "reads calibration data: give --data"),
+        ({"method": "random", "pattern": "2:4"}, "expected one of with --pattern"),
+        ({"method": "magnitude", "sizes": {"d_modl": 16}}, "d_model"),
+        ({"method": "magnitude", "sizes": {"d_model": 64}}, "more than the source's 32"),
+        ({"method": "magnitude", "sizes": {}}, "nothing would be pruned"),
+        ({"method": "magnitude", "sizes": {"n_heads": 3}}, "which 2 KV heads do not divide"),
+        ({"method": "magnitude", "out": "full"}, "exists and is not empty"),
+        ({"method": "magnitude", "scheme": "input"}, "--scheme is given, but --method magnitude does not"),
+        ({"method": "layerchop"}, "layerchop removes layers alone: leave out d_model"),
+        ({"method": "layerchop", "sizes": {"n_layers": 1}}, "n_layers is 1; the first and the last layer"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, given, match):
+    hf = save(make(CONFIGS["llama grouped"]), tmp_path / "hf")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    given = {"sizes": {"d_model": 16}, **given}
+    with pytest.raises((ValueError, OSError), match=match):
+        oneshot(hf, tmp_path / given.pop("out", "out"), **given)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_masks_that_are_not_applied_are_refused(tmp_path):
+    masked = masked_checkpoint(tmp_path / "m.pt", "llama", d_model=16)
+    with pytest.raises(ValueError, match="`llmshearing prune"):
+        oneshot(masked, tmp_path / "out", method="magnitude", sizes={"d_model": 16})
+
+
+def test_whole_layers_by_a_scheme_or_by_importance(tmp_path, data):
+    config = copy.deepcopy(CONFIGS["llama grouped"])
+    config.num_hidden_layers = 5
+    hf, kept = save(make(config), tmp_path / "hf"), str(tmp_path / "kept")
+    oneshot(hf, tmp_path / "a", **arguments("activation", data), scores=kept, sizes={"n_layers": 3})
+    oneshot(hf, tmp_path / "b", method="layerchop", scheme="importance", scores=kept, sizes={"n_layers": 3})
+    words = ["--method", "layerchop", "--scheme", "input", "n_layers=3"]
+    assert status(["llmshearing", "oneshot", str(hf), str(tmp_path / "c"), *words]) == 0
+    source = read_checkpoint(hf).weights
+    last = "model.transformer.blocks.{}.mlp.up_proj.weight"
+    for name, layers in (("b", None), ("c", [0, 3, 4])):
+        found = read_checkpoint(tmp_path / name).weights
+        stay = [
+            next(i for i in range(5) if torch.equal(source[last.format(i)], found[last.format(j)]))
+            for j in range(3)
+        ]
+        assert stay == layers or (layers is None and stay[0] == 0 and stay[-1] == 4)
+    for given, match in (
+        ({"scheme": "importance"}, "scheme is importance, which is read from a file: give scores"),
+        ({"scores": kept}, "scores is given, but nothing here goes by importance"),
+        ({"scheme": "inptu"}, "did you mean input"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            oneshot(hf, tmp_path / "d", method="layerchop", sizes={"n_layers": 3}, **given)
