@@ -14,10 +14,11 @@ from llmshearing.models.loss import chunk_size
 from llmshearing.planning.activations import SavedBytes, saved_bytes
 from llmshearing.planning.prepared import Prepared
 from llmshearing.planning.sizes import evaluations, planned_steps, steps_in, training_tokens
-from llmshearing.pruning import Aim
+from llmshearing.pruning import Aim, method_class
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import (
     embedding_parameters,
+    expected_flops,
     forward_flops,
     matrix_parameters,
     parameters,
@@ -29,6 +30,7 @@ from llmshearing.shapes.counts import (
 # MosaicML's llm-foundry 3,684 for training a dense 7B.
 UTILIZATION = {"as published for the original": 0.27, "as llm-foundry publishes": 0.54}
 ADAM_BYTES = 8  # two moments in fp32 for each parameter
+_SAMPLES = 100  # steps of a run whose work is averaged
 _FULL, _HALF = 4, 2  # bytes of a number in fp32, and in bf16 or fp16
 
 
@@ -41,9 +43,32 @@ def evaluation_tokens(prepared: Prepared) -> int:
 
 
 def hours(prepared: Prepared, tokens_per_second: float) -> float:
-    """Hours of the run at a training rate over all devices; an evaluation's token costs a third."""
+    """Hours of the run, given the rate of training the source; an evaluation's token costs a third.
+
+    A pruning run executes the units that are open, so it takes the source's time times `executed_share`.
+    """
     work = training_tokens(prepared.config) + evaluation_tokens(prepared) / 3
-    return work / tokens_per_second / 3600
+    return work * executed_share(prepared) / tokens_per_second / 3600
+
+
+def executes_all(prepared: Prepared) -> bool:
+    """Whether every unit is executed, closed ones too."""
+    return prepared.config.model.execute == "all" or prepared.config.compile_config is not None
+
+
+def executed_share(prepared: Prepared) -> float:
+    """Operations of the run's training over those with every unit, by the schedule of the pruning method."""
+    config, arch, steps = prepared.config, prepared.source, planned_steps(prepared.config)
+    method = method_class(config.model)
+    if method is None or arch is None or not steps or not prepared.aim.kinds or executes_all(prepared):
+        return 1.0
+    length = config.max_seq_len
+    sampled = [min(steps - 1, round((i + 0.5) * steps / _SAMPLES)) for i in range(_SAMPLES)]
+    work = [
+        expected_flops(arch, method.open_shares(config.model, arch, step, steps), 1, length)
+        for step in sampled
+    ]
+    return sum(work) / len(work) / training_flops(arch, 1, length)
 
 
 def tokens_per_second(

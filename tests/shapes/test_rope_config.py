@@ -66,8 +66,12 @@ def test_both_spellings_are_one_architecture(name: str) -> None:
     newer.pop("rotary_pct", None)
     newer.pop("partial_rotary_factor", None)
     parameters = {**(arch.rope_scaling or {"rope_type": "default"}), "rope_theta": arch.rope_theta}
-    if arch.fused_qkv:
+    if arch.fused_qkv or arch.rotary_pct != 1:
         parameters["partial_rotary_factor"] = arch.rotary_pct
+    if arch.local_rope_theta is not None:
+        local = {"rope_type": "default", "rope_theta": arch.local_rope_theta}
+        parameters = {"full_attention": parameters, "sliding_attention": local}
+        newer.pop("rope_local_base_freq", None)
     newer |= {"rope_parameters": parameters, "transformers_version": "5.24.0"}
     assert architecture_from_hf(newer) == arch
 
@@ -82,7 +86,8 @@ def test_both_spellings_are_one_architecture(name: str) -> None:
         ),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "contradicts itself"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by type of layer"),
-        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "has type 'longrope'; supported"),
+        ({"rope_parameters": {"rope_type": "spiral", "factor": 2.0}}, "has type 'spiral'; supported"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "of type longrope lacks short_factor, long_factor"),
         (
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "facter": 3}},
             "has facter, which is not",
@@ -94,6 +99,28 @@ def test_both_spellings_are_one_architecture(name: str) -> None:
 def test_what_is_not_understood_is_rejected(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         architecture_from_hf({**config("llama"), **changes})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"rope_type": "default", "rope_theta": 1e6},
+            "expected the keys full_attention and sliding_attention",
+        ),
+        (
+            {"full_attention": {}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+            "rope_parameters.sliding_attention has rope_type 'linear'; expected default",
+        ),
+        (
+            {"full_attention": {}, "sliding_attention": {"rope_theta": 5.0}},
+            "rope_parameters.sliding_attention.rope_theta is 5.0 and rope_local_base_freq is 10000.0",
+        ),
+    ],
+)
+def test_rotations_by_type_of_layer_that_are_not_understood_are_rejected(parameters, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        architecture_from_hf({**CONFIGS["gemma3_text"].to_dict(), "rope_parameters": parameters})
 
 
 def test_an_older_config_without_a_base_has_its_class_default() -> None:
