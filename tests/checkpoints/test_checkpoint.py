@@ -21,7 +21,7 @@ from llmshearing.checkpoints.writing import load_weights, write_checkpoint
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import architecture_from_hf, complete
-from twins import BY_FAMILY, CONFIGS, make, masked_checkpoint, save
+from twins import CONFIGS, make, masked_checkpoint, save
 
 SECTION = {
     "d_model": 16,
