@@ -501,11 +501,11 @@ def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
     if "hidden_size" in asked and isinstance(heads, int) and isinstance(size, int):
         given["hidden_size"] = heads * size  # transformers 5 rejects a width that the heads do not divide
     try:
-        return CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(given)).to_dict() | {
-            key: value for key, value in asked.items() if value is not None
-        }
+        filled = CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(given)).to_dict()
     except (KeyError, TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
         raise ValueError(f"The HF config is inconsistent: {error}") from error
+    by_layer = {key for key, value in asked.items() if value is None and isinstance(filled.get(key), list)}
+    return filled | {key: value for key, value in asked.items() if key not in by_layer}
 
 
 def _class_defaults(model_type: str) -> dict[str, Any]:
