@@ -258,7 +258,8 @@ def _from_transformers(name: str, fix_mistral_regex: bool | None) -> TextTokeniz
     around = _around(tokenizer.bos_token_id, tokenizer.eos_token_id)
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
-        stored = _tokenizer_json(name)
+        # A class without rules of its own takes those of the file.
+        stored = None if type(tokenizer) is PreTrainedTokenizerFast else _tokenizer_json(name)
         if stored is not None and _rules(backend) != _rules(Tokenizer.from_file(str(stored))):
             logger.warning(
                 "tokenizer %s: %s of transformers %s replaces the rules of its tokenizer.json, which the "
