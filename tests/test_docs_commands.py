@@ -33,6 +33,8 @@ NOT_RUN = {
     "llmshearing family_table docs/models.md": "run by tests/commands/test_family_table.py",
     "export MODEL=models/llama2-7b.pt DATA=data/mds TARGET=1.3b": "README sets the same before its scripts",
     "export MODEL=runs/llama2_7b_pruning_1.3b/pruned-latest-rank0.pt DATA=data/mds TARGET=1.3b": "so it does",
+    "llmshearing trim_vocabulary models/Llama-2-7b-hf models/trimmed --data text/wiki --keep 24000": "the "
+    "tokenizer here has a token a word; run by tests/commands/test_trim_vocabulary.py",
     "bash scripts/pruning.sh": "README runs it",
     "bash scripts/continue_pretraining.sh": "README runs it",
     "llmshearing evaluate --fetch": "downloads; run by tests/evaluation/test_battery.py",
@@ -59,7 +61,15 @@ DRY_RUN = "DRY_RUN=1 bash scripts/pruning.sh"
 SETTINGS = "MODEL=models/llama2-7b.pt DATA=data/mds TARGET=1.3b"
 SLURM = f"LAUNCHER=slurm NODES=2 {SETTINGS} bash scripts/pruning.sh"
 MERGE = "--input_dir data/eval --output_dir data --output_split eval_two --split_names"
+ONE_SHOT = (
+    "llmshearing oneshot models/Llama-2-7b-hf models/small --method activation --data text/wiki "
+    "--scores activation.safetensors "
+)
 INSTEAD = {
+    f"{ONE_SHOT}d_model=2048 n_heads=16 n_layers=24 intermediate_size=5504": f"{ONE_SHOT}d_model=16 "
+    "n_heads=2 n_layers=2 intermediate_size=24 --length 64 --samples 8",
+    "llmshearing shapes models/Llama-2-7b-hf --parameters 1.3B": "llmshearing shapes models/Llama-2-7b-hf "
+    "--parameters 45000 --multiple 8",
     # A step takes long enough.
     **{
         f"composer train.py {name}.yaml": f"composer train.py {name}.yaml {SMALL_RUN}"
@@ -155,6 +165,7 @@ def test_five_steps(place: Path) -> None:
         ("recipe.md", "report.html"),
         ("troubleshooting.md", "runs/prune/pruned-latest-rank0.pt"),
         ("models.md", "models/cut/config.json"),
+        ("one-shot.md", "models/small/config.json"),
         ("data.md", "data/eval_code/index.json"),
         ("coming-from-the-original.md", "models/as-there/config.json"),
         ("configuration.md", "configs/llama2/7b.yaml"),
