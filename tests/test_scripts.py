@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from llmshearing.evaluation import results
+from llmshearing.evaluation.results import Measured
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -84,6 +87,21 @@ def test_the_quickstart_ends_with_what_to_do_next() -> None:
     assert f"## {section}" in readme
     assert "source .venv/bin/activate" in more
     assert any("source .venv/bin/activate" in line for line in readme)
+
+
+def test_the_quickstart_says_sizes_and_speed(tmp_path: Path) -> None:
+    table = runpy.run_path(str(ROOT / "scripts" / "quickstart_table.py"))
+    models = [
+        Measured(
+            name, f"/{name}", "1", size, {}, {"1 x 128": {"weights": 4 * size, "prefill": s, "decode": s}}
+        )
+        for name, size, s in (("source-hf", 4_000_000, 100.0), ("hf", 1_000_000, 250.0))
+    ]
+    results.write(tmp_path / "continue" / "speed.json", models)
+    source, result = table["sizes_and_speed"](tmp_path).strip().splitlines()
+    assert source.startswith("source: 4,000,000 parameters, 16.0 MB; reads 100 tokens/s (1.00x), writes 100 ")
+    assert result.startswith("result: 1,000,000 parameters, 4.0 MB; reads 250 tokens/s (2.50x), writes 250 ")
+    assert "--out $out/continue" in (ROOT / "scripts" / "quickstart.sh").read_text()
 
 
 def test_a_recipe_takes_the_environment_of_the_repository(place: Path) -> None:
