@@ -91,12 +91,10 @@ def test_the_quickstart_ends_with_what_to_do_next() -> None:
 
 def test_the_quickstart_says_sizes_and_speed(tmp_path: Path) -> None:
     table = runpy.run_path(str(ROOT / "scripts" / "quickstart_table.py"))
-    models = [
-        Measured(
-            name, f"/{name}", "1", size, {}, {"1 x 128": {"weights": 4 * size, "prefill": s, "decode": s}}
-        )
-        for name, size, s in (("source-hf", 4_000_000, 100.0), ("hf", 1_000_000, 250.0))
-    ]
+    models = []
+    for name, size, rate in (("source-hf", 4_000_000, 100.0), ("hf", 1_000_000, 250.0)):
+        speed = {"weights": 4 * size, "prefill": rate, "decode": rate}
+        models.append(Measured(name, f"/{name}", "1", size, {}, {"1 x 128": speed}))
     results.write(tmp_path / "continue" / "speed.json", models)
     source, result = table["sizes_and_speed"](tmp_path).strip().splitlines()
     assert source.startswith("source: 4,000,000 parameters, 16.0 MB; reads 100 tokens/s (1.00x), writes 100 ")
