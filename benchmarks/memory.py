@@ -11,6 +11,7 @@ Takes no arguments. Writes `benchmarks/results/memory.json`. Example:
 import multiprocessing
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,14 @@ def resident(peak: bool = False) -> int:
 
 
 def measured(kind: str, vocabulary: int, sizes: dict[str, int], length: int = LENGTH) -> int:
-    """`peak_bytes` in a process of its own, which has imported everything and done nothing yet."""
+    """`peak_bytes` in a process of its own."""
+    return fresh(peak_bytes, kind, vocabulary, sizes, length)
+
+
+def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` returns in a process that has imported everything and done nothing yet."""
     with _FRESH.Pool(1) as pool:
-        return pool.apply(peak_bytes, (kind, vocabulary, sizes, length))
+        return pool.apply(function, arguments)
 
 
 def measure() -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.run_all [--show]
 
-Runs steps, memory, overhead, conversion, data_tokenizing and data_loading, about 20 minutes on two cores.
+Runs steps, open_units, memory, distillation, overhead, conversion, data_tokenizing and data_loading, about 40
+minutes on two cores.
 Each writes `benchmarks/results/NAME.json`; the table is made from these files.
 
 Example:
@@ -14,9 +15,20 @@ import json
 import sys
 from typing import Any
 
-from benchmarks import conversion, data_loading, data_tokenizing, memory, overhead, steps
+from benchmarks import (
+    conversion,
+    data_loading,
+    data_tokenizing,
+    distillation,
+    memory,
+    open_units,
+    overhead,
+    steps,
+)
 from benchmarks.common import RESULTS
 from llmshearing import cli
+
+_TAUGHT = "step / (step without + teacher's pass)"
 
 # what, result file, key in its values, the bar, and whether the value may not be below it (else: above)
 TABLE: list[tuple[str, str, str, float, bool]] = [
@@ -24,6 +36,32 @@ TABLE: list[tuple[str, str, str, float, bool]] = [
     ("pruning step / HF step", "steps", "pruning step / HF step", 1.10, False),
     ("70 domains / 7", "steps", "pruning step, 70 domains / 7", 1.02, False),
     ("masked eval / dense eval", "steps", "masked eval / dense eval", 1.05, False),
+    *(
+        (
+            f"pruning, {share} % closed, {words:,} words",
+            "open_units",
+            f"step at {share} % of the target, open / all, vocabulary {words:,}",
+            bar,
+            False,
+        )
+        for words, share, bar in (
+            (32_000, 0, 1.03),
+            (4_000, 0, 1.03),
+            (32_000, 50, 0.75),
+            (4_000, 50, 0.65),
+            (32_000, 100, 0.42),
+            (4_000, 100, 0.32),
+        )
+    ),
+    (
+        "   mean of a run / HF step",
+        "open_units",
+        "mean pruning step of the published schedule / HF step",
+        0.52,
+        False,
+    ),
+    ("   evaluation / dense", "open_units", "evaluation at the target / dense", 0.45, False),
+    ("   memory at the target", "open_units", "peak memory of a step at the target, open / all", 0.80, False),
     (
         "memory of pruning / HF, 32,000 words",
         "memory",
@@ -32,6 +70,28 @@ TABLE: list[tuple[str, str, str, float, bool]] = [
         False,
     ),
     ("the same, 128,256 words", "memory", "pruning step / HF step, vocabulary 128,256", 0.7, False),
+    *(
+        (
+            f"taught / apart, {kind}, {words} words",
+            "distillation",
+            f"{_TAUGHT}, {kind}, vocabulary {words}",
+            1.05,
+            False,
+        )
+        for words in ("32,000", "128,256")
+        for kind in ("dense", "pruning")
+    ),
+    *(
+        (
+            f"   chunks added, {kind}, {words} words",
+            "distillation",
+            f"chunks of logits added, {kind}, vocabulary {words}",
+            2.0,
+            False,
+        )
+        for words in ("32,000", "128,256")
+        for kind in ("dense", "pruning")
+    ),
     ("HF -> Composer / copying", "conversion", "HF -> Composer / copy, time", 2.0, False),
     ("   memory / source", "conversion", "HF -> Composer, memory / source", 1.15, False),
     ("Composer -> HF / copying", "conversion", "Composer -> HF / copy, time", 2.0, False),
@@ -52,7 +112,16 @@ def main() -> None:
     parser = cli.parser("benchmarks.run_all", __doc__)
     parser.add_argument("--show", action="store_true", help="measure nothing; print what the files hold")
     if not parser.parse_args().show:
-        for module in (steps, memory, overhead, conversion, data_tokenizing, data_loading):
+        for module in (
+            steps,
+            open_units,
+            memory,
+            distillation,
+            overhead,
+            conversion,
+            data_tokenizing,
+            data_loading,
+        ):
             sys.argv = [module.__name__]
             module.main()
     sys.stdout.write(table())

@@ -346,7 +346,7 @@ def _tight_memory(prepared: Prepared) -> list[str]:
     if not torch.cuda.is_available():
         return []
     device = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return describe_fit(prepared, [prepared.devices], device.name, device.total_memory / 2**30)
+    return describe_fit(prepared, prepared.devices, device.name, device.total_memory / 2**30)
 
 
 def _fsdp(config: Config) -> FsdpConfig:

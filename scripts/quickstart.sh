@@ -45,5 +45,6 @@ run python train.py configs/quickstart/target.yaml save_folder=$out/scratch max_
 
 step "9/9  Export to Hugging Face, report, reload, generate"
 run llmshearing export $out/continue/latest-rank0.pt $out/hf
+run llmshearing speed $out/source-hf $out/hf --context 128 --out $out/continue
 run llmshearing report $out/prune $out/continue $out/scratch --out $out/report.html
 run python scripts/quickstart_table.py $out

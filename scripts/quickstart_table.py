@@ -31,6 +31,7 @@ def main(folder: Path) -> None:
         say(f"{name:16}{whole:12,}{body:12,}{tokens:10,}" + "".join(f"{x:9.3f}" for x in (*losses, mean)))
     say("\nLoss of the evaluation in nats per token, by domain; body: parameters without embeddings.")
     say("Tokens are those of a run; `continued` also rests on the source's and the pruning run's.\n")
+    say(sizes_and_speed(folder))
     generate(model, folder / "hf")
     continued, scratch = (sum(rows[i][3]) / len(DOMAINS) for i in (2, 3))
     verdict = "beats" if continued < scratch else "DOES NOT BEAT"
@@ -42,6 +43,21 @@ def main(folder: Path) -> None:
     say(next_steps(folder))
     if continued >= scratch:
         sys.exit(1)
+
+
+def sizes_and_speed(folder: Path) -> str:
+    """A line each about source and result: their sizes, and the speed that `llmshearing speed` measured."""
+    source, result = json.loads((folder / "continue" / "speed.json").read_text())["models"]
+    lines = []
+    for name, each in (("source", source), ("result", result)):
+        ((setting, speed),) = each["speeds"].items()
+        first = source["speeds"][setting]
+        lines.append(
+            f"{name}: {each['parameters']:,} parameters, {speed['weights'] / 1e6:.1f} MB; reads "
+            f"{speed['prefill']:,.0f} tokens/s ({speed['prefill'] / first['prefill']:.2f}x), writes "
+            f"{speed['decode']:,.0f} ({speed['decode'] / first['decode']:.2f}x) at batch x context {setting}"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def next_steps(folder: Path) -> str:

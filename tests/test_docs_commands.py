@@ -37,6 +37,16 @@ NOT_RUN = {
     "tokenizer here has a token a word; run by tests/commands/test_trim_vocabulary.py",
     "bash scripts/pruning.sh": "README runs it",
     "bash scripts/continue_pretraining.sh": "README runs it",
+    "llmshearing evaluate --fetch": "downloads; run by tests/evaluation/test_battery.py",
+    "llmshearing evaluate --fetch --archives FOLDER": "run by tests/evaluation/test_battery.py",
+    "llmshearing evaluate models/source models/pruned --suite offline --limit 200": "run by "
+    "tests/evaluation/test_evaluate.py",
+    "MODEL=models/pruned DATA=sharegpt.json OUT=models/chat bash scripts/instruction_tuning.sh "
+    "template=sheared": "the next line does the same",
+    "llmshearing tune models/pruned models/chat-2 --data sharegpt.json template=sheared epochs=2": "run by "
+    "tests/tuning/test_tune.py",
+    "EXTRAS=eval bash scripts/setup.sh": "installs",
+    "EXTRAS=tune bash scripts/setup.sh": "installs",
 }
 RUNS = "runs/llama2_7b_pruning_1.3b runs/llama2_1.3b_continued"
 OLD = "python -m llmshearing.utils"
@@ -71,6 +81,11 @@ INSTEAD = {
     # The page has its settings exported, and its run begins after this.
     DRY_RUN: f"{SETTINGS} SAVE_FOLDER=runs/later {DRY_RUN} | grep 'composer train.py configs'",
     SLURM: f"{SLURM} | grep 'Submitted --job-name llama2_7b_pruning_1.3b --nodes 2'",
+    # The stand-ins have other names, and one measurement is enough.
+    "llmshearing evaluate models/source models/pruned --suite perplexity --data data/mds": "llmshearing "
+    "evaluate models/Llama-2-7b-hf models/sheared-1.3b --suite perplexity --data data/mds --limit 1",
+    "llmshearing speed models/source models/pruned --batch 1,8 --context 512": "llmshearing speed "
+    "models/Llama-2-7b-hf models/sheared-1.3b --context 16 --new 2 --rounds 1",
     # Forms, with words to be filled in.
     "composer train.py CONFIG.yaml key=value ...": f"composer train.py configs/llama2/1.3b.yaml {SMALL_RUN}",
     "llmshearing report RUN...": f"llmshearing report {RUNS}",
@@ -154,6 +169,7 @@ def test_five_steps(place: Path) -> None:
         ("data.md", "data/eval_code/index.json"),
         ("coming-from-the-original.md", "models/as-there/config.json"),
         ("configuration.md", "configs/llama2/7b.yaml"),
+        ("evaluation.md", "evaluation/speed.json"),
     ],
 )
 def test_page(page: str, makes: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -173,7 +189,7 @@ def test_every_command_is_documented() -> None:
     """Pages with commands are those above; what is listed here is on a page."""
     written = {page.name: {*blocks(page), *mentions(page)} for page in PAGES}
     tried = {"README.md", "recipe.md", "troubleshooting.md", "models.md", "coming-from-the-original.md"}
-    tried |= {"configuration.md", "data.md"}
+    tried |= {"configuration.md", "data.md", "evaluation.md"}
     assert not [name for name in written if name not in tried and to_run(name)]
     everything = set().union(*written.values())
     assert not [command for command in (*NOT_RUN, *INSTEAD) if command not in everything]

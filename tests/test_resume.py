@@ -29,7 +29,8 @@ _DIMENSIONS = {
 }  # a checkpoint after 4 steps is in a window
 METHODS = {
     "dense": {},
-    "pruning": {},
+    "lagrangian": {"model__l0_module__constraint": "lagrangian"},
+    "projection": {"model__l0_module__constraint": "projection"},
     "layerchop": {
         "model__n_layers": 5,
         "model__layerchop": {"n_layers": 3, "warm_steps": "3ba", "layers_per_cut": 1, "interval": "3ba"},
@@ -74,7 +75,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, data, metho
     """Noise differs by rank here; evaluations, domain weights and samples come after the checkpoint too."""
     for folder in ("whole", "resumed"):
         settings = {"max_duration": "9ba", "eval_interval": "3ba", "fsdp_config": fsdp, **METHODS[method]}
-        path = write_config(tmp_path / folder, data, method == "pruning", **settings)
+        path = write_config(tmp_path / folder, data, method in ("lagrangian", "projection"), **settings)
         run([path], world_size)
     keep_only(tmp_path / "resumed", name)
     goes_on(path, world_size)

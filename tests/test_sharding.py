@@ -43,6 +43,22 @@ def test_memory_savings_do_not_change_the_losses(tmp_path, data):
 
 @pytest.mark.slow
 @pytest.mark.world_size
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_processes_that_leave_different_layers_out_reduce_the_same_gradients(tmp_path, data, checkpointing):
+    """Masks differ by rank, and a third of the layers is closed in each."""
+    settings = {
+        "max_duration": "8ba",
+        "model__l0_module__constraint": "projection",
+        "model__l0_module__lagrangian_warmup_steps": "1ba",
+        "fsdp_config": {"activation_checkpointing": checkpointing},
+    }
+    for execute in ("open", "all"):
+        run([write_config(tmp_path / execute, data, model__execute=execute, **settings)], 2)
+    assert_close(tmp_path / "open", tmp_path / "all")
+
+
+@pytest.mark.slow
+@pytest.mark.world_size
 def test_weights_of_a_checkpoint_go_to_every_process(tmp_path, data):
     run([write_config(tmp_path / "source", data, prune=False, max_duration="2ba")])
     source = str(tmp_path / "source/ep0-ba2-rank0.pt")

@@ -44,7 +44,7 @@ class PruningCallback(StepReader):
     def fit_start(self, state: State, logger: Logger) -> None:
         method = pruning_method(state)
         method.seed = state.rank_zero_seed
-        method.after_step(_decoder(state))
+        self._end(state)
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self._sequences = len(state.batch["input_ids"])
@@ -69,7 +69,7 @@ class PruningCallback(StepReader):
         logger.log_metrics({f"metrics/train/{name}": numbers[name] for name in self._values})
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        pruning_method(state).after_step(_decoder(state))  # before an evaluation or a checkpoint
+        self._end(state)  # before an evaluation or a checkpoint
 
     def eval_end(self, state: State, logger: Logger) -> None:
         if self.save_folder is None:
@@ -84,6 +84,11 @@ class PruningCallback(StepReader):
 
     def _begin(self, state: State) -> None:
         pruning_method(state).begin_step(state.timestamp.batch.value, self.steps)
+
+    def _end(self, state: State) -> None:
+        method = pruning_method(state)
+        method.done = state.timestamp.batch.value
+        method.after_step(_decoder(state))
 
 
 def pruning_method(state: State) -> Method:

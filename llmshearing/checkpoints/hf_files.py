@@ -21,7 +21,7 @@ from llmshearing.files import first_line, replacing_folder, save_tensors
 from llmshearing.progress import writing
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.families import architecture_from_hf
-from llmshearing.shapes.key_map import PREFIX, is_weight, to_composer
+from llmshearing.shapes.key_map import PREFIX, is_weight, renamed_to_composer, to_composer
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,8 @@ def from_hf(model: HFModel) -> tuple[dict[str, Tensor], Architecture]:
         ValueError: for a model that is not supported, or whose weights do not match its config.
     """
     arch = architecture_from_hf(model.config)
-    weights = {
-        to_composer(name, arch.family): weight for name, weight in model.weights.items() if is_weight(name)
-    }
+    held = {name: weight for name, weight in model.weights.items() if is_weight(name)}
+    weights = renamed_to_composer(held, arch)
     if arch.tie_embeddings:  # files may hold the embedding twice
         head, embedding = weights.pop(_HEAD, None), weights.get(f"{PREFIX}wte.weight")
         if head is not None and not _same(head, embedding):
@@ -108,7 +107,7 @@ def untied(model: HFModel) -> HFModel:
         ValueError: when the model is not tied, or has no output head of its own.
     """
     arch = architecture_from_hf(model.config)
-    heads = [name for name in model.weights if is_weight(name) and to_composer(name, arch.family) == _HEAD]
+    heads = [name for name in model.weights if is_weight(name) and _HEAD in to_composer(name, arch.family)]
     if not (arch.tie_embeddings and heads):
         found = "has no output head of its own" if arch.tie_embeddings else "is not tied"
         raise ValueError(f"{model.path} {found}: remove --untie.")

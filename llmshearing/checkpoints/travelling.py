@@ -15,11 +15,12 @@ from llmshearing.shapes.families import FAMILIES, hf_class_name
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+_TOKENIZER = "tokenizer_config.json"
 _OBJECTS = (  # JSON objects
     CONFIG,
     "generation_config.json",
     "tokenizer.json",
-    "tokenizer_config.json",
+    _TOKENIZER,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -27,7 +28,7 @@ _OBJECTS = (  # JSON objects
 )
 _BINARY = ("tokenizer.model",)
 TRAVELLING = (*_OBJECTS, *_BINARY, "merges.txt", "chat_template.jinja")
-_CONFIGS = (CONFIG, "generation_config.json", "tokenizer_config.json")
+_CONFIGS = (CONFIG, "generation_config.json", _TOKENIZER)
 PLAIN_CLASS = {  # reads any tokenizer.json; its default inputs include token types, which no decoder takes
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_input_names": ["input_ids", "attention_mask"],
@@ -68,6 +69,8 @@ def checked(files: Any, source: str | Path) -> dict[str, str | bytes]:
     for name in _CONFIGS:
         if name in texts:
             texts[name] = _without_code(name, texts, source)
+    if _TOKENIZER in texts:
+        texts[_TOKENIZER] = _in_older_spelling(texts, source)
     return texts
 
 
@@ -116,7 +119,7 @@ def _without_code(name: str, files: Mapping[str, str | bytes], source: str | Pat
     if _unknown(kept.get("architectures")) and kept.get("model_type") in FAMILIES:
         dropped.append("architectures")
         kept["architectures"] = [hf_class_name(kept["model_type"])]
-    if _unknown(kept.get("tokenizer_class")) and "tokenizer.json" in files:
+    if _unknown(kept.get("tokenizer_class"), also="TokenizersBackend") and "tokenizer.json" in files:
         dropped.append("tokenizer_class")
         kept = {**kept, **PLAIN_CLASS}
     if not dropped:
@@ -131,9 +134,22 @@ def _without_code(name: str, files: Mapping[str, str | bytes], source: str | Pat
     return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
 
 
-def _unknown(classes: Any) -> bool:
-    """Whether class names are given of which transformers lacks one."""
+def _in_older_spelling(files: Mapping[str, str | bytes], source: str | Path) -> str | bytes:
+    """tokenizer_config.json with what transformers 5 alone reads spelt as both versions read it."""
+    config = parse_config(files[_TOKENIZER], f"{source}: {_TOKENIZER}")
+    changed = dict(config)
+    if config.get("tokenizer_class") == "TokenizersBackend" and "tokenizer.json" in files:
+        changed = {**changed, **PLAIN_CLASS}
+    if isinstance(config.get("extra_special_tokens"), list):
+        changed.setdefault("additional_special_tokens", changed.pop("extra_special_tokens"))
+    return (
+        files[_TOKENIZER] if changed == config else json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
+    )
+
+
+def _unknown(classes: Any, also: str | None = None) -> bool:
+    """Whether class names are given of which transformers lacks one; `also` counts as one that it has."""
     import transformers
 
     names = [classes] if isinstance(classes, str) else classes
-    return isinstance(names, list) and any(name not in dir(transformers) for name in names)
+    return isinstance(names, list) and any(name not in (*dir(transformers), also) for name in names)

@@ -48,7 +48,7 @@ def sizes_of(weights: Mapping[str, Tensor], head_dim: int, source: str | Path) -
         "n_heads": queries // part,
         "n_kv_heads": keys // part,
         "head_dim": head_dim,
-        "n_layers": len({name for name in weights if name.endswith(".ln_1.weight")}),
+        "n_layers": len({name for name in weights if name.endswith(".mlp.down_proj.weight")}),
         "intermediate_size": _shape(weights, "blocks.0.mlp.up_proj.weight", source)[0],
     }
 

@@ -16,7 +16,7 @@ from llmshearing.checkpoints.weights import check_finite, shape_in_words
 from llmshearing.checkpoints.writing import check_output, write_checkpoint
 from llmshearing.files import check_new_folder
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.key_map import to_hf
+from llmshearing.shapes.key_map import renamed_to_hf
 
 
 def save_hf_to_composer(hf_path: str | Path, out: str | Path, *, untie: bool = False) -> None:
@@ -89,8 +89,7 @@ def export(
     out: str | Path,
 ) -> None:
     """Write weights by our names as an HF folder with `config`, its type set to that of the weights."""
-    renamed = {to_hf(name, arch.family): weight for name, weight in weights.items()}
-    write_hf(out, renamed, with_dtype(config, weights), files)
+    write_hf(out, renamed_to_hf(weights, arch), with_dtype(config, weights), files)
 
 
 def with_dtype(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:

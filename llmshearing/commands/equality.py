@@ -57,7 +57,9 @@ def load_theirs(path: str | Path) -> PreTrainedModel:
             delattr(config, "quantization_config")
         options = {"pretrained_model_name_or_path": path, "config": config}
     load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know of the second result
-    model, loading = load(**options, output_loading_info=True, trust_remote_code=False)
+    # By the definition: other implementations of attention leave soft caps out.
+    options |= {"attn_implementation": "eager", "trust_remote_code": False}
+    model, loading = load(**options, output_loading_info=True)
     if loading["missing_keys"]:
         raise ValueError(
             f"transformers finds no {sorted(loading['missing_keys'])[0]} in {path} and fills it with random "
@@ -65,7 +67,7 @@ def load_theirs(path: str | Path) -> PreTrainedModel:
         )
     if place.suffix == ".gguf":
         _scale_rotary(model, place)
-    return model.float().eval()
+    return torch.nn.Module.float(model).eval()  # transformers' own rejects what came from a GGUF file
 
 
 def _scale_rotary(model: Any, path: Path) -> None:

@@ -39,8 +39,8 @@ def render(
     """
     sections = [
         text.describe(prepared, devices).splitlines(),
-        [f"Warning: {each}" for each in text.describe_fit(prepared, devices, gpu, DEVICE_GIB.get(gpu))],
         text.describe_time(prepared, devices, gpu, tokens_per_second),
+        [f"Warning: {each}" for each in text.describe_fit(prepared, devices[-1], gpu, DEVICE_GIB.get(gpu))],
         text.describe_problems(prepared),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section)

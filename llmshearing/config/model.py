@@ -40,6 +40,12 @@ class L0Config:
         None,
         "Masks: head, kv_head, head_layer, intermediate, mlp, layer, hidden; default: those of the target.",
     )
+    constraint: str = key(
+        "lagrangian",
+        "`lagrangian`: multipliers push expected sparsities to their targets (released code); `projection`: "
+        "after every step each row's log-alphas are shifted until its expected sparsity is the target.",
+        choices=("lagrangian", "projection"),
+    )
     lagrangian_warmup_steps: str = key(
         "0ba",
         "How long targets rise from `start_sparsity`, such as 640ba.",
@@ -182,7 +188,8 @@ class ModelConfig:
     )
     family: str | None = key(
         None,
-        "Architecture family, where no checkpoint gives it: llama, mistral, qwen2, qwen3, gpt_neox.",
+        "Architecture family, where no checkpoint gives it: the model_type of its HF config, such as llama; "
+        "docs/models.md lists all.",
     )
     d_model: int | None = key(None, "Hidden size.")
     n_heads: int | None = key(None, "Query heads.")
@@ -198,12 +205,31 @@ class ModelConfig:
     rope_scaling: dict[str, Any] | None = key(
         None, "Rotary scaling as in an HF config: rope_type and its parameters."
     )
-    rotary_pct: float | None = key(None, "Part of a head that rotates (Pythia).")
+    rotary_pct: float | None = key(None, "Part of a head that rotates (Pythia, Phi-4-mini).")
     sliding_window: int | None = key(None, "Tokens a position can look back; null: all.")
+    window_layers: list[bool] | None = key(
+        None, "Which layers look back `sliding_window` tokens only, one truth value a layer; null: all."
+    )
+    rope_layers: list[bool] | None = key(
+        None, "Which layers rotate q and k, one truth value a layer (SmolLM3); null: all."
+    )
+    local_rope_theta: float | None = key(
+        None, "Base of the rotary embedding in layers with a window, where it is another (Gemma 3)."
+    )
+    attention_multiplier: float | None = key(
+        None, "What attention scores are multiplied by (Granite, Gemma); null: 1 / sqrt(head_dim)."
+    )
+    embedding_multiplier: float | None = key(None, "What the embedding is multiplied by (Granite).")
+    residual_multiplier: float | None = key(
+        None, "What attention and MLP are multiplied by before they are added (Granite)."
+    )
+    logits_scaling: float | None = key(None, "What logits are divided by (Granite).")
+    attention_softcap: float | None = key(None, "Soft cap of attention scores (Gemma 2); null: none.")
+    logits_softcap: float | None = key(None, "Soft cap of logits (Gemma 2); null: none.")
     qkv_bias: bool | None = key(None, "Whether the q, k and v projections have biases.")
     out_bias: bool | None = key(None, "Whether the attention output projection has a bias.")
     mlp_bias: bool | None = key(None, "Whether the MLP projections have biases.")
-    qk_norm: bool | None = key(None, "Whether q and k are normalised by head (Qwen3).")
+    qk_norm: bool | None = key(None, "Whether q and k are normalised (Qwen3, OLMo, Gemma 3).")
     tie_embeddings: bool | None = key(None, "Whether the output projection is the embedding.")
     activation: str | None = key(
         None, "Activation of the MLP by its HF name; default: silu, or gelu for gpt_neox."

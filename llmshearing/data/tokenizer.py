@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
 
 from llmshearing.data import mistral
@@ -245,21 +247,37 @@ def _sha256(vocabulary: dict[str, int]) -> str:
 def _from_transformers(name: str, fix_mistral_regex: bool | None) -> TextTokenizer:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    folder = Path(name)
+    if folder.is_dir() and not any(folder.glob("*.json")):  # transformers 5 would guess a class
+        raise ValueError("nothing in the folder names the class of its tokenizer")
     # Where a folder does not name its class, transformers guesses one from the folder's name.
-    chosen = PreTrainedTokenizerFast if _has_no_class(Path(name)) else AutoTokenizer
+    chosen = PreTrainedTokenizerFast if _has_no_class(folder) else AutoTokenizer
     # Without trust_remote_code, it would ask on the terminal whether to run code of the folder. Its own
     # test for Mistral's pre-tokenizer warns of most sound folders, and misses those without a config.json.
-    tokenizer = chosen.from_pretrained(name, trust_remote_code=False, fix_mistral_regex=False)
+    options = {"trust_remote_code": False, "fix_mistral_regex": False, **_in_both_versions(folder)}
+    tokenizer = chosen.from_pretrained(name, **options)
     tokenizer.init_kwargs.pop("fix_mistral_regex", None)
     around = _around(tokenizer.bos_token_id, tokenizer.eos_token_id)
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
+        # A class without rules of its own takes those of the file.
+        stored = None if type(tokenizer) is PreTrainedTokenizerFast else _tokenizer_json(name)
+        if stored is not None and _rules(backend) != _rules(Tokenizer.from_file(str(stored))):
+            logger.warning(
+                "tokenizer %s: %s of transformers %s replaces the rules of its tokenizer.json, which the "
+                "model was trained with. The ids are those of tokenizer.json, as PreTrainedTokenizerFast "
+                "gives them",
+                name,
+                type(tokenizer).__name__,
+                version("transformers"),
+            )
+            backend = _plainly(name, options)
         backend.no_truncation()
         backend.no_padding()
         if getattr(backend.model, "dropout", None):
             logger.warning("tokenizer %s drops merges at random (dropout): data is made without", name)
             backend.model.dropout = None
-        fixed = mistral.fix(backend, Path(name), fix_mistral_regex)
+        fixed = mistral.fix(backend, folder, fix_mistral_regex)
         return TextTokenizer(
             name,
             partial(_encode_fast, backend),
@@ -281,11 +299,65 @@ def _from_transformers(name: str, fix_mistral_regex: bool | None) -> TextTokeniz
 
 
 def _has_no_class(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer.json and nothing that names its class."""
-    if not (folder / "tokenizer.json").is_file() or (folder / "config.json").exists():
+    """Whether a folder holds a tokenizer.json and nothing that names a class with rules of its own.
+
+    TokenizersBackend, as transformers 5 calls the class that takes all from tokenizer.json, is unknown to 4.
+    """
+    if not (folder / "tokenizer.json").is_file():
         return False
+    named = _tokenizer_config(folder).get("tokenizer_class")
+    return named == "TokenizersBackend" or (named is None and not (folder / "config.json").exists())
+
+
+def _in_both_versions(folder: Path) -> dict[str, Any]:
+    """Arguments that replace what transformers 5 writes into a tokenizer_config.json and 4 cannot read."""
+    tokens = _tokenizer_config(folder).get("extra_special_tokens")
+    if not isinstance(tokens, list):
+        return {}
+    return {"extra_special_tokens": {}, "additional_special_tokens": tokens}
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
     config = folder / "tokenizer_config.json"
-    return not config.exists() or "tokenizer_class" not in json.loads(config.read_text(encoding="utf-8"))
+    held = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return held if isinstance(held, dict) else {}
+
+
+def _tokenizer_json(name: str) -> Path | None:
+    """The tokenizer.json of a folder, or of a name on the hub that has been loaded."""
+    if Path(name).exists():
+        file = Path(name) / "tokenizer.json"
+    else:
+        cached = try_to_load_from_cache(name, "tokenizer.json")
+        file = Path(cached) if isinstance(cached, str) else None
+    return file if file is not None and file.is_file() else None
+
+
+def _rules(backend: Tokenizer) -> dict[str, Any]:
+    """What the ids of a text depend on beside the vocabulary.
+
+    Without `add_prefix_space`, which tokenizer_config.json may decide.
+    """
+    held = json.loads(backend.to_str())
+    # What is not set may be null, false or "".
+    model = {k: v for k, v in held["model"].items() if v and k not in ("vocab", "merges", "dropout")}
+    splits = held["pre_tokenizer"]
+    if splits and splits["type"] == "ByteLevel":
+        splits = {key: value for key, value in splits.items() if key != "add_prefix_space"}
+    return {"model": model, "normalizer": held["normalizer"], "pre_tokenizer": splits}
+
+
+def _plainly(name: str, options: dict[str, Any]) -> Tokenizer:
+    """The tokenizer with the rules of its tokenizer.json, and the tokens that its configuration adds."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.utils import logging as messages
+
+    verbosity = messages.get_verbosity()
+    messages.set_verbosity_error()  # it warns that this is not the class that the folder names
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(name, **options).backend_tokenizer
+    finally:
+        messages.set_verbosity(verbosity)
 
 
 def _encode_fast(backend: Tokenizer, texts: list[str]) -> Iterable[Sequence[int]]:

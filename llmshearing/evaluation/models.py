@@ -29,12 +29,15 @@ def load_model(folder: Path, dtype: str, attention: str = "sdpa") -> PreTrainedM
     """The model in an HF folder, for evaluation.
 
     Args:
-        attention: implementation, by its name in transformers.
+        attention: implementation, by its name in transformers; "sdpa" leaves soft caps of scores out, so that
+            a model that has them gets "eager" instead.
 
     Raises:
         ValueError: when a parameter of it is not among the weights.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if attention == "sdpa" and getattr(config, "attn_logit_softcapping", None) is not None:
+        attention = "eager"
     load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know of the second result
     model, loading = load(
         folder,

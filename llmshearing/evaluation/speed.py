@@ -82,13 +82,14 @@ def measure(
         `rounds`, the seconds of each.
     """
     found: list[dict[str, dict[str, Any]]] = [{} for _ in models]
-    with bar("measuring speed", total=(rounds + 1) * len(settings) * len(models), unit="run") as progress:
+    with bar("measuring speed", total=(rounds + 2) * len(settings) * len(models), unit="run") as progress:
         for setting in settings:
             timings: list[list[Timing]] = [[] for _ in models]
             peaks: list[int | None] = []
-            for model in models:  # the first run warms up, and shows the memory
+            for model in models:
+                timed(model, setting)  # warms up, and brings mapped weights into memory
                 peaks.append(_peak(model, lambda model=model, setting=setting: timed(model, setting)))
-                progress.update()
+                progress.update(2)
             for _ in range(rounds):
                 for index, model in enumerate(models):
                     timings[index].append(timed(model, setting))

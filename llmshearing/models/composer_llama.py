@@ -14,7 +14,7 @@ from llmshearing.models.distillation import Teacher
 from llmshearing.models.loss import Term
 from llmshearing.models.metrics import MeanTokenLoss, domain_sums, evaluation_metrics
 from llmshearing.pruning.method import one_step
-from llmshearing.shapes.counts import forward_flops, training_flops
+from llmshearing.shapes.counts import forward_flops
 from llmshearing.shapes.units import from_z, to_z
 
 
@@ -103,11 +103,15 @@ class ComposerMosaicLlama(ComposerModel):
         outputs["domain_sums"] = domain_sums(outputs["token_loss"], outputs["predicted"], domains, count)
         return outputs
 
-    def flops_per_batch(self, batch: Mapping[str, Any]) -> int:
-        """Operations of a training step over `batch`, from which SpeedMonitor logs throughput and MFU."""
+    def flops_per_batch(self, batch: Mapping[str, Any]) -> float:
+        """Operations of a training step over `batch`, from which SpeedMonitor logs throughput and MFU.
+
+        While pruning, those really executed: closed units that were left out do not count. The forward pass
+        of a teacher counts.
+        """
         shape = batch["input_ids"].shape
         taught = 0 if self.teacher is None else forward_flops(self.teacher.arch, *shape)
-        return training_flops(self.model.arch, *shape) + taught
+        return self.model.training_flops(*shape) + taught
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Metrics of an evaluation; those of training are logged by the `DomainLosses` callback."""

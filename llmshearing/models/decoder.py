@@ -4,13 +4,13 @@ B batch, S sequence, D hidden, L layers, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from llmshearing.config import ModelConfig
-from llmshearing.models.attention import attention_function
+from llmshearing.models.attention import attention_function, soft_capped
 from llmshearing.models.layers import (
     MLP,
     Attention,
@@ -26,6 +26,7 @@ from llmshearing.models.loss import CrossEntropy, Term, linear_loss, shift_label
 from llmshearing.models.rope import rope_tables
 from llmshearing.pruning import Method, build_method
 from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.counts import training_flops
 from llmshearing.shapes.executed import EVERYTHING, Executed, executed_units
 from llmshearing.shapes.families import architecture_of
 from llmshearing.shapes.units import Gates, LayerGates, weight_table
@@ -34,24 +35,36 @@ from llmshearing.shapes.units import Gates, LayerGates, weight_table
 class Block(nn.Module):
     """One decoder layer: attention and MLP, one after the other or (Pythia) side by side."""
 
-    def __init__(self, arch: Architecture, attn_impl: str, device=None) -> None:
+    def __init__(self, arch: Architecture, attn_impl: str, layer: int = 0, device=None) -> None:
         super().__init__()
         self.parallel = arch.parallel_residual
-        self.ln_1 = make_norm(arch, arch.d_model, device)
+        self.multiplier = arch.residual_multiplier
+        self.ln_1 = make_norm(arch, arch.d_model, device) if arch.pre_norms else None
         attention = FusedAttention if arch.fused_qkv else Attention
-        self.attn = attention(arch, attention_function(attn_impl), device)
-        self.ln_2 = make_norm(arch, arch.d_model, device)
+        self.attn = attention(arch, attention_function(attn_impl), layer, device)
+        self.ln_2 = make_norm(arch, arch.d_model, device) if arch.pre_norms else None
         self.mlp = MLP(arch, device)
 
-    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], gates: LayerGates) -> Tensor:
+    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor] | None, gates: LayerGates) -> Tensor:
         if "attn" in gates.skipped:
             attended = idle(x_BSD, self.ln_1, self.attn)
         else:
-            attended = x_BSD + self.attn(normed(x_BSD, self.ln_1, gates, "ln_1"), rope, gates)
+            attended = self._add(x_BSD, self.attn(normed(x_BSD, self.ln_1, gates, "ln_1"), rope, gates))
         if "mlp" in gates.skipped:
             return idle(attended, self.ln_2, self.mlp)
         mlp_input = x_BSD if self.parallel else attended
-        return attended + self.mlp(normed(mlp_input, self.ln_2, gates, "ln_2"), gates)
+        return self._add(attended, self.mlp(normed(mlp_input, self.ln_2, gates, "ln_2"), gates))
+
+    def _add(self, x_BSD: Tensor, contribution: Tensor) -> Tensor:
+        return x_BSD + (contribution if self.multiplier == 1 else contribution * self.multiplier)
+
+
+class Counted(NamedTuple):
+    """What the microbatches of a training step have executed so far."""
+
+    step: int
+    sequences: int = 0
+    flops: int = 0
 
 
 class Decoder(nn.Module):
@@ -73,7 +86,7 @@ class Decoder(nn.Module):
         arch = self.arch
         parts: dict[str, nn.Module] = {
             "wte": nn.Embedding(arch.vocab_size, arch.d_model, device=device),
-            "blocks": nn.ModuleList(Block(arch, cfg.attn_impl, device) for _ in range(arch.n_layers)),
+            "blocks": nn.ModuleList(Block(arch, cfg.attn_impl, i, device) for i in range(arch.n_layers)),
             "ln_f": make_norm(arch, arch.d_model, device),
         }
         if not arch.tie_embeddings:
@@ -85,7 +98,8 @@ class Decoder(nn.Module):
         if method is not None:
             self.add_module(method.section, method)
             method.attach(self)
-        self._rope: tuple[Tensor, Tensor] | None = None
+        self._rope: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._counted = Counted(0)
         if device != "meta":
             self.transformer.apply(self.param_init_fn)
 
@@ -106,10 +120,11 @@ class Decoder(nn.Module):
             nn.init.normal_(module.weight, std=self.cfg.init_std)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        elif isinstance(module, RMSNorm | LayerNorm):
+        elif isinstance(module, RMSNorm):
+            nn.init.constant_(module.weight, 1 - module.offset)
+        elif isinstance(module, LayerNorm):
             nn.init.ones_(module.weight)
-            if isinstance(module, LayerNorm):
-                nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
 
@@ -159,6 +174,8 @@ class Decoder(nn.Module):
             gates = self.method.gates() if given is None else given
         gates = Gates() if gates is None else gates
         executed = self._executed(gates, given)
+        if self.training and self.method is not None:
+            self._count(executed, *input_ids.shape)
         hidden = self.hidden_states(input_ids, gates, executed)
         if self.method is not None and with_term:
             term = self.method.term(step)
@@ -170,7 +187,12 @@ class Decoder(nn.Module):
             cross_entropy = CrossEntropy(targets.flatten(), ce_weight)
             predicted, every = cross_entropy.predicted, [*terms, cross_entropy]
             total, token_losses = linear_loss(
-                hidden.flatten(0, 1), head, every, predicted, self.cfg.loss_chunk_tokens
+                hidden.flatten(0, 1),
+                head,
+                every,
+                predicted,
+                self.cfg.loss_chunk_tokens,
+                self.arch.logits_softcap,
             )
             count = predicted.sum().clamp(min=1)
             alone = not terms and ce_weight == 1
@@ -182,7 +204,7 @@ class Decoder(nn.Module):
                 "predicted": predicted.view_as(targets),
             }
         if logits:
-            outputs["logits"] = nn.functional.linear(hidden, head)
+            outputs["logits"] = soft_capped(nn.functional.linear(hidden, head), self.arch.logits_softcap)
         return outputs
 
     def hidden_states(self, input_ids: Tensor, gates: Gates, executed: Executed = EVERYTHING) -> Tensor:
@@ -191,14 +213,17 @@ class Decoder(nn.Module):
         Returns:
             [B, S, D]; 0 where closed.
         """
-        outside = executed.layer_gates(self.table, gates, None)
+        gates = executed.shared(gates)
+        outside, arch = executed.layer_gates(self.table, gates, None), self.arch
         embedded = executed_columns(self.transformer["wte"](input_ids), outside.executed_columns("wte"))
         x_BSD = _scaled(embedded, outside.columns("wte"))
-        rope = self._rope_tables(input_ids.shape[1], x_BSD)
+        x_BSD = x_BSD if arch.embedding_scale == 1 else x_BSD * arch.embedding_scale
         for layer, block in enumerate(self.transformer["blocks"]):  # type: ignore[arg-type]
+            rope = self._rope_tables(layer, input_ids.shape[1], x_BSD) if arch.rotates(layer) else None
             x_BSD = block(x_BSD, rope, executed.layer_gates(self.table, gates, layer))
         x_BSD = normed(x_BSD, self.transformer["ln_f"], outside, "ln_f")
-        return _scaled(x_BSD, outside.columns(self.head_name))
+        x_BSD = _scaled(x_BSD, outside.columns(self.head_name))
+        return x_BSD if arch.logits_scaling == 1 else x_BSD / arch.logits_scaling
 
     def _executed(self, gates: Gates, given: Gates | None) -> Executed:
         """What to execute: the units that are open, unless `model.execute` is `all`.
@@ -212,18 +237,34 @@ class Decoder(nn.Module):
             return EVERYTHING
         return executed_units(gates, self.arch)
 
-    def _rope_tables(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin for this length, kept until the length, device or type changes."""
-        kept = self._rope
+    def training_flops(self, sequences: int, length: int) -> float:
+        """Floating point operations of a training step over `sequences` of `length` tokens.
+
+        While pruning, of the units that the microbatches of the step last begun really executed.
+        """
+        counted = self._counted
+        if self.method is None or not counted.sequences:
+            return training_flops(self.arch, sequences, length)
+        return counted.flops * sequences / counted.sequences
+
+    def _count(self, executed: Executed, sequences: int, length: int) -> None:
+        assert self.method is not None
+        before = self._counted if self._counted.step == self.method.step else Counted(self.method.step)
+        flops = training_flops(self.arch, sequences, length, executed)
+        self._counted = Counted(before.step, before.sequences + sequences, before.flops + flops)
+
+    def _rope_tables(self, layer: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin for this layer and length, kept until the length, device or type changes."""
+        local = self.arch.rotates_locally(layer)
+        kept = self._rope.get(local)
         if kept is None or (kept[0].shape[0], kept[0].device, kept[0].dtype) != (
             length,
             like.device,
             like.dtype,
         ):
-            cos, sin = rope_tables(self.arch, length, like.device)
-            self._rope = (cos.to(like.dtype), sin.to(like.dtype))
-        assert self._rope is not None
-        return self._rope
+            cos, sin = rope_tables(self.arch, length, like.device, local)
+            self._rope[local] = kept = (cos.to(like.dtype), sin.to(like.dtype))
+        return kept
 
 
 def _scaled(x: Tensor, factor: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from llmshearing.config import DistillationConfig
+from llmshearing.models.attention import soft_capped
 from llmshearing.models.decoder import Decoder
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.units import Gates
@@ -86,19 +87,27 @@ class Divergence:
         hidden_NS: the input of the teacher's head, for the tokens of the batch.
         head_VS: the teacher's output projection.
         settings: which divergence, its weight and the temperature.
+        softcap: the soft cap of the teacher's logits; None: no cap.
     """
 
     name = "kl_loss"
     in_place = False
 
-    def __init__(self, hidden_NS: Tensor, head_VS: Tensor, settings: DistillationConfig) -> None:
+    def __init__(
+        self,
+        hidden_NS: Tensor,
+        head_VS: Tensor,
+        settings: DistillationConfig,
+        softcap: float | None = None,
+    ) -> None:
         self.weight = settings.kl_weight
         self._divergence = partial(DIVERGENCES[settings.loss], temperature=settings.temperature)
         self._hidden = hidden_NS
         self._head = head_VS
+        self._softcap = softcap
 
     def chunk(self, logits: Tensor, rows: slice, wants_grad: bool) -> tuple[Tensor, Tensor | None]:
-        taught = (self._hidden[rows] @ self._head.T).float()
+        taught = soft_capped((self._hidden[rows] @ self._head.T).float(), self._softcap)
         rows_of_a_piece = _rows_of_a_piece(logits)
         pieces = zip(logits.split(rows_of_a_piece), taught.split(rows_of_a_piece), strict=True)
         losses = torch.cat([self._piece(*piece) for piece in pieces])
@@ -156,4 +165,4 @@ class Teacher:
             decoder.reshard()  # the embedding, which the root keeps for a backward pass that never comes
         head = decoder.head.weight
         whole = head.full_tensor() if isinstance(head, DTensor) else head
-        return Divergence(hidden.flatten(0, 1), whole, self.settings)
+        return Divergence(hidden.flatten(0, 1), whole, self.settings, decoder.arch.logits_softcap)

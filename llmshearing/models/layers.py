@@ -55,7 +55,7 @@ class _MaskedLinear(torch.autograd.Function):
         wants_x, wants_weight, wants_rows, wants_columns, _ = ctx.needs_input_grad
         grad = grads[0]
         found: list[Tensor | None] = [None] * 5
-        part = gather(weight, *executed) if wants_x or wants_rows or wants_columns else None
+        part = gather(weight, *executed)
         if wants_x:
             found[0] = (grad @ _scaled(part, rows, columns, grad.dtype)).to(ctx.x_dtype)
         if not (wants_weight or wants_rows or wants_columns):
@@ -106,9 +106,9 @@ class _Idle(torch.autograd.Function):
         return grads[0], *(zero if wants else None for zero, wants in wanted)
 
 
-def idle(x: Tensor, *skipped: nn.Module) -> Tensor:
+def idle(x: Tensor, *skipped: nn.Module | None) -> Tensor:
     """x; the parameters of the skipped modules get gradients of 0."""
-    return _Idle.apply(x, *(p for module in skipped for p in module.parameters()))  # type: ignore[return-value]
+    return _Idle.apply(x, *(p for module in skipped if module is not None for p in module.parameters()))  # type: ignore[return-value]
 
 
 def executed_columns(x: Tensor, columns: Tensor | None) -> Tensor:
@@ -155,10 +155,18 @@ def masked_linear(
         rows: factors of the outputs, [out] or a scalar; None stands for 1.
         columns: factors of the inputs, [in] or a scalar; None stands for 1.
         executed: indices of the rows and of the columns of the weight to compute with; None stands for all.
+
+    Raises:
+        ValueError: for factors of a layer that computes with masks of its own.
     """
     at_rows, at_columns = executed
     if rows is None and columns is None and at_rows is None and at_columns is None:
         return linear(x)
+    if type(linear).forward is not nn.Linear.forward:
+        raise ValueError(
+            "The model has masks on single weights, with which gates of whole units cannot be combined: "
+            "prune it to its shape first."
+        )
     n_out = linear.out_features if at_rows is None else len(at_rows)
     rows = None if rows is None else rows.expand(n_out)
     columns = None if columns is None else columns.expand(x.shape[-1])
@@ -181,12 +189,15 @@ def open_units(gates: Tensor | None, size: int) -> Tensor | int:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, over open dimensions; in fp32."""
+    """x / rms(x) * (offset + weight), over open dimensions; in fp32."""
 
-    def __init__(self, size: int, eps: float, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self, size: int, eps: float, device: str | torch.device | None = None, offset: float = 0.0
+    ) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size, device=device))
+        self.offset = offset
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - offset, device=device))
 
     def forward(
         self,
@@ -203,6 +214,7 @@ class RMSNorm(nn.Module):
         variance = wide.square().sum(-1, keepdim=True) / open_units(units, x.shape[-1])
         normed = (wide * torch.rsqrt(variance + self.eps)).to(x.dtype)
         weight = executed_columns(self.weight, executed)
+        weight = weight + self.offset if self.offset else weight
         return normed * (weight if scale is None else weight * scale.to(weight.dtype))
 
 
@@ -238,27 +250,42 @@ class LayerNorm(nn.Module):
 
 def make_norm(arch: Architecture, size: int, device: str | torch.device | None) -> RMSNorm | LayerNorm:
     """The norm of the family of `arch`."""
-    return (LayerNorm if arch.layer_norms else RMSNorm)(size, arch.norm_eps, device)
+    if arch.layer_norms:
+        return LayerNorm(size, arch.norm_eps, device)
+    return RMSNorm(size, arch.norm_eps, device, arch.norm_offset)
 
 
-def normed(x: Tensor, norm: RMSNorm | LayerNorm, gates: LayerGates, part: str) -> Tensor:
-    """`norm(x)` under the gates that the table of units names for its weight `part`."""
-    return norm(x, gates.owner(part), gates.rows(part), gates.executed_rows(part))
+def inner_norm(x: Tensor, norm: nn.Module, gates: LayerGates, part: str) -> Tensor:
+    """Norm `part` inside a block, over the open rows of the weight before it; 0 where they are closed."""
+    opened = gates.open_rows(part)
+    x = x if opened is None else x * opened.to(x.dtype)
+    return norm(x, opened, gates.rows(part), gates.executed_rows(part))
+
+
+def normed(x: Tensor, norm: nn.Module | None, gates: LayerGates, part: str) -> Tensor:
+    """`norm(x)` under the gates that the table of units names for its weight `part`; x without a norm."""
+    return x if norm is None else norm(x, gates.owner(part), gates.rows(part), gates.executed_rows(part))
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; multi-head attention is the case K = H."""
+    """Grouped-query attention with rotary positions; multi-head attention is the case K = H.
 
-    def __init__(self, arch: Architecture, function: AttentionFunction, device=None) -> None:
+    Args:
+        layer: which layer of `arch` this is, whose window it has.
+    """
+
+    def __init__(self, arch: Architecture, function: AttentionFunction, layer: int, device=None) -> None:
         super().__init__()
         self.arch = arch
         self.function = function
+        self.window = arch.window(layer)
         queries, keys = arch.n_heads * arch.head_dim, arch.n_kv_heads * arch.head_dim
         self.make_projections(arch, queries, keys, device)
         if arch.qk_norm:
-            self.q_norm = RMSNorm(arch.head_dim, arch.norm_eps, device)
-            self.k_norm = RMSNorm(arch.head_dim, arch.norm_eps, device)
+            sizes = (queries, keys) if arch.qk_norm_over_heads else (arch.head_dim, arch.head_dim)
+            self.q_norm, self.k_norm = (make_norm(arch, size, device) for size in sizes)
         self.out_proj = nn.Linear(queries, arch.d_model, bias=arch.out_bias, device=device)
+        self.post_norm = make_norm(arch, arch.d_model, device) if arch.post_norms else None
 
     def make_projections(self, arch: Architecture, queries: int, keys: int, device) -> None:
         """Make the matrices that lead to q, k and v."""
@@ -273,19 +300,28 @@ class Attention(nn.Module):
             for name, linear in (("wq", self.wq), ("wk", self.wk), ("wv", self.wv))
         ]
 
-    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor], gates: LayerGates) -> Tensor:
-        """The block's contribution to the residual stream, [B, S, D]."""
+    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor] | None, gates: LayerGates) -> Tensor:
+        """The block's contribution to the residual stream, [B, S, D]; without `rope` nothing is rotated."""
         q, k, v = self.project(x_BSD, gates)
         if self.arch.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+            q, k = self._normed("q_norm", q, gates), self._normed("k_norm", k, gates)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
         # Transposed views: the output then has the layout of q, and flattening it below copies nothing.
         q, k, v = (t.to(v.dtype).transpose(1, 2) for t in (q, k, v))
         if gates.kv_of_query is not None:
             k, v = (t.index_select(1, gates.kv_of_query) for t in (k, v))
-        out_BHSE = self.function(q, k, v, self.arch.sliding_window)
-        out = out_BHSE.transpose(1, 2).flatten(2)
-        return gated(out, self.out_proj, gates, "attn.out_proj")
+        scale, softcap = self.arch.attention_multiplier, self.arch.attention_softcap
+        out_BHSE = self.function(q, k, v, self.window, scale, softcap)
+        out = gated(out_BHSE.transpose(1, 2).flatten(2), self.out_proj, gates, "attn.out_proj")
+        return out if self.post_norm is None else inner_norm(out, self.post_norm, gates, "attn.post_norm")
+
+    def _normed(self, name: str, x_BSHE: Tensor, gates: LayerGates) -> Tensor:
+        """The norm of q or k, over each head or over all of them together."""
+        norm = getattr(self, name)
+        if not self.arch.qk_norm_over_heads:
+            return norm(x_BSHE)
+        return inner_norm(x_BSHE.flatten(2), norm, gates, f"attn.{name}").view_as(x_BSHE)
 
 
 class FusedAttention(Attention):
@@ -316,6 +352,7 @@ class MLP(nn.Module):
         )
         self.up_proj = nn.Linear(arch.d_model, arch.intermediate_size, **sizes)
         self.down_proj = nn.Linear(arch.intermediate_size, arch.d_model, **sizes)
+        self.post_norm = make_norm(arch, arch.d_model, device) if arch.post_norms else None
 
     def forward(self, x_BSD: Tensor, gates: LayerGates) -> Tensor:
         """The block's contribution to the residual stream, [B, S, D]."""
@@ -324,4 +361,5 @@ class MLP(nn.Module):
             inner = self.activation(up)
         else:
             inner = self.activation(gated(x_BSD, self.gate_proj, gates, "mlp.gate_proj")) * up
-        return gated(inner, self.down_proj, gates, "mlp.down_proj")
+        out = gated(inner, self.down_proj, gates, "mlp.down_proj")
+        return out if self.post_norm is None else inner_norm(out, self.post_norm, gates, "mlp.post_norm")

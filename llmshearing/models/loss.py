@@ -84,6 +84,7 @@ def linear_loss(
     terms: Sequence[Term],
     predicted_N: Tensor,
     chunk_tokens: int | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of `terms` over logits = hidden @ weight^T, its mean over predicted tokens.
 
@@ -93,6 +94,7 @@ def linear_loss(
     Args:
         predicted_N: which tokens count.
         chunk_tokens: tokens a chunk; default: about 64 MiB of logits.
+        softcap: the c of c tanh(logits / c), which terms then see; None: no cap.
 
     Returns:
         The mean (differentiable) and the loss of every token under every term [terms, N] (not), 0 where
@@ -101,12 +103,20 @@ def linear_loss(
     chunk = chunk_tokens or chunk_size(weight_VD.shape[0])
     if torch.is_autocast_enabled(hidden_ND.device.type):
         hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))
-    return _LinearLoss.apply(hidden_ND, weight_VD, terms, predicted_N, chunk)  # type: ignore[return-value]
+    return _LinearLoss.apply(hidden_ND, weight_VD, terms, predicted_N, chunk, softcap)  # type: ignore[return-value]
 
 
 class _LinearLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, terms: Sequence[Term], predicted: Tensor, chunk: int):
+    def forward(
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        terms: Sequence[Term],
+        predicted: Tensor,
+        chunk: int,
+        softcap: float | None,
+    ):
         count = predicted.sum().clamp(min=1)
         weighs = any(term.weight for term in terms)
         wants_hidden, wants_weight = (needed and weighs for needed in ctx.needs_input_grad[:2])
@@ -116,7 +126,7 @@ class _LinearLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         for part in torch.arange(len(hidden)).split(chunk):
             rows = slice(int(part[0]), int(part[-1]) + 1)
-            logits = (hidden[rows] @ narrow.T).float()
+            logits, slope = _capped((hidden[rows] @ narrow.T).float(), softcap)
             gradients = []
             for place, term in enumerate(terms):
                 spared = term.in_place and place < len(terms) - 1
@@ -128,7 +138,8 @@ class _LinearLoss(torch.autograd.Function):
             del logits, gradient  # memory that the next chunk takes
             if grad_hidden is None and grad_weight is None:
                 continue
-            error = _weighted_sum(gradients).mul_((predicted[rows] / count)[:, None]).to(hidden.dtype)
+            error = _weighted_sum(gradients).mul_((predicted[rows] / count)[:, None])
+            error = (error if slope is None else error.mul_(slope)).to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(error, narrow, out=grad_hidden[rows])
             if grad_weight is not None:
@@ -149,7 +160,15 @@ class _LinearLoss(torch.autograd.Function):
             grad_hidden = grad_hidden.mul_(scale.to(grad_hidden.dtype))
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _capped(logits: Tensor, cap: float | None) -> tuple[Tensor, Tensor | None]:
+    """c tanh(logits / c) and its derivative; `logits` and None without a cap."""
+    if cap is None:
+        return logits, None
+    ratio = logits.div_(cap).tanh_()
+    return ratio * cap, 1 - ratio.square()
 
 
 def _weighted_sum(gradients: Sequence[tuple[float, Tensor]]) -> Tensor:

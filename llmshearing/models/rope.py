@@ -8,6 +8,8 @@ The frequency of pair i of R / 2 is theta^(-2 i / R); a scaling changes it:
 - dynamic: theta grows with the length beyond the trained one (NTK-aware).
 - llama3: low frequencies divided by `factor`, high ones kept, those between interpolated.
 - yarn: the same by the number of rotations, and attention is scaled (arXiv 2309.00071).
+- longrope: divided by a factor of its own, one list of them up to the trained length and one beyond, and
+  attention is scaled (arXiv 2402.13753).
 """
 
 import math
@@ -19,8 +21,16 @@ from torch import Tensor
 from llmshearing.shapes.architecture import Architecture
 
 
-def rope_tables(arch: Architecture, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of positions 0..length-1, each [S, R/2] in fp32."""
+def rope_tables(
+    arch: Architecture, length: int, device: torch.device, local: bool = False
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of positions 0..length-1, each [S, R/2] in fp32.
+
+    Args:
+        local: those of layers with a window, where these have a base of their own and no scaling.
+    """
+    if local:
+        arch = arch.resized(rope_theta=arch.local_rope_theta, rope_scaling=None)
     frequencies, scale = rope_frequencies(arch, length, device)
     angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
     return angles.cos() * scale, angles.sin() * scale
@@ -49,6 +59,8 @@ def rope_frequencies(arch: Architecture, length: int, device: torch.device) -> t
         return llama3_frequencies(plain, scaling), 1.0
     if kind == "yarn":
         return _yarn(plain, arch, size, scaling)
+    if kind == "longrope":
+        return _longrope(plain, arch, length, scaling)
     return plain, 1.0
 
 
@@ -87,6 +99,16 @@ def _yarn(plain: Tensor, arch: Architecture, size: int, scaling: dict[str, Any])
     interpolated = ((pairs - first) / (last - first if last != first else 1e-3)).clamp(0, 1)
     frequencies = plain / factor * interpolated + plain * (1 - interpolated)
     return frequencies, _yarn_attention(factor, scaling)
+
+
+def _longrope(
+    plain: Tensor, arch: Architecture, length: int, scaling: dict[str, Any]
+) -> tuple[Tensor, float]:
+    """Frequencies, and sqrt(1 + ln(s) / ln(trained)) for a model of s times the trained length."""
+    trained = scaling["original_max_position_embeddings"]
+    factors = plain.new_tensor(scaling["long_factor" if length > trained else "short_factor"])
+    grown = arch.max_seq_len / trained
+    return plain / factors, math.sqrt(1 + math.log(grown) / math.log(trained)) if grown > 1 else 1.0
 
 
 def _yarn_attention(factor: float, scaling: dict[str, Any]) -> float:

@@ -14,9 +14,11 @@ from llmshearing.models.loss import chunk_size
 from llmshearing.planning.activations import SavedBytes, saved_bytes
 from llmshearing.planning.prepared import Prepared
 from llmshearing.planning.sizes import evaluations, planned_steps, steps_in, training_tokens
+from llmshearing.pruning import Aim, method_class
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import (
     embedding_parameters,
+    expected_flops,
     forward_flops,
     matrix_parameters,
     parameters,
@@ -28,6 +30,7 @@ from llmshearing.shapes.counts import (
 # MosaicML's llm-foundry 3,684 for training a dense 7B.
 UTILIZATION = {"as published for the original": 0.27, "as llm-foundry publishes": 0.54}
 ADAM_BYTES = 8  # two moments in fp32 for each parameter
+_SAMPLES = 100  # steps of a run whose work is averaged
 _FULL, _HALF = 4, 2  # bytes of a number in fp32, and in bf16 or fp16
 
 
@@ -40,9 +43,32 @@ def evaluation_tokens(prepared: Prepared) -> int:
 
 
 def hours(prepared: Prepared, tokens_per_second: float) -> float:
-    """Hours of the run at a training rate over all devices; an evaluation's token costs a third."""
+    """Hours of the run, given the rate of training the source; an evaluation's token costs a third.
+
+    A pruning run executes the units that are open, so it takes the source's time times `executed_share`.
+    """
     work = training_tokens(prepared.config) + evaluation_tokens(prepared) / 3
-    return work / tokens_per_second / 3600
+    return work * executed_share(prepared) / tokens_per_second / 3600
+
+
+def executes_all(prepared: Prepared) -> bool:
+    """Whether every unit is executed, closed ones too."""
+    return prepared.config.model.execute == "all" or prepared.config.compile_config is not None
+
+
+def executed_share(prepared: Prepared) -> float:
+    """Operations of the run's training over those with every unit, by the schedule of the pruning method."""
+    config, arch, steps = prepared.config, prepared.source, planned_steps(prepared.config)
+    method = method_class(config.model)
+    if method is None or arch is None or not steps or not prepared.aim.kinds or executes_all(prepared):
+        return 1.0
+    length = config.max_seq_len
+    sampled = [min(steps - 1, round((i + 0.5) * steps / _SAMPLES)) for i in range(_SAMPLES)]
+    work = [
+        expected_flops(arch, method.open_shares(config.model, arch, step, steps), 1, length)
+        for step in sampled
+    ]
+    return sum(work) / len(work) / training_flops(arch, 1, length)
 
 
 def tokens_per_second(
@@ -135,17 +161,18 @@ def memory(prepared: Prepared, devices: int) -> Memory:
     """
     config, arch = prepared.config, prepared.source
     assert arch is not None
-    count, sharded = parameters(arch), devices > 1
+    sharded = devices > 1
     width = _FULL if config.precision == "fp32" else _HALF
     block = (matrix_parameters(arch) // arch.n_layers) * width
     in_use = 3 * block + embedding_parameters(arch) * width if sharded else 0
     tokens = microbatch(config, devices) * config.max_seq_len
     saved = _block_bytes(prepared, arch, sharded)
     stream = tokens * arch.d_model * (width if sharded else _FULL)
+    held, trained = held_and_trained(arch, prepared.aim)
     return Memory(
-        weights=_FULL * count / devices,
-        gradients=_FULL * count / devices,
-        optimizer=(ADAM_BYTES * count + _FULL * prepared.aim.state) / devices,
+        weights=_FULL * held / devices,
+        gradients=_FULL * trained / devices,
+        optimizer=(ADAM_BYTES * trained + _FULL * prepared.aim.state) / devices,
         gathered=in_use,
         activations=arch.n_layers * saved.of(tokens),
         recomputed=arch.n_layers * stream + saved.of(tokens),
@@ -162,6 +189,12 @@ def _teacher_bytes(prepared: Prepared, devices: int, tokens: int, width: int) ->
     head = arch.vocab_size * arch.d_model * width if devices > 1 else 0
     chunk = _chunk_tokens(prepared.config, arch) * arch.vocab_size * _FULL
     return parameters(arch) * width / devices + tokens * arch.d_model * width + head + 2 * chunk
+
+
+def held_and_trained(arch: Architecture, aim: Aim) -> tuple[int, int]:
+    """Parameters of a run, those that its method puts into the decoder included, and how many train."""
+    count = parameters(arch)
+    return count + aim.own, aim.own + (count if aim.trains_weights else 0)
 
 
 def microbatch(config: Config, devices: int) -> int:
@@ -191,8 +224,9 @@ def _chunk_tokens(config: Config, arch: Architecture) -> int:
 def checkpoint_bytes(prepared: Prepared) -> int:
     """Bytes of one checkpoint: weights in fp32, the method's state and, unless left out, Adam's moments."""
     assert prepared.source is not None
-    each = _FULL if prepared.config.save_weights_only else _FULL + ADAM_BYTES
-    return parameters(prepared.source) * each + _FULL * prepared.aim.state
+    held, trained = held_and_trained(prepared.source, prepared.aim)
+    moments = 0 if prepared.config.save_weights_only else trained * ADAM_BYTES
+    return _FULL * (held + prepared.aim.state) + moments
 
 
 def checkpoints_kept(prepared: Prepared) -> int:

@@ -47,6 +47,8 @@ def describe_model(prepared: Prepared) -> list[str]:
         body = prunable_parameters(aim.kinds, source)
         reach = ", ".join(aim.kinds)
         lines.append(f"  To remove: {aim.share:.1%} of the {body:,} parameters in reach of {reach}.")
+    if aim.summary:
+        lines.append(f"  {aim.summary}")
     return [*lines, *(f"  {note}" for note in aim.notes)]
 
 
@@ -146,8 +148,8 @@ def _recomputes(prepared: Prepared) -> bool:
     return fsdp is not None and fsdp.activation_checkpointing
 
 
-def describe_fit(prepared: Prepared, devices: Sequence[int], name: str, gib: float | None) -> list[str]:
-    """On how many devices the run does not fit, if any, and which part of that is the teacher's.
+def describe_fit(prepared: Prepared, count: int, name: str, gib: float | None) -> list[str]:
+    """A warning where the run does not fit on so many devices, and which part of that is the teacher's.
 
     Args:
         name: what a device is called.
@@ -155,23 +157,18 @@ def describe_fit(prepared: Prepared, devices: Sequence[int], name: str, gib: flo
     """
     if prepared.source is None or gib is None:
         return []
-    needed = {count: estimates.memory(prepared, count) for count in devices}
-    totals = {
-        count: m.total(_recomputes(prepared)) / _GIB + estimates.DRIVER_GIB for count, m in needed.items()
-    }
-    lacking = [count for count, total in totals.items() if total > gib]
-    if not lacking:
+    memory = estimates.memory(prepared, count)
+    needed = memory.total(_recomputes(prepared)) / _GIB + estimates.DRIVER_GIB
+    if needed <= gib:
         return []
-    most = lacking[-1]
-    counted = f"{most} devices or fewer" if most > 1 else "1 device"
-    taught = needed[most].teacher / _GIB
+    taught = memory.teacher / _GIB
     share = f" ({taught:.1f} of them for the teacher)" if taught else ""
     ways = ["more devices", "a smaller device_train_microbatch_size"]
     ways += [] if _recomputes(prepared) else ["fsdp_config.activation_checkpointing"]
     ways += ["a smaller teacher"] if taught else []
     return [
-        f"By this estimate the run does not fit on {counted}: each needs {totals[most]:.1f} GiB{share}, and "
-        f"{name} has {gib:.0f}. Use {', '.join(ways[:-1])} or {ways[-1]}."
+        f"By this estimate the run does not fit on {count} device{'s' if count > 1 else ''}: each needs "
+        f"{needed:.1f} GiB{share}, and {name} has {gib:.0f}. Use {', '.join(ways[:-1])} or {ways[-1]}."
     ]
 
 
@@ -197,7 +194,24 @@ def describe_time(
         for count in devices
     ]
     each = [f"{name}, {rate:,.0f} tokens/s each" for name, rate in rates.items()]
-    return [f"{title}, evaluations included", *table(["devices", *each], rows)]
+    return [f"{title}, evaluations included", *table(["devices", *each], rows), *_describe_work(prepared)]
+
+
+def _describe_work(prepared: Prepared) -> list[str]:
+    """How much of the source a pruning run executes."""
+    config = prepared.config
+    if not prepared.aim.kinds:
+        return []
+    if config.compile_config is not None:
+        return ["  Every unit is executed, closed ones too, because compile_config is set."]
+    if config.model.execute == "all":
+        return ["  Every unit is executed, closed ones too, because model.execute is all."]
+    if (share := estimates.executed_share(prepared)) == 1.0:
+        return ["  Closed units are not executed; how many there will be is not known, so none are deducted."]
+    return [
+        "  Closed units are not executed: by the schedule of the targets the run takes "
+        f"{share:.0%} of the source's operations."
+    ]
 
 
 def describe_problems(prepared: Prepared) -> list[str]:

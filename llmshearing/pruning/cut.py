@@ -18,6 +18,8 @@ from llmshearing.shapes.units import (
     GATES,
     KINDS,
     Axis,
+    LayerGates,
+    Weight,
     block_of,
     heads_by_group,
     layer_gates,
@@ -71,6 +73,8 @@ def cut(
     positions: dict[int | None, int | None] = {None: None}
     positions |= {layer: position for position, layer in enumerate(stay.layers)}
     read = {layer: layer_gates(table, gates, layer) for layer in positions}
+    sizes = {KINDS[kind].target_key: units.shape[-1] for kind, units in stay.units.items()}
+    smaller = arch.of_layers(stay.layers).resized(**sizes)
     result = {}
     for name, weight in weights.items():
         if not name.startswith(PREFIX):
@@ -78,12 +82,13 @@ def cut(
         layer, part = split_layer(name.removeprefix(PREFIX))
         if layer in positions:
             position, module = positions[layer], part.rpartition(".")[0]
-            scales = (read[layer].rows(module), read[layer].columns(module))
             keep = [stay.of(axis, position) for axis in table[module].axes]
+            scales = (read[layer].rows(module), read[layer].columns(module))
+            scales = (_product(scales[0], _evened(module, table, read[layer], keep[0])), scales[1])
+            scales = _rescaled(module, scales, arch, smaller)
             new_name = part if position is None else f"blocks.{position}.{part}"
-            result[PREFIX + new_name] = _cut(weight, keep, scales)
-    sizes = {KINDS[kind].target_key: units.shape[-1] for kind, units in stay.units.items()}
-    return result, arch.resized(n_layers=len(stay.layers), **sizes)
+            result[PREFIX + new_name] = _cut(weight, keep, scales, table[module].offset)
+    return result, smaller
 
 
 def split_layer(name: str) -> tuple[int | None, str]:
@@ -94,16 +99,61 @@ def split_layer(name: str) -> tuple[int | None, str]:
     return int(layer), part
 
 
-def _cut(weight: Tensor, keep: Sequence[Tensor | None], scales: Sequence[Tensor | None]) -> Tensor:
-    """`weight` with its axes cut and scaled, the products in fp32; a bias has rows alone."""
+def _cut(
+    weight: Tensor, keep: Sequence[Tensor | None], scales: Sequence[Tensor | None], offset: float
+) -> Tensor:
+    """`weight` with its axes cut and, `offset` added, scaled, the products in fp32; a bias has rows alone."""
     dtype = weight.dtype
     for dim, (indices, scale) in enumerate(zip(keep[: weight.dim()], scales, strict=False)):
         if indices is not None:
             weight = weight.index_select(dim, indices)
             scale = scale[indices] if scale is not None and scale.dim() else scale
         if scale is not None:
-            weight = weight.float() * scale.reshape(-1, *[1] * (weight.dim() - 1 - dim))
+            scale = scale.reshape(-1, *[1] * (weight.dim() - 1 - dim))
+            weight = (weight.float() + offset) * scale - offset if offset else weight.float() * scale
     return weight.to(dtype)
+
+
+def _evened(part: str, table: Mapping[str, Weight], gates: LayerGates, keep: Tensor | None) -> Tensor | None:
+    """What makes up for closed rows that a layer keeps, as wide as the widest, before a norm counts rows.
+
+    With n of n' kept rows open, sqrt(n' / n) times the open rows has the mean square over n' rows that they
+    alone have over n; the norm's weight takes the factor out again.
+
+    Returns:
+        The factor of the rows of weight `part`, [rows] or a scalar; None for nothing.
+    """
+    normed = {weight.over for weight in table.values()}
+    before = part if part in normed else table[part].over
+    opened = None if before is None else gates.open_rows(before)
+    if opened is None or keep is None:
+        return None
+    count = torch.count_nonzero(opened[keep])
+    if count == len(keep):
+        return None
+    factor = torch.sqrt(len(keep) / count.clamp(min=1).float())
+    return opened * factor if part == before else 1 / factor
+
+
+def _rescaled(
+    part: str, scales: tuple[Tensor | None, Tensor | None], arch: Architecture, smaller: Architecture
+) -> tuple[Tensor | None, Tensor | None]:
+    """`scales` with what keeps the embedding where the smaller model multiplies it by another number.
+
+    A head that is the embedding takes the last norm's weight to undo that.
+    """
+    ratio = arch.embedding_scale / smaller.embedding_scale
+    if ratio == 1 or part not in ("wte", "ln_f"):
+        return scales
+    if part == "wte":
+        return scales[0], _product(scales[1], torch.tensor(ratio))
+    return (_product(scales[0], torch.tensor(1 / ratio)), scales[1]) if arch.tie_embeddings else scales
+
+
+def _product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first * second
 
 
 def survivors(gates: Mapping[str, Tensor], arch: Architecture) -> Survivors:

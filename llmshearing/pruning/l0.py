@@ -1,4 +1,8 @@
-"""Learned masks: hard-concrete gates, driven to a target by multipliers (Sheared-LLaMA section 2.1)."""
+"""Learned masks: hard-concrete gates, driven to a target (Sheared-LLaMA section 2.1).
+
+The constraint is either the released code's, Lagrange multipliers that push (`lagrangian.py`), or a
+projection that sets the expected sparsity after every step (`projection.py`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +16,7 @@ from torch import Tensor, nn
 from llmshearing.config import L0Config, ModelConfig, OptimizerConfig, TargetConfig, as_model_config
 from llmshearing.config.durations import batches
 from llmshearing.config.strict import build
-from llmshearing.pruning import hard_concrete, lagrangian
+from llmshearing.pruning import hard_concrete, lagrangian, projection
 from llmshearing.pruning.method import Aim, Convergence, Method, one_step
 from llmshearing.pruning.replicated import local
 from llmshearing.pruning.score_file import check_weights_of, read_scores
@@ -39,7 +43,7 @@ class Mask(nn.Module):
 
 
 class L0Module(Method):
-    """Masks over a decoder, driven to a target by Lagrange multipliers.
+    """Masks over a decoder, driven to a target.
 
     Args:
         cfg: the `model` section of a run's configuration, with its `l0_module`.
@@ -48,6 +52,7 @@ class L0Module(Method):
     Attributes:
         masks: one `Mask` a kind in `pruning_modules`.
         lambdas: `lambda_1`, `lambda_2` for the overall sparsity and, with a target model, a pair a kind.
+            Those that nothing uses stay 0 and frozen: every checkpoint has the same tensors.
 
     Raises:
         ValueError: when the target cannot be reached with these masks.
@@ -69,6 +74,7 @@ class L0Module(Method):
         if aim.problems:
             raise ValueError("\n".join(aim.problems))
         self.target = aim.target
+        self.projects = l0.constraint == "projection"
         self.eval_target_model = l0.eval_target_model
         self.start_sparsity = l0.start_sparsity
         self.warmup_steps = batches(l0.lagrangian_warmup_steps)
@@ -77,9 +83,9 @@ class L0Module(Method):
         pairs = ["", *(f"_{kind}" for kind in aim.kinds)] if self.target else [""]
         self.lambdas = nn.ParameterDict(
             {
-                # With a target the overall pair is only there for the state dict's sake.
                 f"lambda_{i}{suffix}": nn.Parameter(
-                    torch.zeros((), device=device), requires_grad=bool(suffix) == bool(self.target)
+                    torch.zeros((), device=device),
+                    requires_grad=not self.projects and bool(suffix) == bool(self.target),
                 )
                 for suffix in pairs
                 for i in (1, 2)
@@ -99,17 +105,20 @@ class L0Module(Method):
         assert l0 is not None
         target = target_of(source, l0.target_model)
         kinds = chosen_kinds(l0.pruning_modules, source, target)
-        problems = pruning_problems(source, target, kinds, "model.l0_module") + _start_problems(
-            l0, source, kinds
-        )
+        problems = pruning_problems(source, target, kinds, "model.l0_module")
+        problems += _start_problems(l0, source, kinds)
+        warnings = []
+        if not problems:
+            too_far = _out_of_reach(l0, source, target, kinds)
+            (problems if l0.constraint == "projection" else warnings).extend(too_far)
+            if target:
+                warnings += _falling_targets(l0, source, target, kinds) + export_warnings(target)
         return Aim(
             target,
             kinds,
             None if target else l0.target_sparsity,
             problems,
-            _falling_targets(l0, source, target, kinds) + export_warnings(target)
-            if target and not problems
-            else [],
+            warnings,
             {"model.l0_module.lagrangian_warmup_steps": l0.lagrangian_warmup_steps},
         )
 
@@ -150,6 +159,21 @@ class L0Module(Method):
             raise ValueError(f"The masks of {path} do not match its model: {error}") from error
         return module.eval().requires_grad_(False)
 
+    @classmethod
+    def open_shares(
+        cls, config: ModelConfig, source: Architecture, step: int, steps: int
+    ) -> dict[str, float]:
+        l0, aim = config.l0_module, cls.aim(config, source)
+        assert l0 is not None
+        if aim.target is None or aim.problems:
+            return {}
+        warmup = batches(l0.lagrangian_warmup_steps)
+        targets = {kind: target_sparsity(kind, source, aim.target) for kind in aim.kinds}
+        return {
+            kind: 1 - lagrangian.scheduled_target(step, warmup, l0.start_sparsity, target)
+            for kind, target in targets.items()
+        }
+
     # -------------------------------------------------------------- during a run
 
     def begin_step(self, step: int, steps: int = 0) -> None:
@@ -163,11 +187,17 @@ class L0Module(Method):
     def term(self, step: int | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:
         with torch.autocast(self.device.type, enabled=False):
             loss, values = self.lagrangian(self.step if step is None else step)
+        if self.projects:
+            return None, values
         return loss, values | {name: local(value).detach() for name, value in self.lambdas.items()}
 
     @torch.no_grad()
     def after_step(self, decoder: nn.Module | None = None) -> None:
-        """Clamp every log_alpha to +-log 100, in place (released code)."""
+        """Clamp log-alphas to +-log 100, in place (released code), or project them on the next target."""
+        if self.projects:
+            for kind, projected in self._projected(self.done).items():
+                local(cast(Mask, self.masks[kind]).z_loga).copy_(projected)
+            return
         for mask in self.masks.values():
             cast(Mask, mask).z_loga.clamp_(-hard_concrete.LOG_ALPHA_LIMIT, hard_concrete.LOG_ALPHA_LIMIT)
 
@@ -243,12 +273,28 @@ class L0Module(Method):
     def _log_alphas(self) -> dict[str, Tensor]:
         return {kind: local(cast(Mask, mask).z_loga) for kind, mask in self.masks.items()}
 
-    # ---------------------------------------------------------------- Lagrangian
+    # ---------------------------------------------------------------- constraint
+
+    def _projected(self, step: int) -> dict[str, Tensor]:
+        """Log-alphas by kind, shifted to the targets of `step`: each row, or (without a target) all alike."""
+        log_alphas = self._log_alphas()
+        if self.target is None:
+            target = self._scheduled(step, self.target_sparsity)
+            return projection.project_together(log_alphas, target, self._overall_sparsity)
+        return {
+            kind: projection.project_rows(
+                rows(kind, log_alpha, self.arch), self._scheduled(step, self.kind_target(kind))
+            ).reshape(log_alpha.shape)
+            for kind, log_alpha in log_alphas.items()
+        }
+
+    def _overall_sparsity(self, keep: dict[str, Tensor]) -> Tensor:
+        return 1 - expected_parameters(keep, self.arch) / prunable_parameters(keep, self.arch)
 
     def lagrangian(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The constraint's loss at `step` and the sparsities behind it (specs of the released code)."""
+        """The constraint's loss at `step`, 0 where it projects, and the sparsities behind it."""
         keep = {kind: hard_concrete.keep_probability(a) for kind, a in self._log_alphas().items()}
-        overall = 1 - expected_parameters(keep, self.arch) / prunable_parameters(keep, self.arch)
+        overall = self._overall_sparsity(keep)
         target = self._scheduled(step, self.target_sparsity)
         sparsities = {kind: 1 - rows(kind, p, self.arch).mean(-1) for kind, p in keep.items()}
         values = {"expected_sparsity": overall.detach(), "target_sparsity": overall.new_tensor(target)}
@@ -320,6 +366,27 @@ def _falling_targets(l0: L0Config, source: Architecture, target: Architecture, k
         "to reach: its target falls."
         for kind in kinds
         if l0.start_sparsity > (aim := target_sparsity(kind, source, target))
+    ]
+
+
+def _out_of_reach(
+    l0: L0Config, source: Architecture, target: Architecture | None, kinds: list[str]
+) -> list[str]:
+    """Targets beyond what log-alphas at their limit are expected to close."""
+    most = projection.sparsity_range()[1]
+    if target is None:
+        keep = {kind: torch.full(KINDS[kind].shape(source), 1 - most).double() for kind in kinds}
+        most = 1 - float(expected_parameters(keep, source)) / prunable_parameters(keep, source)
+        aims = {"the whole model": l0.target_sparsity}
+        line = "lower model.l0_module.target_sparsity"
+    else:
+        aims = {f"mask {kind}": target_sparsity(kind, source, target) for kind in kinds}
+        line = "raise that size of model.l0_module.target_model"
+    return [
+        f"The target sparsity of {name} is {aim:.4f}, but with log-alphas at their limit, -log 100, at most "
+        f"{most:.4f} is expected to close: {line}, or prune in two runs."
+        for name, aim in aims.items()
+        if aim > most
     ]
 
 

@@ -81,6 +81,7 @@ class Method(nn.Module):
         noise_depends_on_division: whether its gates depend on how a batch is divided over processes and
             microbatches; its key `noise` says so.
         seed, step, steps: the seed of the run, the current step, and the number of steps.
+        done: how many steps are complete when `after_step` is called.
     """
 
     section: ClassVar[str]
@@ -92,7 +93,7 @@ class Method(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seed = self.step = self.steps = 0
+        self.seed = self.step = self.steps = self.done = 0
         self.noise_depends_on_division = False
         self.target = None
 
@@ -122,6 +123,16 @@ class Method(nn.Module):
         """Why the section of `config` does not fit the weights at `path`, which a run starts from."""
         return []
 
+    @classmethod
+    def open_shares(
+        cls, config: ModelConfig, source: Architecture, step: int, steps: int
+    ) -> dict[str, float]:
+        """The share of each kind's units that is expected to be open at `step` of `steps`; {}: all are.
+
+        The plan estimates hours by it. Durations in `config` are in batches.
+        """
+        return {}
+
     # ------------------------------------------------------------- during a run
 
     def attach(self, decoder: nn.Module) -> None:
@@ -142,7 +153,10 @@ class Method(nn.Module):
         self.step, self.steps = step, steps
 
     def gates(self) -> Gates:
-        """The gates of this forward pass, differentiable; {} when nothing is masked."""
+        """The gates of this forward pass, differentiable; {} when nothing is masked.
+
+        A gate that is exactly 0 gets no gradient: its units are not executed.
+        """
         return drive(self.gates_by_kind())
 
     def term(self, step: int | None = None) -> tuple[Tensor | None, dict[str, Tensor]]:

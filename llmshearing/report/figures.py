@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llmshearing.evaluation import results
 from llmshearing.report.charts import MAX_POINTS, Line, chart, line
 from llmshearing.report.maps import MaskHistory, moments, png, pooled
 from llmshearing.report.reading import Run
@@ -98,6 +99,32 @@ def losses_table(runs: Sequence[Run]) -> Figure | None:
         rows.append(["reference", *(f"{references[d]:.4f}" if d in references else "" for d in domains)])
     title = "Last evaluation loss of each domain"
     return Figure(title, table(["run", *domains], rows), "In nats a token; lower is better.", wide=True)
+
+
+def evaluation_table(runs: Sequence[Run]) -> Figure | None:
+    """What models reached, from the `evaluation.json` in the runs' folders."""
+    models = results.in_folders([run.folder for run in runs], results.EVALUATION)
+    tasks = results.tasks_of(models)
+    if not tasks:
+        return None
+    head, rows = results.score_rows(models, tasks)
+    caption = (
+        "Accuracies in percent with standard errors; the mean is over the tasks that all models have. "
+        "Of perplexities less is better."
+    )
+    return Figure("What the models can do", table(head, rows), caption, wide=True)
+
+
+def speed_table(runs: Sequence[Run]) -> Figure | None:
+    """How fast models are, from the `speed.json` in the runs' folders."""
+    models = results.in_folders([run.folder for run in runs], results.SPEED)
+    settings = results.settings_of(models)
+    if not settings:
+        return None
+    head, rows = results.speed_rows(models, settings)
+    machines = {speed.get("machine", "") for each in models for speed in each.speeds.values()}
+    caption = f"In brackets: the ratio to the first model. Measured on {'; '.join(sorted(machines))}."
+    return Figure("How fast the models are", table(head, rows), caption, wide=True)
 
 
 def kind_of(run: Run) -> str:

@@ -98,7 +98,13 @@ def _header(runs: Sequence[Run]) -> str:
     names = escape(" · ".join(run.name for run in runs))
     compared = comparison(runs)
     lead = f'<p class="lead">{escape(compared)}</p>' if compared else ""
-    shown = [figures.runs_table(runs), figures.story(runs), figures.losses_table(runs)]
+    shown = [
+        figures.runs_table(runs),
+        figures.story(runs),
+        figures.losses_table(runs),
+        figures.evaluation_table(runs),
+        figures.speed_table(runs),
+    ]
     return f"<header><p>Shearing report</p><h1>{names}</h1>{lead}</header><section>{_grid(shown)}</section>"
 
 

@@ -6,30 +6,34 @@ L layers, D hidden, H query heads, K KV heads, E head dim, S sequence.
 import math
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.executed import EVERYTHING, Executed
 from llmshearing.shapes.units import (
     BLOCKS,
     GATES,
+    KINDS,
     Weight,
     drive,
     driven,
     gate_around,
     heads_by_group,
     is_grouped,
+    is_in_layer,
     owners,
     owns,
-    weight_shapes,
     weight_table,
 )
 
 
 def parameters(arch: Architecture) -> int:
     """Parameters of a decoder, embeddings included."""
-    outside = sum(math.prod(shape) for _, shape in weight_shapes(arch.resized(n_layers=1)))
-    twice = sum(math.prod(shape) for _, shape in weight_shapes(arch.resized(n_layers=2)))
-    return outside + (arch.n_layers - 1) * (twice - outside)
+    return sum(
+        (_size(weight) + weight.bias * weight.rows.size) * (arch.n_layers if is_in_layer(part) else 1)
+        for part, weight in weight_table(arch).items()
+    )
 
 
 def embedding_parameters(arch: Architecture) -> int:
@@ -42,15 +46,49 @@ def matrix_parameters(arch: Architecture) -> int:
     return sum(arch.n_layers * _size(weight) for block in BLOCKS for weight in _matrices(arch, block))
 
 
-def training_flops(arch: Architecture, sequences: int, length: int) -> int:
+def training_flops(arch: Architecture, sequences: int, length: int, executed: Executed = EVERYTHING) -> int:
     """Floating point operations of a forward and backward pass over `sequences` of `length` tokens.
 
     Matrix products alone: 6 a parameter and token, and 12 S^2 H E a layer and sequence for attention,
-    the causal half not deducted (the convention of PaLM, arXiv 2204.02311 appendix B).
+    the causal half not deducted (the convention of PaLM, arXiv 2204.02311 appendix B). Only what is executed
+    counts, closed units that are computed with included.
     """
-    held = matrix_parameters(arch) + arch.vocab_size * arch.d_model
-    attention = 12 * arch.n_layers * arch.n_heads * arch.head_dim * length**2
-    return sequences * (6 * held * length + attention)
+    table = weight_table(arch)
+    hidden = table["wte"].columns
+    assert hidden is not None
+    held, heads = arch.vocab_size * executed.count(hidden, None), 0
+    matrices = {block: _matrices(arch, block) for block in BLOCKS}
+    for layer in range(arch.n_layers):
+        for block in BLOCKS:
+            if not executed.skips(block, layer):
+                held += sum(
+                    math.prod(executed.count(axis, layer) for axis in weight.axes)
+                    for weight in matrices[block]
+                )
+        if not executed.skips("attn", layer):
+            columns = table["attn.out_proj"].columns
+            assert columns is not None
+            heads += executed.count(columns, layer)
+    return sequences * (6 * held * length + 12 * heads * length**2)
+
+
+def expected_flops(arch: Architecture, shares: Mapping[str, float], sequences: int, length: int) -> float:
+    """`training_flops` where of every kind a share of the units is open, in expectation.
+
+    Args:
+        shares: by kind; a kind that is missing is open.
+    """
+    if not shares:
+        return training_flops(arch, sequences, length)
+    keep = {kind: torch.full(KINDS[kind].shape(arch), share).double() for kind, share in shares.items()}
+    gates = {gate: shares[kind] for kind in shares for gate in KINDS[kind].gates}
+    untouched = matrix_parameters(arch) - prunable_parameters(shares, arch)
+    held = untouched + float(expected_parameters(keep, arch))
+    held += arch.vocab_size * arch.d_model * gates.get("hidden", 1.0)
+    heads = arch.n_layers * arch.n_heads * arch.head_dim
+    for gate in ("head", "kv_head", "attention"):
+        heads *= gates.get(gate, 1.0)
+    return sequences * (6 * held * length + 12 * heads * length**2)
 
 
 def forward_flops(arch: Architecture, sequences: int, length: int) -> int:

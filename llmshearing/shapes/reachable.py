@@ -6,6 +6,8 @@ from llmshearing.shapes.units import KINDS, is_grouped, kept_size, needed_kinds,
 
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")
 
+_MULTIPLES = ("llama", "gemma2", "gemma3_text")  # whose d_model transformers 5 wants a multiple of n_heads
+
 _NO_MASKS = (
     "has neither target_model nor pruning_modules: nothing would be pruned. Name the masks, such as "
     "pruning_modules=[head,intermediate,layer,hidden]."
@@ -96,20 +98,20 @@ def _uncovered(source: Architecture, target: Architecture, names: list[str], sec
 
 def export_warnings(target: Architecture) -> list[str]:
     """Warnings for a `target` that only some versions of transformers load."""
-    if target.family == "llama" and target.d_model % target.n_heads:
+    if target.family in _MULTIPLES and target.d_model % target.n_heads:
         return [
             f"target_model has d_model {target.d_model}, not a multiple of its {target.n_heads} heads: "
-            "transformers 5 rejects such a Llama, transformers 4 loads it. Choose a multiple of n_heads to "
-            "have both."
+            f"transformers 5 rejects such a model of family {target.family}, transformers 4 loads it. Choose "
+            "a multiple of n_heads to have both."
         ]
     return []
 
 
 def _export_problems(target: Architecture) -> list[str]:
-    if target.family == "gpt_neox" and target.n_heads * target.head_dim != target.d_model:
+    if target.width_fixes_heads and target.n_heads * target.head_dim != target.d_model:
         return [
-            f"target_model has d_model {target.d_model} and {target.n_heads} heads of {target.head_dim}; a "
-            "GPT-NeoX config has no head size of its own, so d_model must be n_heads times "
-            f"{target.head_dim}: set d_model={target.n_heads * target.head_dim}."
+            f"target_model has d_model {target.d_model} and {target.n_heads} heads of {target.head_dim}; an "
+            f"HF config of this {target.family} model has no head size of its own, so d_model must be "
+            f"n_heads times {target.head_dim}: set d_model={target.n_heads * target.head_dim}."
         ]
     return []

@@ -3,6 +3,9 @@
 transformers 4 writes `rope_theta` and `rope_scaling` (GPT-NeoX: `rotary_emb_base`, `rotary_pct`) at the top
 of a config; transformers 5 writes one `rope_parameters` that holds base, scaling and rotated part. The older
 spelling is written, which both versions read.
+
+Where layers with a window rotate in their own way, the newer spelling has one mapping for each type of layer,
+and the older one a second base under a name of the family.
 """
 
 from collections.abc import Mapping
@@ -15,6 +18,7 @@ _NEEDED = {
     "dynamic": ("factor",),
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
 _OPTIONAL = {
     "dynamic": ("original_max_position_embeddings",),
@@ -32,16 +36,25 @@ ROPE_TYPES = tuple(_NEEDED)
 _BASE = ("rope_theta", "rotary_emb_base")
 _PART = ("partial_rotary_factor", "rotary_pct")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
+_LOCAL = "sliding_attention"
+_TRAINED = "original_max_position_embeddings"
 
 
-def read_rope(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_theta`, `rope_scaling` and `rotary_pct` of an HF config, as far as it has them.
+def read_rope(hf: Mapping[str, Any], local: str | None = None) -> dict[str, Any]:
+    """What an HF config has of `rope_theta`, `rope_scaling`, `rotary_pct` and `local_rope_theta`.
+
+    Args:
+        local: of a family whose layers with a window rotate in their own way, the key of their base in the
+            older spelling.
 
     Raises:
         ValueError: for an unknown type, key or layout, for contradictory spellings, and for a config of
             transformers 5 without a rotary embedding.
     """
     new = hf.get("rope_parameters") or {}
+    inner: Mapping[str, Any] = {}
+    if local and isinstance(new, Mapping) and new:
+        new, inner = _by_layer_type(new)
     _check_layout(new)
     found = {
         "rope_theta": _agreed(hf, new, _BASE),
@@ -53,7 +66,28 @@ def read_rope(hf: Mapping[str, Any]) -> dict[str, Any]:
             f"The HF config was written by transformers {hf['transformers_version']} and has neither "
             "rope_parameters nor rope_theta; expected one of them: a guess could be wrong. Add rope_theta."
         )
+    if local:
+        places = {f"rope_parameters.{_LOCAL}.rope_theta": inner.get("rope_theta"), local: hf.get(local)}
+        found["local_rope_theta"] = _one(places)
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _by_layer_type(new: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The mappings of layers without and with a window."""
+    if set(new) != set(_LAYER_TYPES) or not all(isinstance(value, Mapping) for value in new.values()):
+        raise ValueError(
+            f"rope_parameters has {', '.join(map(str, new))}; expected the keys "
+            f"{' and '.join(_LAYER_TYPES)}, with keys and values below each: layers of this family rotate by "
+            "their type."
+        )
+    inner = new[_LOCAL]
+    scaled = plain_scaling({key: value for key, value in inner.items() if key not in _BASE})
+    if scaled:
+        raise ValueError(
+            f"rope_parameters.{_LOCAL} has rope_type {scaled['rope_type']!r}; expected default: layers with "
+            "a window rotate without scaling in this family."
+        )
+    return new["full_attention"], inner
 
 
 def plain_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -100,6 +134,11 @@ def _check_layout(new: Mapping[str, Any]) -> None:
 def _agreed(hf: Mapping[str, Any], new: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """The one value under any of these names, in either spelling; None where none has one."""
     places = {f"rope_parameters.{name}": new.get(name) for name in names} | {n: hf.get(n) for n in names}
+    return _one(places)
+
+
+def _one(places: Mapping[str, Any]) -> Any:
+    """The one value that these places give; None where none does."""
     given = {place: value for place, value in places.items() if value is not None}
     if len(set(given.values())) > 1:
         said = " and ".join(f"{place} is {value}" for place, value in given.items())
@@ -110,14 +149,22 @@ def _agreed(hf: Mapping[str, Any], new: Mapping[str, Any], names: tuple[str, ...
 def _scaling(hf: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any] | None:
     apart = (*_BASE, *_PART)
     inside = {key: value for key, value in new.items() if key not in apart}
-    newer = plain_scaling(inside or None)
-    older = plain_scaling(hf.get("rope_scaling"))
+    newer = plain_scaling(_with_trained(inside, hf))
+    older = plain_scaling(_with_trained(hf.get("rope_scaling"), hf))
     if new and hf.get("rope_scaling") and newer != older:
         raise ValueError(
             f"The HF config contradicts itself: rope_parameters say {newer or 'no scaling'} and rope_scaling "
             f"says {older or 'no scaling'}; keep the right one."
         )
     return newer or older
+
+
+def _with_trained(scaling: Mapping[str, Any] | None, hf: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """A scaling of type longrope with the trained length, which Phi-3 has at the top of its config."""
+    if not scaling or scaling.get("rope_type", scaling.get("type")) != "longrope":
+        return scaling or None
+    lengths = {f"rope_parameters.{_TRAINED}": scaling.get(_TRAINED), _TRAINED: hf.get(_TRAINED)}
+    return {**scaling, _TRAINED: _one(lengths)}
 
 
 def _major_version(hf: Mapping[str, Any]) -> int:

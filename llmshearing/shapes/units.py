@@ -8,13 +8,19 @@ and closing a unit removes the rows and columns that it owns:
 |---|---|---|---|---|
 | wte | | hidden | | hidden |
 | ln_1, ln_2, ln_f | hidden | | hidden (not ln_f when embeddings are tied) | |
+| attn.post_norm, mlp.post_norm | hidden | | hidden, and attention or mlp | |
 | attn.wq | head x E | hidden | | |
 | attn.wk, attn.wv | kv_head x E | hidden | | |
 | attn.query_key_value | head x 3 E | hidden | | |
+| attn.q_norm, attn.k_norm over all heads | as attn.wq, attn.wk | | | |
 | attn.out_proj | hidden | head x E | hidden, attention | head, kv_head |
 | mlp.gate_proj, mlp.up_proj | intermediate | hidden | | |
 | mlp.down_proj | hidden | intermediate | hidden, mlp | intermediate |
 | output | | hidden | | |
+
+Rows of attn.out_proj and mlp.down_proj are not scaled where a `post_norm` follows, whose rows are instead: a
+norm undoes what scales its input. Such a norm, and one over all heads, counts the open rows of the weight
+before it (`Weight.over`), so closed ones count for nothing and the pruned model divides by as many.
 
 A bias is scaled and cut with the rows of its weight. The forward pass, the export and all counts read this
 table, so that the masked model equals the pruned one by construction. A new kind is a row in `KINDS`, one in
@@ -26,7 +32,7 @@ L layers, D hidden, H query heads, K KV heads, G = H / K, E head dim, F intermed
 import math
 from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -218,11 +224,19 @@ class Axis:
 
 @dataclass(frozen=True)
 class Weight:
-    """One row of the table; a vector has rows alone."""
+    """One row of the table; a vector has rows alone.
+
+    Attributes:
+        bias: whether a bias goes with it, scaled and cut as the rows are.
+        offset: what the decoder adds to the weight before it uses it.
+        over: of a norm inside a block, the weight whose open rows it normalises.
+    """
 
     rows: Axis
     columns: Axis | None = None
     bias: bool = False
+    offset: float = 0.0
+    over: str | None = None
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -242,25 +256,35 @@ def weight_table(arch: Architecture) -> dict[str, Weight]:
     heads = Axis(arch.n_heads, "head", ("head", "kv_head"), size)
     inner = Axis(arch.intermediate_size, "intermediate")
     gated_inner = Axis(arch.intermediate_size, "intermediate", ("intermediate",))
-    norm = Weight(written, bias=arch.layer_norms)
+    norm = Weight(written, bias=arch.layer_norms, offset=arch.norm_offset)
 
-    table = {"wte": Weight(vocabulary, written), "ln_1": norm}
+    table = {"wte": Weight(vocabulary, written)}
+    if arch.pre_norms:
+        table["ln_1"] = norm
     if arch.fused_qkv:
         fused = Axis(arch.n_heads, "head", each=3 * size)
         table["attn.query_key_value"] = Weight(fused, read, arch.qkv_bias)
     else:
         table["attn.wq"] = Weight(query, read, arch.qkv_bias)
         table["attn.wk"] = table["attn.wv"] = Weight(key, read, arch.qkv_bias)
-    if arch.qk_norm:
-        table["attn.q_norm"] = table["attn.k_norm"] = Weight(Axis(size))
-    table["attn.out_proj"] = Weight(attention_out, heads, arch.out_bias)
-    table["ln_2"] = norm
+    if arch.qk_norm and arch.qk_norm_over_heads:
+        table["attn.q_norm"] = Weight(query, over="attn.wq")
+        table["attn.k_norm"] = Weight(key, over="attn.wk")
+    elif arch.qk_norm:
+        table["attn.q_norm"] = table["attn.k_norm"] = Weight(Axis(size), offset=arch.norm_offset)
+    table["attn.out_proj"] = Weight(read if arch.post_norms else attention_out, heads, arch.out_bias)
+    if arch.post_norms:
+        table["attn.post_norm"] = Weight(attention_out, offset=arch.norm_offset, over="attn.out_proj")
+    if arch.pre_norms:
+        table["ln_2"] = norm
     if arch.mlp_matrices == 3:
         table["mlp.gate_proj"] = Weight(inner, read, arch.mlp_bias)
     table["mlp.up_proj"] = Weight(inner, read, arch.mlp_bias)
-    table["mlp.down_proj"] = Weight(mlp_out, gated_inner, arch.mlp_bias)
+    table["mlp.down_proj"] = Weight(read if arch.post_norms else mlp_out, gated_inner, arch.mlp_bias)
+    if arch.post_norms:
+        table["mlp.post_norm"] = Weight(mlp_out, offset=arch.norm_offset, over="mlp.down_proj")
     # The head of tied embeddings is wte, whose columns carry the hidden gates already.
-    table["ln_f"] = Weight(read, bias=arch.layer_norms) if arch.tie_embeddings else norm
+    table["ln_f"] = replace(norm, rows=read) if arch.tie_embeddings else norm
     if not arch.tie_embeddings:
         table["output"] = Weight(vocabulary, read)
     return table
@@ -314,7 +338,7 @@ class LayerGates:
 
     Attributes:
         table: the weights of the architecture.
-        gates: [n] or scalar; a missing gate is open.
+        gates: [n] or scalar; a missing gate is open. Those that all layers share are of the executed units.
         indices: the executed rows or columns, by the kind that owns them and how many a unit owns; a missing
             entry stands for all.
         skipped: the blocks (`BLOCKS`) that are not executed.
@@ -348,8 +372,7 @@ class LayerGates:
     def owner(self, part: str) -> Tensor | None:
         """The gates of the units that own the rows of weight `part`; None when they are all open."""
         rows = self.table[part].rows
-        gate = None if rows.owner is None else self.gates.get(rows.owner)
-        return gate if gate is None else self._of(rows, gate)
+        return None if rows.owner is None or rows.owner not in self.gates else self._of(rows, rows.owner)
 
     def executed_rows(self, part: str) -> Tensor | None:
         """Indices of the rows of weight `part` that are executed; None for all."""
@@ -360,20 +383,50 @@ class LayerGates:
         columns = self.table[part].columns
         return None if columns is None else self._index(columns)
 
+    def open_rows(self, part: str) -> Tensor | None:
+        """Whether each row of weight `part` belongs to an open unit, [rows]; None when all do.
+
+        A query head is open where its KV head is too, and a KV head where a query head that it serves is.
+        """
+        rows = self.table[part].rows
+        if rows.owner in ("head", "kv_head"):
+            opened = self._open_heads(rows.owner)
+            return None if opened is None else self._spread(rows, opened)
+        gate = self.owner(part)
+        return None if gate is None else gate != 0
+
+    def _open_heads(self, owner: str) -> Tensor | None:
+        heads, groups = self.gates.get("head"), self.gates.get("kv_head")
+        if heads is None and groups is None:
+            return None
+        count, served = (self.table[part].rows.units for part in ("attn.wk", "attn.wq"))
+        like = heads if heads is not None else groups
+        assert like is not None
+        heads = like.new_ones(served) if heads is None else heads
+        opened = (heads != 0).unflatten(0, (count, -1))
+        if groups is not None:
+            opened = opened & (groups != 0)[:, None]
+        return opened.flatten() if owner == "head" else opened.any(-1)
+
     def _factor(self, axis: Axis) -> Tensor | None:
         factor = None
         for name in axis.gates:
             if name in self.gates:
-                gate = self._of(axis, self.gates[name])
+                gate = self._of(axis, name)
                 factor = gate if factor is None else factor * gate
         return factor
 
-    def _of(self, axis: Axis, gate: Tensor) -> Tensor:
-        """A gate, or those of all units, as factors of the executed rows or columns."""
-        if gate.dim() and len(gate) != axis.size:
-            gate = gate.repeat_interleave(axis.size // len(gate))
+    def _of(self, axis: Axis, name: str) -> Tensor:
+        """Gates as factors of the executed rows or columns."""
+        shared = not GATES[name].per_layer and self._index(axis) is not None
+        return self.gates[name] if shared else self._spread(axis, self.gates[name])
+
+    def _spread(self, axis: Axis, values: Tensor) -> Tensor:
+        """A number, or one for every unit, as one for each of the executed rows or columns."""
+        if values.dim() and len(values) != axis.size:
+            values = values.repeat_interleave(axis.size // len(values))
         index = self._index(axis)
-        return gate if index is None or not gate.dim() else gate.index_select(0, index)
+        return values if index is None or not values.dim() else values.index_select(0, index)
 
     def _index(self, axis: Axis) -> Tensor | None:
         return None if axis.owner is None else self.indices.get((axis.owner, axis.each))

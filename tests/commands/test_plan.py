@@ -65,7 +65,7 @@ def test_command_prints_the_plan_of_a_small_run(
     ("changes", "lines"),
     [
         (
-            {"callbacks__data_loading__proportion": [1.0, 0.0, 0.0]},
+            {"callbacks__data_loading__proportion": [1.0, 0.0, 0.0], "model__execute": "all"},
             [
                 "layer 3 3 2 33.3%",
                 "3 evaluations, 24 sequences, 384 tokens each",
@@ -74,6 +74,7 @@ def test_command_prints_the_plan_of_a_small_run(
                 "Read more than once, and more often if their weights rise: code.",
                 "1 533.3",  # hours of 1,536 tokens, and of 3 times 384 at a third
                 "2 266.7",
+                "Every unit is executed, closed ones too, because model.execute is all.",
             ],
         ),
         (
@@ -88,6 +89,7 @@ def test_command_prints_the_plan_of_a_small_run(
             [
                 "To remove: 50.0% of the 12,288 parameters in reach of head.",
                 "wiki 0.2500 56 896 28 steps 0.43 0",
+                "how many there will be is not known, so none are deducted.",
                 "recomputed: with fsdp_config.activation_checkpointing, which is on here.",
                 "3 checkpoints of 0.000365 GB in none: 0.0011 GB of disk",
             ],

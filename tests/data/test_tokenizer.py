@@ -7,7 +7,7 @@ import shutil
 import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, ByT5Tokenizer, LlamaTokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
 from llmshearing.datasets.manifest import Manifest
@@ -19,7 +19,11 @@ def sentencepiece_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sentencepiece")
     (folder / "corpus.txt").write_text("\n".join(documents(200)))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "corpus.txt"), model_prefix=str(folder / "m"), vocab_size=120, minloglevel=2
+        input=str(folder / "corpus.txt"),
+        model_prefix=str(folder / "m"),
+        vocab_size=120,
+        minloglevel=2,
+        model_type="bpe",
     )
     return folder / "m.model"
 
@@ -83,6 +87,33 @@ def test_the_ids_are_those_of_transformers_where_its_configuration_changes_the_t
     (ids,) = load_tokenizer(str(tmp_path)).encode([text])
     assert list(ids) == AutoTokenizer.from_pretrained(tmp_path).encode(text, add_special_tokens=False)
     assert list(ids)[:3] == [0, 4, 1]  # no space before the first, a token of the configuration alone
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "text", "expected"),
+    [
+        # Digits one by one: SmolLM2's rule. transformers 5 takes the class's rules, without digits.
+        ("GPT2Tokenizer", "a 12", [0, 2, 3, 4]),
+        # What transformers 5 calls the class without rules of its own.
+        ("TokenizersBackend", "a 12<|im_start|>", [0, 2, 3, 4, 6]),
+    ],
+)
+def test_ids_are_those_of_tokenizer_json_whatever_the_class(tmp_path, tokenizer_class, text, expected):
+    vocabulary = {"a": 0, "b": 1, "\u0120": 2, "1": 3, "2": 4, "12": 5}
+    loaded = Tokenizer(models.BPE(vocabulary, [("1", "2")]))
+    loaded.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    loaded.add_special_tokens(["<|im_start|>"])
+    loaded.save(str(tmp_path / "tokenizer.json"))
+    # As transformers 5 writes it, where 4 expects a mapping.
+    config = {"tokenizer_class": tokenizer_class, "backend": "tokenizers", "eos_token": "b"}
+    config["extra_special_tokens"] = ["<|im_start|>"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = load_tokenizer(str(tmp_path))
+    (ids,) = ours.encode([text])
+    assert list(ids) == expected
+    assert ours.suffix == (1,)
 
 
 def test_a_folder_without_a_tokenizer_class_has_none_whatever_its_name(tmp_path):
@@ -187,8 +218,9 @@ def test_sentencepiece_model(sentencepiece_model):
 
 def test_a_llama_folder_with_a_sentencepiece_model_alone(sentencepiece_model, tmp_path):
     """As the first LLaMA models are shared; transformers converts it, which needs protobuf."""
-    LlamaTokenizer(str(sentencepiece_model), legacy=False).save_pretrained(tmp_path)
-    assert not (tmp_path / "tokenizer.json").exists()
+    shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     ours, theirs = load_tokenizer(str(tmp_path)), load_tokenizer(str(sentencepiece_model))
     assert [list(ids) for ids in ours.encode(documents(3))] == [
         list(ids) for ids in theirs.encode(documents(3))

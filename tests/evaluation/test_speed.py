@@ -23,7 +23,7 @@ def models():
 
 
 def test_models_are_measured_in_turn_and_medians_taken(models, monkeypatch):
-    seconds = iter([9.0, 9.0, 1.0, 0.5, 100.0, 0.5, 1.0, 0.5])
+    seconds = iter([9.0, 9.0, 9.0, 9.0, 1.0, 0.5, 100.0, 0.5, 1.0, 0.5])
     order = []
 
     def timed(model, setting):
@@ -33,7 +33,7 @@ def test_models_are_measured_in_turn_and_medians_taken(models, monkeypatch):
 
     monkeypatch.setattr(speed, "timed", timed)
     first, second = speed.measure(models, [Setting(2, 8, 4)], 3)
-    assert order == [0, 1, 0, 1, 0, 1, 0, 1]
+    assert order == [0, 0, 1, 1, 0, 1, 0, 1, 0, 1]
     assert first["2 x 8"]["prefill"] == 2 * 8 / 1.0
     assert first["2 x 8"]["decode"] == 2 * 4 / 2.0
     assert second["2 x 8"]["first_token"] == 0.5

@@ -179,4 +179,32 @@ CASES: dict[str, list[Case]] = {
             sharded_hf(malicious_hf),
         ),
     ],
+    "Teachers": [
+        Case(
+            "no teacher",
+            TRAIN,
+            "{y} distillation={{}} model.l0_module=null",
+            ("only a pruning run has a teacher by default",),
+        ),
+        Case(
+            "a teacher for nothing",
+            TRAIN,
+            "{y} distillation.kl_weight=0 distillation.ce_weight=0",
+            ("kl_weight and distillation.ce_weight are both 0",),
+        ),
+        Case(
+            "a teacher with another vocabulary",
+            TRAIN,
+            "{y} distillation.teacher={f}/hf",
+            ("has a vocabulary of 96 tokens, the model one of 64",),
+            hf_folder(),
+        ),
+        Case(
+            "a teacher whose masks are not applied",
+            TRAIN,
+            "{y} distillation.teacher={f}/run/latest-rank0.pt save_folder={f}/new",
+            ("whose masks are not applied yet", "llmshearing prune"),
+            trained(),
+        ),
+    ],
 }

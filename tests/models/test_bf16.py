@@ -39,9 +39,10 @@ def run(model: ComposerMosaicLlama, bf16: bool) -> tuple[Tensor, dict[str, Tenso
         losses.append(step(model, number, bf16)["ce_loss"].detach())
         for name, parameter in model.named_parameters():
             if "lambdas" not in name:
-                assert parameter.grad is not None, name
-                assert parameter.grad.dtype == torch.float32, name
-                grads.setdefault(name, []).append(parameter.grad.flatten().clone())
+                # Gates that act on nothing in a step, in which every block is closed, have none.
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                assert grad.dtype == torch.float32, name
+                grads.setdefault(name, []).append(grad.flatten().clone())
     return torch.stack(losses), {name: torch.cat(parts) for name, parts in grads.items()}
 
 
@@ -54,9 +55,11 @@ def test_loss_and_gradients_are_those_of_fp32(name):
     narrow_losses, narrow_grads = run(model, bf16=True)
     assert not torch.equal(losses, narrow_losses), "nothing ran in bf16"
     torch.testing.assert_close(narrow_losses, losses, rtol=LOSS, atol=0)
+    typical = torch.stack([grad.norm() for grad in grads.values()]).median()
     for parameter, grad in grads.items():
-        error = (narrow_grads[parameter] - grad).norm() / grad.norm()
-        assert error < GRADIENT, parameter
+        # Some are 0 but for rounding: a bias of k that is not rotated moves all scores of a query alike.
+        size = grad.norm().clamp(min=typical / 10)
+        assert (narrow_grads[parameter] - grad).norm() / size < GRADIENT, parameter
 
 
 @pytest.mark.parametrize("name", TWO_A_FAMILY)

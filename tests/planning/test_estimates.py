@@ -1,5 +1,6 @@
 """The figures of a plan: against published ones and against real models."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from llmshearing.models.rope import rope_tables
 from llmshearing.planning import estimates, sizes
 from llmshearing.planning.activations import saved_bytes
 from llmshearing.planning.prepared import Prepared, prepare
+from llmshearing.pruning import Aim
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.counts import parameters
+from llmshearing.shapes.counts import parameters, training_flops
 from llmshearing.shapes.families import architecture_from_hf, complete
 from llmshearing.shapes.units import GATES, LayerGates, weight_table
 from runs import DOMAINS, SEQ_LEN, run_config, write_data
@@ -92,10 +94,23 @@ def test_rate_and_hours_are_near_the_published_ones(data: Path) -> None:
     half = estimates.tokens_per_second(LLAMA_7B, 4096, "a100", 0.54)
     assert quarter == pytest.approx(1844, rel=0.02)
     assert half == pytest.approx(3684, rel=0.02)
-    config = run_config(data)
+    config = run_config(data, model__execute="all")
     prepared = prepare(config)
     trained, evaluated = 12 * 8 * SEQ_LEN, 3 * 24 * SEQ_LEN
     assert estimates.hours(prepared, 100.0) == pytest.approx((trained + evaluated / 3) / 100 / 3600)
+
+
+def test_hours_of_a_pruning_run_follow_its_schedule(data: Path) -> None:
+    """Targets rise for 4 of 12 steps, then everything that is closed is left out."""
+    prepared = prepare(run_config(data))
+    source, target = prepared.source, prepared.aim.target
+    least = training_flops(target, 1, SEQ_LEN) / training_flops(source, 1, SEQ_LEN)
+    share = estimates.executed_share(prepared)
+    assert least < share < least + 4 / 12 * (1 - least)
+    dense = estimates.hours(prepare(run_config(data, model__execute="all")), 100.0)
+    assert estimates.hours(prepared, 100.0) == pytest.approx(share * dense)
+    for key, value in {"compile_config": {}, "model__l0_module__target_model": None}.items():
+        assert estimates.executed_share(prepare(run_config(data, **{key: value}))) == 1.0
 
 
 def test_domain_budgets_count_passes_at_the_starting_weights(data: Path) -> None:
@@ -113,6 +128,10 @@ def test_checkpoints_and_evaluations_are_counted() -> None:
     assert estimates.checkpoint_bytes(prepared) == 12 * 6_738_415_616
     config.save_weights_only = True
     assert estimates.checkpoint_bytes(prepared) == 4 * 6_738_415_616
+    prepared = replace(prepared, aim=Aim(own=6, trains_weights=False))  # these alone have moments
+    assert estimates.checkpoint_bytes(prepared) == 4 * (6_738_415_616 + 6)
+    config.save_weights_only = False
+    assert estimates.checkpoint_bytes(prepared) == 4 * (6_738_415_616 + 6) + 8 * 6
     for keep, kept in ((-1, 3), (0, 1), (2, 2), (9, 3)):
         config.save_num_checkpoints_to_keep = keep
         assert estimates.checkpoints_kept(Prepared(config)) == kept

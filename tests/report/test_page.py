@@ -1,5 +1,6 @@
 """The page as a whole: its story, its words, its size, and that it trusts no text of a run."""
 
+import json
 import re
 import sys
 from html.parser import HTMLParser
@@ -202,3 +203,21 @@ def test_a_run_whose_sizes_stand_in_its_checkpoint_has_a_report(tmp_path: Path) 
     config.model.path = str(tmp_path / "source" / "latest-rank0.pt")
     train(config)
     assert "<td>hidden size</td><td>32</td><td>16</td>" in (tmp_path / "prune" / "report.html").read_text()
+
+
+def test_a_run_with_a_teacher_shows_what_it_learns(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", prune=False, path="source.pt")
+    assert not any("It learns from" in said for said in sentences(read_run(folder)))
+    assert "divergence" not in render([read_run(folder)])
+    text = (folder / "config.yaml").read_text()
+    settings = "{teacher: big.pt, kl_weight: 0.5, ce_weight: 0.25, temperature: 2.0}"
+    assert "distillation: null\n" in text
+    (folder / "config.yaml").write_text(text.replace("distillation: null", f"distillation: {settings}"))
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**values, "loss/train/kl_loss": 0.5}) for values in metrics]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = read_run(folder)
+    assert "It learns from big.pt: 0.5 x forward_kl at temperature 2 + 0.25 x cross entropy." in sentences(
+        run
+    )
+    assert "divergence from the teacher" in render([run])

@@ -1,6 +1,8 @@
 """Only what the assistant says is in the loss, packed rows are separate, and a model learns to answer."""
 
 import json
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,3 +174,12 @@ def test_settings_that_cannot_be_are_said_and_nothing_is_written(words, reason, 
     with pytest.raises(ValueError, match=reason):
         fired.call(tune, "llmshearing tune", [str(hf), str(tmp_path / "out"), "--data", str(data), *words])
     assert not (tmp_path / "out").exists()
+
+
+def test_every_key_is_documented():
+    """docs/evaluation.md has each key with its default and what is said of it here."""
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    for field in fields(TuneConfig):
+        value = "null" if field.default is None else str(field.default).lower()
+        (known,) = field.metadata.values()
+        assert f"| `{field.name}` | `{value}` | {known.about} |" in page
