@@ -101,7 +101,7 @@ def of_seed(task: Task, evaluated: Tensor) -> dict[str, Any]:
 def main() -> None:
     """Measure and write the result."""
     parser = cli.parser("benchmarks.oneshot", __doc__)
-    methods = [name for name, row in SHAPES.items() if row.reads_scores]
+    methods = [name for name, row in SHAPES.items() if row.reads_scores and not row.reads_scheme]
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="(all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--samples", type=positive, default=32, help="of calibration (32)")
@@ -146,7 +146,7 @@ def main() -> None:
                 )
                 for seed in seeds
             ]
-            values[method] = {key: _spread([row[key] for row in rows]) for key in rows[0]}
+            values[method] = {key: spread([row[key] for row in rows]) for key in rows[0]}
     shapes = {
         name: {**sizes, "parameters": parameters(source.resized(**sizes))}
         for name, sizes in SHAPES_OF.items()
@@ -155,7 +155,7 @@ def main() -> None:
     write_result("oneshot", config, values)
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
+def spread(values: list[float]) -> dict[str, Any]:
     """Every value, their mean and, of several, their standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"values": values, "mean": statistics.mean(values), "deviation": deviation}

@@ -1,8 +1,9 @@
 """Runs of several processes on CPU: FSDP2 over gloo gives what one process gives."""
 
 import pytest
+import torch
 
-from processes import Ranks, assert_close, metrics, run, write_config
+from processes import Ranks, assert_close, metrics, run, weights, write_config
 from runs import write_data
 
 STEPS = 50
@@ -25,6 +26,22 @@ def test_losses_do_not_depend_on_the_number_of_processes(tmp_path, data, prune):
     assert sum("loss/train/total" in values for values in metrics(tmp_path / "1").values()) == STEPS
     assert_close(tmp_path / "1", tmp_path / "2")
     assert_close(tmp_path / "1", tmp_path / "4")
+
+
+@pytest.mark.slow
+@pytest.mark.world_size
+@pytest.mark.parametrize("section", [{"tied": False, "sparsity": 0.5}, {"target_model": {"d_model": 16}}])
+def test_dimensions_chosen_by_scores_do_not_depend_on_the_number_of_processes(tmp_path, data, section):
+    section = {**section, "window": 3, "warm_steps": "2ba", "final_steps": "3ba"}
+    settings = {"max_duration": "12ba", "eval_interval": "6ba", "model__dimchop": section}
+    for world_size in (1, 2):
+        run([write_config(tmp_path / str(world_size), data, prune=False, **settings)], world_size)
+    assert_close(tmp_path / "1", tmp_path / "2")
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    gates = [name for name in one if name.endswith(".gates")]
+    assert gates
+    assert all(torch.equal(one[name], two[name]) for name in gates)
+    assert not all(one[name].all() for name in gates)
 
 
 @pytest.mark.slow

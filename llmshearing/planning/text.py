@@ -47,8 +47,6 @@ def describe_model(prepared: Prepared) -> list[str]:
         body = prunable_parameters(aim.kinds, source)
         reach = ", ".join(aim.kinds)
         lines.append(f"  To remove: {aim.share:.1%} of the {body:,} parameters in reach of {reach}.")
-    if aim.summary:
-        lines.append(f"  {aim.summary}")
     return [*lines, *(f"  {note}" for note in aim.notes)]
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.nn.utils import get_total_norm
 
 from llmshearing.config import DimChopConfig, ModelConfig, TargetConfig, as_model_config
 from llmshearing.config.durations import steps_in
@@ -181,8 +182,8 @@ class DimChop(Method):
             for name, weight in self._scored(decoder)
             if weight.grad is not None
         ]
-        norms = torch.stack(torch._foreach_norm([gradient for _, _, gradient in found]))
-        finite = _over_ranks(norms.isfinite().all().float().reshape(1), dist.ReduceOp.MIN)
+        norm = get_total_norm([gradient for _, _, gradient in found])
+        finite = _over_ranks(norm.isfinite().float().reshape(1), dist.ReduceOp.MIN)
         for total, weight, gradient in found:
             total.add_(torch.where(finite > 0, platon.sensitivity(weight, gradient), 0.0))
         self.counted += finite

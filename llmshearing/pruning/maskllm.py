@@ -92,10 +92,10 @@ class MaskLLM(Method):
         weights = sum(rows * columns for rows, columns in shapes.values())
         logits = weights // pattern.group * pattern.choices
         if settings.fixed:
-            summary = f"Masks stay fixed: {pattern} of {weights:,} weights; those that stay are trained."
-            return Aim(problems=problems, summary=summary)
-        summary = f"To learn: {pattern} masks of {weights:,} weights, by {logits:,} logits alone."
-        return Aim(problems=problems, summary=summary, own=logits, trains_weights=False)
+            note = f"Masks stay fixed: {pattern} of {weights:,} weights; those that stay are trained."
+            return Aim(problems=problems, notes=[note])
+        note = f"To learn: {pattern} masks of {weights:,} weights, by {logits:,} logits alone."
+        return Aim(problems=problems, notes=[note], own=logits, trains_weights=False)
 
     @classmethod
     def restored(

@@ -29,10 +29,9 @@ class Aim:
         problems: why it is impossible, each with what to change.
         warnings: what it would do that is probably not intended.
         durations: keys of the configuration that hold a duration to compare with that of the run.
-        notes: what it is going to do beyond that, one sentence each.
+        notes: what it is going to do beyond `target` or `share`, one sentence each.
         state: numbers in fp32 that it keeps beside the parameters, sharded with them.
         reads_gradients: whether it computes with gradients, which must then not be scaled.
-        summary: the task in a line, where there is neither `target` nor `share`.
         own: how many parameters the method puts into the decoder.
         trains_weights: whether the weights of the model are trained as well.
     """
@@ -46,7 +45,6 @@ class Aim:
     notes: list[str] = field(default_factory=list)
     state: int = 0
     reads_gradients: bool = False
-    summary: str = ""
     own: int = 0
     trains_weights: bool = True
 

@@ -93,3 +93,19 @@ def test_a_model_without_a_method_fails_an_assertion():
     dense = ComposerMosaicLlama(as_model_config({**SIZES, "max_seq_len": SEQ_LEN, "vocab_size": VOCABULARY}))
     with pytest.raises(AssertionError):
         PruningCallback().fit_start(at(dense), NO_LOGGER)
+
+
+def test_the_method_sees_gradients_once_a_step_after_the_last_microbatch(model, monkeypatch):
+    calls = []
+    monkeypatch.setattr(model.model.l0_module, "after_backward", lambda decoder: calls.append(len(seen)))
+    callback, seen = PruningCallback(), []
+    for sizes in ((2, 2), (4,), (3, 1)):
+        callback.batch_start(at(model, batch={"input_ids": torch.zeros(4, SEQ_LEN)}), NO_LOGGER)
+        callback.before_train_batch(at(model), NO_LOGGER)
+        if sizes == (3, 1):  # memory ran out after the first, and the step begins once more
+            callback.after_backward(at(model, batch={"input_ids": torch.zeros(2, SEQ_LEN)}), NO_LOGGER)
+            callback.before_train_batch(at(model), NO_LOGGER)
+        for size in sizes:
+            seen.append(size)
+            callback.after_backward(at(model, batch={"input_ids": torch.zeros(size, SEQ_LEN)}), NO_LOGGER)
+    assert calls == [2, 3, 5]

@@ -173,6 +173,36 @@ CASES: dict[str, list[Case]] = {
             "smaller vocabulary", TRAIN, "{y} {l}.target_model.vocab_size=32", ("vocabulary is not pruned",)
         ),
         Case(
+            "layers that stay without the last",
+            TRAIN,
+            "{y} model.l0_module=null model.layerchop.keep=[0,1]",
+            ("model.layerchop.keep leaves out layer 2, the last", "always stay"),
+        ),
+        Case(
+            "as many layers as there are",
+            TRAIN,
+            "{y} model.l0_module=null model.layerchop.n_layers=3",
+            ("model.layerchop.n_layers is 3 of 3 layers: nothing would be removed",),
+        ),
+        Case(
+            "layers by importance without scores",
+            TRAIN,
+            "{y} model.l0_module=null model.layerchop.n_layers=2 model.layerchop.scheme=importance",
+            ("model.layerchop.scheme is importance, which is read from a file",),
+        ),
+        Case(
+            "dimensions and a depth",
+            TRAIN,
+            "{y} model.l0_module=null model.dimchop.target_model.n_layers=2",
+            ("model.dimchop.target_model.n_layers is 2, the source has 3", "model.layerchop removes layers"),
+        ),
+        Case(
+            "columns without a share",
+            TRAIN,
+            "{y} model.l0_module=null model.dimchop.tied=false",
+            ("model.dimchop.tied is false and sparsity is not set",),
+        ),
+        Case(
             "KV heads that do not divide",
             TRAIN,
             "{y} model.n_kv_heads=2 {l}.target_model.n_heads=3",

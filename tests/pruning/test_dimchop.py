@@ -128,6 +128,8 @@ def test_units_close_on_schedule_and_stay_closed(name, schedule):
     _, smaller = cut(made.state_dict(), method.final_gates(), arch)
     assert smaller == method.target
     assert any(0 < gate.mean() < 1 for gate in seen[6].values())
+    longer = {kind: method._chosen(kind, 0.1) for kind in seen[-1]}  # as when the run is made longer
+    assert all(torch.equal(longer[kind], gate) for kind, gate in seen[-1].items())
 
 
 @pytest.mark.parametrize("name", TWINS)

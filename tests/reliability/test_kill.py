@@ -66,3 +66,25 @@ def test_killed_while_it_learns_masks_on_single_weights(tmp_path, data, table, w
         tmp_path, data, world_size, FEW, prune=False, model__maskllm=section, optimizer__lr=1e-2
     )
     table(f"kill -9 while learning 2:4 masks, {world_size} process(es)", "equal to the bit", FEW)
+
+
+CHOPS = {
+    "layers one after another": {
+        "model__n_layers": 5,
+        "model__layerchop": {"n_layers": 3, "warm_steps": "8ba", "layers_per_cut": 1, "interval": "12ba"},
+    },
+    "units by scores": {
+        "model__dimchop": {"target_model": {"d_model": 16, "n_heads": 2}, "window": 5, "warm_steps": "4ba"}
+    },
+    "columns by scores": {
+        "model__dimchop": {"tied": False, "sparsity": 0.5, "window": 5, "warm_steps": "4ba"}
+    },
+}
+
+
+@pytest.mark.world_size
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("name", CHOPS)
+def test_killed_while_it_removes(tmp_path, data, table, world_size, name):
+    kill_at_random_moments(tmp_path, data, world_size, FEW, prune=False, **CHOPS[name])
+    table(f"kill -9 while it removes {name}, {world_size} process(es)", "equal to the bit", FEW)
