@@ -248,6 +248,8 @@ def _from_transformers(name: str, fix_mistral_regex: bool | None) -> TextTokeniz
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(name)
+    if folder.is_dir() and not any(folder.glob("*.json")):  # transformers 5 would guess a class
+        raise ValueError("nothing in the folder names the class of its tokenizer")
     # Where a folder does not name its class, transformers guesses one from the folder's name.
     chosen = PreTrainedTokenizerFast if _has_no_class(folder) else AutoTokenizer
     # Without trust_remote_code, it would ask on the terminal whether to run code of the folder. Its own
