@@ -93,7 +93,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
             "original_max_position_embeddings": 16,
         },
     ),
-    "llama rope yarn": LlamaConfig(**GROUPED, rope_scaling=_YARN),
+    "llama rope yarn": LlamaConfig(**GROUPED, rope_scaling={**_YARN}),
     "llama rope yarn scaled": LlamaConfig(
         **GROUPED,
         rope_scaling={**_YARN, "original_max_position_embeddings": 16, "attention_factor": 1.3},
