@@ -372,7 +372,7 @@ class LayerGates:
     def owner(self, part: str) -> Tensor | None:
         """The gates of the units that own the rows of weight `part`; None when they are all open."""
         rows = self.table[part].rows
-        return None if rows.owner not in self.gates else self._of(rows, rows.owner)
+        return None if rows.owner is None or rows.owner not in self.gates else self._of(rows, rows.owner)
 
     def executed_rows(self, part: str) -> Tensor | None:
         """Indices of the rows of weight `part` that are executed; None for all."""

@@ -54,7 +54,8 @@ def test_logits_are_those_that_transformers_5_computed(name: str) -> None:
 def test_configs_are_written_in_the_spelling_that_both_versions_read(name: str) -> None:
     arch = architecture_from_hf(config(name))
     again = architecture_to_hf(arch, config(name))
-    assert "rope_parameters" not in again
+    if arch.family != "olmo3":  # whose layers with a window transformers 5 would give another base
+        assert "rope_parameters" not in again
     assert architecture_from_hf(again) == arch
 
 
