@@ -22,7 +22,7 @@ setup(
     packages=find_packages(include=["llmshearing", "llmshearing.*"]),
     package_data={"llmshearing": ["py.typed", "**/*.css"]},
     entry_points={"console_scripts": ["llmshearing=llmshearing.__main__:main"]},
-    python_requires=">=3.10",
+    python_requires=">=3.10,<3.14",
     install_requires=requirements(),
     extras_require={
         "flash": ["flash-attn>=2.5,<3"],

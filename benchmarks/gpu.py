@@ -1,12 +1,13 @@
 """Tokens/s and MFU on one GPU: dense and pruning steps beside transformers', in bf16 at 4,096 tokens.
 
-    python -m benchmarks.gpu [--check] [--tiny] [--sequences N] [--steps N]
+    python -m benchmarks.gpu [--check] [--tiny] [--eager] [--shapes 1.3B ...] [--sequences N] [--steps N]
 
 With `--check` it measures no speed: within two minutes it proves that this machine's torch, transformers and
 GPU compute, shard, resume and export as they should (`benchmarks/gpu_check.py`), and writes `gpu_check.json`
 (`gpu_check_tiny_cpu.json` for `--check --tiny` on a CPU).
 
-MFU counts matrix products (`llmshearing.shapes.counts.training_flops`) against the device's peak in bf16.
+MFU counts matrix products (`llmshearing.shapes.counts.training_flops`) against the device's peak in bf16:
+those of the source and of a forward and backward pass alone, whatever is executed, recomputed or taught.
 Writes `benchmarks/results/gpu.json`; with `--tiny`, which takes 64 tokens, `gpu_tiny_cpu.json` there.
 
 Example:
@@ -28,10 +29,12 @@ from composer.distributed.activation_checkpointing import apply_ac
 
 from benchmarks import gpu_check
 from benchmarks.common import hf_model, positive, write_result
+from benchmarks.open_units import STEPS, WARM_UP, method_of, scheduled
 from benchmarks.steps import finish
 from llmshearing import cli
-from llmshearing.config import ModelConfig
+from llmshearing.config import DistillationConfig, ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.models.distillation import Teacher
 from llmshearing.shapes.counts import training_flops
 from llmshearing.shapes.families import architecture_of
 
@@ -48,6 +51,8 @@ TINY = {
     "7B": {"d_model": 128, "n_heads": 8, "n_layers": 3, "intermediate_size": 192},
 }
 PRUNING = {"2.7B": "1.3B", "7B": "1.3B"}
+SHARES = {0: 0, 50: WARM_UP // 2, 100: STEPS - 1}  # part of the target, in %, and the step that has it
+TAUGHT = {"1.3B": "2.7B"}  # a student and its teacher
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # bf16, dense, as the vendor gives them
 VOCABULARY = 32_000
 HF_LIGER = "HF with Liger"
@@ -58,16 +63,21 @@ def has_liger() -> bool:
     return torch.cuda.is_available() and find_spec("liger_kernel") is not None
 
 
-def cases(shapes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What is measured: every dense shape and pruning, ours and HF's, by attention and compilation."""
+def cases() -> Iterator[dict[str, Any]]:
+    """What is measured: dense models by attention, compilation and recomputation; pruning; a teacher."""
     models = ["HF", *([HF_LIGER] if has_liger() else []), "ours"]
     attentions = ["sdpa", "flash"] if find_spec("flash_attn") else ["sdpa"]
     for attention, compiled in product(attentions, (False, True)):
-        options = {"attention": attention, "compile": compiled}
+        options = {"attention": attention, "compile": compiled, "recompute": True}
         for shape, model in product(("370M", "1.3B", "2.7B"), models):
-            yield {"model": model, "source": shape, "target": None, **options}
-        for source, target in PRUNING.items():
-            yield {"model": "ours", "source": source, "target": target, **options}
+            yield {"model": model, "source": shape, **options}
+        for model in models:
+            yield {"model": model, "source": "1.3B", **options, "recompute": False}
+    options = {"model": "ours", "attention": attentions[-1], "compile": False, "recompute": True}
+    for (source, target), share, execute in product(PRUNING.items(), SHARES, ("all", "open")):
+        yield {**options, "source": source, "target": target, "share": share, "execute": execute}
+    for student, teacher in TAUGHT.items():
+        yield {**options, "source": student, "teacher": teacher}
 
 
 def make_step(
@@ -77,7 +87,7 @@ def make_step(
     device = batch["input_ids"].device
     length = batch["input_ids"].shape[1]
     model, loss = (ours if case["model"] == "ours" else hf)(case, shapes, length, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0 if case.get("target") else 1e-4, fused=True)
     if case["compile"]:
         model.compile()
 
@@ -87,19 +97,33 @@ def make_step(
         value.backward()
         finish(optimizer)
 
-    return step
+    return scheduled(model, SHARES[case["share"]], step) if case.get("target") else step
 
 
 def ours(case: dict[str, Any], shapes: dict[str, Any], length: int, device: torch.device):
-    """Our model and its loss, dense or pruning."""
-    l0 = None
-    if case["target"]:
-        l0 = {"lagrangian_warmup_steps": "640ba", "target_model": shapes[case["target"]]}
-    cfg = {"vocab_size": VOCABULARY, "max_seq_len": length, "attn_impl": case["attention"], "l0_module": l0}
-    model = ComposerMosaicLlama({**shapes[case["source"]], **cfg}).to(device)
+    """Our model and its loss: dense, taught, or pruning with its masks on the schedule."""
+    cfg = {"vocab_size": VOCABULARY, "max_seq_len": length, "attn_impl": case["attention"]}
+    if case.get("target"):
+        l0 = {"constraint": "projection", "lagrangian_warmup_steps": f"{WARM_UP}ba"}
+        cfg |= {"l0_module": l0 | {"target_model": shapes[case["target"]]}, "execute": case["execute"]}
+    model = made({**shapes[case["source"]], **cfg}, device)
     model.return_logits = False
-    apply_ac(model, True, False, model.model.activation_checkpointing_fn)
+    if case.get("target"):
+        for mask in method_of(model).masks.values():  # as unequal as masks are after some training
+            torch.nn.init.normal_(mask.z_loga, std=4.0)  # type: ignore[union-attr,arg-type]
+    if case.get("teacher"):
+        decoder = made({**shapes[case["teacher"]], **cfg}, device).model.bfloat16()
+        model.teacher = Teacher(decoder, DistillationConfig())
+    if case["recompute"]:
+        apply_ac(model, True, False, model.model.activation_checkpointing_fn)
     return model, lambda m, batch: m.loss(m(batch), batch)["total"]
+
+
+def made(cfg: dict[str, Any], device: torch.device) -> ComposerMosaicLlama:
+    """Our model with random weights, drawn on the device."""
+    model = ComposerMosaicLlama({**cfg, "init_device": "meta"}).to_empty(device=device)
+    model.apply(model.model.param_init_fn)
+    return model
 
 
 def hf(case: dict[str, Any], shapes: dict[str, Any], length: int, device: torch.device):
@@ -111,7 +135,8 @@ def hf(case: dict[str, Any], shapes: dict[str, Any], length: int, device: torch.
         from liger_kernel.transformers import _apply_liger_kernel_to_instance  # type: ignore[import-not-found]
 
         _apply_liger_kernel_to_instance(model)
-    model.gradient_checkpointing_enable()
+    if case["recompute"]:
+        model.gradient_checkpointing_enable()
     return model, lambda m, batch: m(input_ids=batch["input_ids"], labels=batch["labels"]).loss
 
 
@@ -165,6 +190,10 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=positive, default=10, metavar="N", help="measured steps of each case (default: 10)"
     )
+    parser.add_argument("--eager", action="store_true", help="nothing compiled, which takes most of the time")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="sources to measure (default: all)"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available() and not arguments.tiny:
         parser.error("no CUDA device; `--tiny` proves the path on the CPU.")
@@ -175,7 +204,9 @@ def main() -> None:
     ids = torch.randint(0, VOCABULARY, (arguments.sequences, length), device=device)
     batch = {"input_ids": ids, "labels": ids}
     results = []
-    for case in cases(shapes):
+    for case in cases():
+        if case["source"] not in arguments.shapes or (case["compile"] and arguments.eager):
+            continue
         result = {**case, **measure(case, shapes, batch, arguments.steps)}
         results.append(result)
         gc.collect()

@@ -34,9 +34,10 @@ def model(sizes: dict[str, int], vocabulary: int, learns: bool) -> Any:
     cfg = {**sizes, "vocab_size": vocabulary, "max_seq_len": LENGTH, "maskllm": section}
     made = ComposerMosaicLlama(cfg)
     made.return_logits = False
-    if learns:
-        made.model.method.initialize(0, ())
-        made.model.method.begin_step(0, 100)
+    method = made.model.method
+    if method is not None:
+        method.initialize(0, ())
+        method.begin_step(0, 100)
     else:
         made.requires_grad_(False)
         embedding = made.model.transformer["wte"]

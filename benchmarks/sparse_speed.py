@@ -106,7 +106,8 @@ def measure_export(folder: str, tokens: tuple[int, ...], device: torch.device, r
     """Seconds of a pass of a sparse export before and after compression, and how far its logits move."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.bfloat16).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    model = model.to(device).eval()
     positions = min(max(tokens), model.config.max_position_embeddings)
     ids = torch.arange(positions, device=device)[None] % model.config.vocab_size
     lengths = [count for count in tokens if count <= positions]

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedModel
-from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+
+from twins import older_config
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -82,7 +85,7 @@ def _interleaved(array: np.ndarray, heads: int) -> np.ndarray:
 
 def metadata_of(model: PreTrainedModel) -> dict[str, Any]:
     """What llama.cpp's converter says about a model, without its rotary scaling."""
-    c, name = model.config, ARCHITECTURES[model.config.model_type]
+    c, name = SimpleNamespace(**older_config(model.config)), ARCHITECTURES[model.config.model_type]
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     found = {
         "context_length": c.max_position_embeddings,
@@ -112,7 +115,7 @@ def metadata_of(model: PreTrainedModel) -> dict[str, Any]:
 
 def byte_tokenizer(size: int, pre: str = "gpt-2") -> dict[str, Any]:
     """A byte-level tokenizer of `size` tokens whose last two are <s> and </s>."""
-    letters = list(bytes_to_unicode().values())
+    letters = sorted(ByteLevel.alphabet())
     pairs = [a + b for a in letters[:10] for b in letters[:20]][: max(0, size - 2 - len(letters))]
     tokens = [*[*letters, *pairs][: size - 2], "<s>", "</s>"]
     return {

@@ -22,6 +22,7 @@ from llmshearing.checkpoints import run_folder
 from llmshearing.commands.convert import save_hf_to_composer
 from llmshearing.datasets.manifest import Manifest
 from llmshearing.models.composer_llama import ComposerMosaicLlama
+from llmshearing.pruning.mask_file import write_masks
 from runs import DOMAINS, SEQ_LEN
 from tests.data.texts import documents, write_jsonl
 from twins import CONFIGS, make, save
@@ -232,3 +233,9 @@ def converted(place: SimpleNamespace) -> None:
     """A checkpoint m.pt that was converted from the Hugging Face model `hf`."""
     hf_folder()(place)
     save_hf_to_composer(place.folder / "hf", place.folder / "m.pt")
+
+
+def other_masks(place: SimpleNamespace) -> None:
+    """masks.npz: a mask of one weight, which this run's model does not have."""
+    bits = {"model.layers.7.mlp.up_proj.weight": torch.zeros(4, dtype=torch.uint8)}
+    write_masks(place.folder / "masks.npz", bits)

@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[1]
 def place(tmp_path: Path) -> Path:
     """A copy of the scripts where python does nothing but say that it was called."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    for name in ("setup.py", "requirements.txt", "constraints.txt"):
+    for name in (
+        "setup.py",
+        "requirements.txt",
+        "requirements-current.txt",
+        "constraints.txt",
+        "constraints-current.txt",
+    ):
         (tmp_path / name).touch()
     (tmp_path / "bin").mkdir()
     for name in ("python", "ruff", "pyright"):
@@ -45,6 +51,22 @@ def test_set_up_leaves_the_words_of_a_script_that_sources_it(place: Path) -> Non
     said = bash(place, "other.sh", "--help")
     assert "called" in said
     assert said.endswith("and on\n")
+
+
+def test_a_stack_that_does_not_exist_is_rejected(place: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        bash(place, "-c", "STACK=newest; source scripts/setup.sh")
+    assert failed.value.returncode == 2
+    assert "STACK is 'newest'; expected declared or current" in failed.value.stderr
+
+
+def test_the_current_stack_is_installed_without_what_composer_declares(place: Path) -> None:
+    (place / "bin" / "python").write_text('#!/bin/sh\necho "called $*" >> calls\n')
+    bash(place, "-c", "STACK=current; source scripts/setup.sh")
+    calls = (place / "calls").read_text()
+    assert "--no-deps mosaicml mosaicml-streaming" in calls
+    assert "constraints-current.txt" in calls
+    assert "constraints.txt" not in calls
 
 
 def test_words_for_pytest_are_no_call_for_help(place: Path) -> None:

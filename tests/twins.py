@@ -3,8 +3,11 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -28,7 +31,7 @@ from llmshearing.checkpoints.hf_files import HFModel, from_hf
 from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.shapes.families import complete
+from llmshearing.shapes.families import architecture_from_hf, architecture_to_hf, complete
 
 LIMIT = 64  # positions
 SIZES = {
@@ -181,10 +184,42 @@ def make(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def save(model: PreTrainedModel, folder: Path, **options) -> Path:
-    """Save `model` as an HF folder."""
-    model.save_pretrained(folder, **options)
+def save(
+    model: PreTrainedModel, folder: Path, safe_serialization: bool = True, max_shard_size: str = "5GB"
+) -> Path:
+    """Save `model` as an HF folder; with pickled weights as transformers 4 did, and 5 does not any more."""
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    if not safe_serialization:
+        _pickle_weights(folder, max_shard_size)
     return folder
+
+
+def _pickle_weights(folder: Path, max_shard_size: str) -> None:
+    weights: dict[str, torch.Tensor] = {}
+    for file in folder.glob("model*.safetensors"):
+        weights |= load_file(file)
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    pattern = "pytorch_model{suffix}.bin"
+    split = split_torch_state_dict_into_shards(
+        weights, filename_pattern=pattern, max_shard_size=max_shard_size
+    )
+    for file, names in split.filename_to_tensors.items():
+        torch.save({name: weights[name] for name in names}, folder / file)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def older(name: str) -> dict[str, Any]:
+    """The HF config of the model `name` as transformers 4 spells it, whichever version is installed."""
+    return older_config(CONFIGS[name])
+
+
+def older_config(config: PretrainedConfig) -> dict[str, Any]:
+    """An HF config as transformers 4 spells it."""
+    held = config.to_dict() | {"transformers_version": None}
+    return architecture_to_hf(architecture_from_hf(held), held)
 
 
 def tokens(length: int, vocab_size: int = SIZES["vocab_size"], rows: int = 2) -> torch.Tensor:

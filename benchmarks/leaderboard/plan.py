@@ -7,7 +7,8 @@ the cell defines:
 |---|---|
 | `{out}`, `{cell}` | folder of the leaderboard; of the cell |
 | `{seed}` | the seed of the cell |
-| `{sizes}`, `{model_sizes}`, `{target_sizes}` | the target's shape as `d_model=128 ...`, with `model.` or with `model.l0_module.target_model.` before each |
+| `{sizes}`, `{model_sizes}` | the target's shape as `d_model=128 ...`; with `model.` before each |
+| `{target_sizes}`, `{dimchop_sizes}` | the same with `model.l0_module.target_model.` and `model.dimchop.target_model.` |
 | a key of `define` or of the trial | its text, names in braces replaced in it, too |
 """  # noqa: E501
 
@@ -97,6 +98,7 @@ class Leaderboard:
             "sizes": _pairs(shape, ""),
             "model_sizes": _pairs(shape, "model."),
             "target_sizes": _pairs(shape, "model.l0_module.target_model."),
+            "dimchop_sizes": _pairs(shape, "model.dimchop.target_model."),
         }
         commands = tuple(_words(command, names) for command in method.commands)
         return Cell(

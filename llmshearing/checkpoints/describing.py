@@ -31,6 +31,7 @@ from llmshearing.shapes.families import (
 from llmshearing.shapes.key_map import PREFIX
 
 _LLAMA_2 = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_GUESSABLE = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox")  # from weights and a few arguments
 _NO_SHAPE = ("model_class", "_name_or_path")
 
 
@@ -116,7 +117,13 @@ def run_config(checkpoint: Checkpoint) -> ModelConfig | None:
 def _sized(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Architecture, dict[str, Any]]:
     """The architecture and HF config, without the special token ids that only a tokenizer knows."""
     base = _described_by(checkpoint, overrides)
-    arch = base.resized(**sizes_of(checkpoint.weights, base.head_dim, checkpoint.path))
+    sizes = sizes_of(checkpoint.weights, base.head_dim, checkpoint.path)
+    if base.differs_by_layer and sizes["n_layers"] != base.n_layers:
+        raise ValueError(
+            f"{checkpoint.path} has the weights of {sizes['n_layers']} layers, but its config describes "
+            f"{base.n_layers} layers that differ: which of them these are cannot be known."
+        )
+    arch = base.resized(**sizes)
     return arch, architecture_to_hf(arch, checkpoint.hf_config)
 
 
@@ -147,6 +154,12 @@ def _guessed(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Architectu
         family = "qwen2"
     if "model_class" in overrides:
         family = family_of_class(overrides["model_class"])
+    if family not in _GUESSABLE:
+        raise ValueError(
+            f"{checkpoint.path} carries no HF config, and its weights do not tell all that a model of family "
+            f"{family} needs, such as windows and multipliers: put the config.yaml of its run beside it, or "
+            "convert the HF model anew."
+        )
     head_dim = _head_dim(checkpoint, overrides)
     config = _LLAMA_2 if family == "llama" else {"model_type": family}
     sizes = sizes_of(names, head_dim, checkpoint.path)

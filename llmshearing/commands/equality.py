@@ -67,7 +67,7 @@ def load_theirs(path: str | Path) -> PreTrainedModel:
         )
     if place.suffix == ".gguf":
         _scale_rotary(model, place)
-    return model.float().eval()
+    return torch.nn.Module.float(model).eval()  # transformers' own rejects what came from a GGUF file
 
 
 def _scale_rotary(model: Any, path: Path) -> None:

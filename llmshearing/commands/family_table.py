@@ -48,12 +48,37 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+_LINEAR = {"rope_type": "linear", "factor": 2.0}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+_MIXED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 8}
+_NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}  # beyond the vocabulary
+_LONG = {
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.1, 1.2], "long_factor": [1.0, 2.0, 5.0]},
+    "original_max_position_embeddings": 16,
+    "partial_rotary_factor": 0.75,
+    "num_key_value_heads": 4,  # as many heads as fit the hidden size when a quarter of both is closed
+}
+_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.25,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 0.5,
+}
+_GRANITE_4 = {
+    "num_local_experts": 0,
+    "shared_intermediate_size": 56,
+    "layer_types": ["attention"] * 3,
+    "position_embedding_type": "rope",
+    "mamba_n_heads": 4,
+    "num_key_value_heads": 4,  # as many heads as fit the hidden size when a quarter of both is closed
+}
+_GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 12}
 # What the table shows: name, family and options of the HF config.
 ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("Llama 1, 2", "llama", {"num_key_value_heads": 4}),
     ("Llama 3", "llama", {"rope_theta": 500000.0}),
     ("Llama 3.1", "llama", {"rope_theta": 500000.0, "rope_scaling": _LLAMA3}),
-    ("Llama, linear", "llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    ("Llama, linear", "llama", {"rope_scaling": _LINEAR}),
     ("Llama, dynamic", "llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
     ("Llama, yarn", "llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
     ("Llama, biases", "llama", {"attention_bias": True, "mlp_bias": True}),
@@ -62,6 +87,20 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("Mistral, window", "mistral", {"sliding_window": 8}),
     ("Qwen2, Qwen2.5", "qwen2", {}),
     ("Qwen3", "qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    ("Qwen2, Qwen3, windows by layer", "qwen3", {**_MIXED, "head_dim": 8, "use_sliding_window": True}),
+    ("SmolLM3", "smollm3", {**_NO_TOKENS, "no_rope_layer_interval": 2}),
+    ("OLMo 2", "olmo2", _NO_TOKENS),
+    ("OLMo 3", "olmo3", {**_NO_TOKENS, **_MIXED, "rope_theta": 500000.0, "rope_scaling": _YARN}),
+    ("Phi-3, Phi-4", "phi3", {**_NO_TOKENS, "sliding_window": 8}),
+    ("Phi-3 long, Phi-4-mini", "phi3", {**_NO_TOKENS, **_LONG}),
+    ("Granite 3", "granite", {**_MULTIPLIERS, "tie_word_embeddings": True}),
+    ("Granite 4, dense", "granitemoehybrid", {**_MULTIPLIERS, **_GRANITE_4}),
+    (
+        "Gemma 2",
+        "gemma2",
+        {**_MIXED, **_GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    ),
+    ("Gemma 3, text", "gemma3_text", {**_MIXED, **_GEMMA, "rope_scaling": _LINEAR}),
     ("Pythia, GPT-NeoX", "gpt_neox", {}),
     ("GPT-NeoX, serial", "gpt_neox", {"use_parallel_residual": False}),
 ]
@@ -142,10 +181,11 @@ def replace_table(text: str, new: str) -> str:
 
 
 def _random(config: Any) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    one = 0.0 if config.model_type.startswith("gemma") else 1.0  # norms of Gemma add 1 to their weight
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.15)
+            parameter.normal_(one if "norm" in name and name.endswith("weight") else 0.0, 0.15)
     return model
 
 

@@ -248,6 +248,8 @@ def _from_transformers(name: str, fix_mistral_regex: bool | None) -> TextTokeniz
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(name)
+    if folder.is_dir() and not any(folder.glob("*.json")):  # transformers 5 would guess a class
+        raise ValueError("nothing in the folder names the class of its tokenizer")
     # Where a folder does not name its class, transformers guesses one from the folder's name.
     chosen = PreTrainedTokenizerFast if _has_no_class(folder) else AutoTokenizer
     # Without trust_remote_code, it would ask on the terminal whether to run code of the folder. Its own
@@ -258,7 +260,8 @@ def _from_transformers(name: str, fix_mistral_regex: bool | None) -> TextTokeniz
     around = _around(tokenizer.bos_token_id, tokenizer.eos_token_id)
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
-        stored = _tokenizer_json(name)
+        # A class without rules of its own takes those of the file.
+        stored = None if type(tokenizer) is PreTrainedTokenizerFast else _tokenizer_json(name)
         if stored is not None and _rules(backend) != _rules(Tokenizer.from_file(str(stored))):
             logger.warning(
                 "tokenizer %s: %s of transformers %s replaces the rules of its tokenizer.json, which the "

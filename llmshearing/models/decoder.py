@@ -213,6 +213,7 @@ class Decoder(nn.Module):
         Returns:
             [B, S, D]; 0 where closed.
         """
+        gates = executed.shared(gates)
         outside, arch = executed.layer_gates(self.table, gates, None), self.arch
         embedded = executed_columns(self.transformer["wte"](input_ids), outside.executed_columns("wte"))
         x_BSD = _scaled(embedded, outside.columns("wte"))

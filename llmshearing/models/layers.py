@@ -55,7 +55,7 @@ class _MaskedLinear(torch.autograd.Function):
         wants_x, wants_weight, wants_rows, wants_columns, _ = ctx.needs_input_grad
         grad = grads[0]
         found: list[Tensor | None] = [None] * 5
-        part = gather(weight, *executed) if wants_x or wants_rows or wants_columns else None
+        part = gather(weight, *executed)
         if wants_x:
             found[0] = (grad @ _scaled(part, rows, columns, grad.dtype)).to(ctx.x_dtype)
         if not (wants_weight or wants_rows or wants_columns):
@@ -155,10 +155,18 @@ def masked_linear(
         rows: factors of the outputs, [out] or a scalar; None stands for 1.
         columns: factors of the inputs, [in] or a scalar; None stands for 1.
         executed: indices of the rows and of the columns of the weight to compute with; None stands for all.
+
+    Raises:
+        ValueError: for factors of a layer that computes with masks of its own.
     """
     at_rows, at_columns = executed
     if rows is None and columns is None and at_rows is None and at_columns is None:
         return linear(x)
+    if type(linear).forward is not nn.Linear.forward:
+        raise ValueError(
+            "The model has masks on single weights, with which gates of whole units cannot be combined: "
+            "prune it to its shape first."
+        )
     n_out = linear.out_features if at_rows is None else len(at_rows)
     rows = None if rows is None else rows.expand(n_out)
     columns = None if columns is None else columns.expand(x.shape[-1])

@@ -20,6 +20,7 @@ from llmshearing.shapes.units import (
     BLOCKS,
     GATES,
     Axis,
+    Gates,
     LayerGates,
     Weight,
     block_of,
@@ -61,10 +62,23 @@ class Executed:
         """Whether a block of a layer is not executed."""
         return bool(self.skipped) and block in self.skipped[layer]
 
+    def shared(self, gates: Gates) -> Gates:
+        """`gates`, of which those that all layers share are reduced to the executed units, once for all."""
+        found = Gates(gates)
+        for name, gate in gates.items():
+            index = self.indices.get(((None, name), 1))
+            if index is not None:
+                found[name] = gate.index_select(0, index)
+        return found
+
     def layer_gates(
         self, table: Mapping[str, Weight], gates: Mapping[str, Tensor], layer: int | None
     ) -> LayerGates:
-        """The gates of layer `layer`, or (None) of the weights outside of layers, of executed units."""
+        """The gates of layer `layer`, or (None) of the weights outside of layers, of executed units.
+
+        Args:
+            gates: what `shared` returned.
+        """
         read = layer_gates(table, gates, layer)
         if not self.units and not self.skipped:
             return read

@@ -81,6 +81,7 @@ _ROPE_KEYS = (
     "rope_local_base_freq",
 )
 _KNOWN = ("head_dim", "layers_block_type", "sliding_window_pattern")  # by some versions, of every family
+_OLDER_LAYERS = {"full_attention": "attention", "linear_attention": "mamba"}  # Granite's; both versions know
 _WINDOWED, _FULL = "sliding_attention", "full_attention"
 
 
@@ -494,13 +495,17 @@ def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
     Token ids are not asked about: nothing here depends on them, and versions differ in what they accept.
     """
     asked = {k: v for k, v in hf.items() if k not in _ROPE_KEYS and not k.endswith("_token_id")}
+    if hf["model_type"] == "granitemoehybrid" and isinstance(hf.get("layer_types"), list):
+        asked["layer_types"] = [_OLDER_LAYERS.get(kind, kind) for kind in map(str, hf["layer_types"])]
     given, heads, size = dict(asked), hf.get("num_attention_heads"), hf.get("head_dim")
     if "hidden_size" in asked and isinstance(heads, int) and isinstance(size, int):
         given["hidden_size"] = heads * size  # transformers 5 rejects a width that the heads do not divide
     try:
-        return CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(given)).to_dict() | asked
+        filled = CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(given)).to_dict()
     except (KeyError, TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
         raise ValueError(f"The HF config is inconsistent: {error}") from error
+    by_layer = {key for key, value in asked.items() if value is None and isinstance(filled.get(key), list)}
+    return filled | {key: value for key, value in asked.items() if key not in by_layer}
 
 
 def _class_defaults(model_type: str) -> dict[str, Any]:

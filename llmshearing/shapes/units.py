@@ -338,7 +338,7 @@ class LayerGates:
 
     Attributes:
         table: the weights of the architecture.
-        gates: [n] or scalar; a missing gate is open.
+        gates: [n] or scalar; a missing gate is open. Those that all layers share are of the executed units.
         indices: the executed rows or columns, by the kind that owns them and how many a unit owns; a missing
             entry stands for all.
         skipped: the blocks (`BLOCKS`) that are not executed.
@@ -372,8 +372,7 @@ class LayerGates:
     def owner(self, part: str) -> Tensor | None:
         """The gates of the units that own the rows of weight `part`; None when they are all open."""
         rows = self.table[part].rows
-        gate = None if rows.owner is None else self.gates.get(rows.owner)
-        return gate if gate is None else self._of(rows, gate)
+        return None if rows.owner is None or rows.owner not in self.gates else self._of(rows, rows.owner)
 
     def executed_rows(self, part: str) -> Tensor | None:
         """Indices of the rows of weight `part` that are executed; None for all."""
@@ -392,7 +391,7 @@ class LayerGates:
         rows = self.table[part].rows
         if rows.owner in ("head", "kv_head"):
             opened = self._open_heads(rows.owner)
-            return None if opened is None else self._of(rows, opened)
+            return None if opened is None else self._spread(rows, opened)
         gate = self.owner(part)
         return None if gate is None else gate != 0
 
@@ -413,16 +412,21 @@ class LayerGates:
         factor = None
         for name in axis.gates:
             if name in self.gates:
-                gate = self._of(axis, self.gates[name])
+                gate = self._of(axis, name)
                 factor = gate if factor is None else factor * gate
         return factor
 
-    def _of(self, axis: Axis, gate: Tensor) -> Tensor:
-        """A gate, or those of all units, as factors of the executed rows or columns."""
-        if gate.dim() and len(gate) != axis.size:
-            gate = gate.repeat_interleave(axis.size // len(gate))
+    def _of(self, axis: Axis, name: str) -> Tensor:
+        """Gates as factors of the executed rows or columns."""
+        shared = not GATES[name].per_layer and self._index(axis) is not None
+        return self.gates[name] if shared else self._spread(axis, self.gates[name])
+
+    def _spread(self, axis: Axis, values: Tensor) -> Tensor:
+        """A number, or one for every unit, as one for each of the executed rows or columns."""
+        if values.dim() and len(values) != axis.size:
+            values = values.repeat_interleave(axis.size // len(values))
         index = self._index(axis)
-        return gate if index is None or not gate.dim() else gate.index_select(0, index)
+        return values if index is None or not values.dim() else values.index_select(0, index)
 
     def _index(self, axis: Axis) -> Tensor | None:
         return None if axis.owner is None else self.indices.get((axis.owner, axis.each))

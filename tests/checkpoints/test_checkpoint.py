@@ -21,7 +21,7 @@ from llmshearing.checkpoints.writing import load_weights, write_checkpoint
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import architecture_from_hf, complete
-from twins import BY_FAMILY, CONFIGS, make, masked_checkpoint, save
+from twins import CONFIGS, make, masked_checkpoint, save
 
 SECTION = {
     "d_model": 16,
@@ -250,7 +250,9 @@ def test_weights_alone_need_the_number_of_heads_and_are_then_llama_2(tmp_path):
 
 
 # Mistral's weights are those of a Llama model.
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in BY_FAMILY["mistral"]])
+@pytest.mark.parametrize(
+    "name", [name for name in CONFIGS if CONFIGS[name].model_type in ("llama", "qwen2", "qwen3", "gpt_neox")]
+)
 def test_weights_alone_tell_their_family_and_options(tmp_path, name):
     expected = architecture_from_hf(CONFIGS[name].to_dict())
     found = describe(bare(tmp_path, name), {"num_attention_heads": 4})[0]
@@ -265,6 +267,22 @@ def test_weights_alone_tell_their_family_and_options(tmp_path, name):
         "tie_embeddings",
     )
     assert [getattr(found, n) for n in names] == [getattr(expected, n) for n in names]
+
+
+def test_weights_alone_do_not_tell_what_a_family_with_more_to_say_computes(tmp_path):
+    with pytest.raises(ValueError, match="its weights do not tell all that a model of family granite needs"):
+        describe(bare(tmp_path, "granite"), {"num_attention_heads": 4, "model_class": "GraniteForCausalLM"})
+
+
+def test_fewer_layers_than_a_config_of_unlike_layers_describes_are_rejected(tmp_path):
+    checkpoint = bare(tmp_path, "qwen3 windows")
+    kept = {name: w for name, w in checkpoint.weights.items() if "blocks.2." not in name}
+    record = {"hf_files": {"config.json": CONFIGS["qwen3 windows"].to_json_string(use_diff=False)}}
+    write_checkpoint(tmp_path / "fewer.pt", kept, record)
+    with pytest.raises(
+        ValueError, match="weights of 2 layers, but its config describes 3 layers that differ"
+    ):
+        describe(read_checkpoint(tmp_path / "fewer.pt"))
 
 
 @pytest.mark.parametrize(

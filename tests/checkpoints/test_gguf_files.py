@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 pytest.importorskip("gguf")
@@ -87,15 +87,14 @@ def test_every_family_comes_out_as_it_was_written(tmp_path, name):
     ],
 )
 def test_llama_3_scaling_is_recovered_from_its_factors(factor, low, high, original, theta, size):
-    config = copy.deepcopy(CONFIGS["llama"])
-    config.head_dim, config.rope_theta = size, theta
-    config.rope_scaling = {
+    scaling = {
         "rope_type": "llama3",
         "factor": factor,
         "low_freq_factor": low,
         "high_freq_factor": high,
         "original_max_position_embeddings": original,
     }
+    config = LlamaConfig(head_dim=size, rope_theta=theta, rope_scaling=scaling)
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     factors = gguf_twins.rope_factors(expected, theta, size)
     found = scaling_of(factors.astype(float), theta ** (-np.arange(0, size, 2) / size), 2048)
@@ -131,7 +130,7 @@ def test_factors_of_no_known_scaling_are_reported(tmp_path):
 def llama3(tmp_path):
     hf = twin("llama rope llama3")
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](hf.config, "cpu")
-    factors = {"rope_freqs.weight": gguf_twins.rope_factors(frequencies, hf.config.rope_theta, 8)}
+    factors = {"rope_freqs.weight": gguf_twins.rope_factors(frequencies, 10000.0, 8)}
     return hf, gguf_twins.write(tmp_path / "m.gguf", hf, tensors=lambda t: {**t, **factors})
 
 

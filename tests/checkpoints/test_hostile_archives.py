@@ -212,7 +212,7 @@ def header(**tensors):
         header(a={"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 16]}) + b"x" * 16,
         header(a={"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}) + b"x" * 4,
         header(a={"dtype": "X9", "shape": [4], "data_offsets": [0, 16]}) + b"x" * 16,
-        header(a={"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}) + b"x" * 2,
+        header(a={"dtype": "F4", "shape": [4], "data_offsets": [0, 3]}) + b"x" * 3,
         header(**{"__metadata__": {"format": 3}}),
         b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": [[[[[[[[[[',
     ],

@@ -21,7 +21,7 @@ def test_the_page_shows_every_family():
 def test_row_shows_a_fault_in_pruning(monkeypatch):
     _, family, options = next(row for row in ROWS if row[0] == "Qwen3")
     row = measure(family, options)
-    assert 0 < row.parity < 1e-4
+    assert row.parity < 1e-4  # of transformers 5 to the bit
     assert 0 < row.masked < 1e-4
     assert row.exact
     cut = family_table.cut

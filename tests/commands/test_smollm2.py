@@ -14,7 +14,9 @@ from llmshearing.checkpoints.trained_method import load_method
 from llmshearing.checkpoints.writing import load_weights, write_checkpoint
 from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
 from llmshearing.commands.equality import load_ours, load_theirs
+from llmshearing.commands.oneshot import SHAPES, Task, oneshot
 from llmshearing.commands.prune import prune_and_save_model
+from llmshearing.commands.trim_vocabulary import trim_vocabulary
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.models.composer_llama import ComposerMosaicLlama
@@ -124,3 +126,39 @@ def train(model, batch, steps):
         optimizer.step()
         optimizer.zero_grad()
         model.model.method.after_step(model.model)
+
+
+@torch.no_grad()
+def test_one_shot_equals_the_masked_model_and_beats_random_units(smollm2, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    sizes = {"n_heads": 6, "n_kv_heads": 2, "d_model": 552, "n_layers": 29, "intermediate_size": 1408}
+    losses, ids = {}, ids_of(smollm2, 128)
+    for method, reading in (("activation", {"data": str(tmp_path / "text.txt")}), ("random", {})):
+        settings = {**reading, "samples": 4, "length": 64} if reading else {}
+        kept = str(tmp_path / method)
+        oneshot(
+            smollm2 / "c.pt", tmp_path / f"hf-{method}", method=method, scores=kept, sizes=sizes, **settings
+        )
+        checkpoint = read_checkpoint(smollm2 / "c.pt")
+        source = describe(checkpoint)[0]
+        task = Task(method, checkpoint, source, source.resized(**sizes), scores=kept)
+        masked = load_ours(checkpoint)({"input_ids": ids, **to_z(SHAPES[method].gates(task))})["logits"]
+        exported = AutoModelForCausalLM.from_pretrained(tmp_path / f"hf-{method}").eval()(ids).logits
+        assert (exported - masked).abs().max() <= TOLERANCE
+        losses[method] = perplexity(exported, ids)
+    assert losses["activation"] < losses["random"] / 2
+
+
+@torch.no_grad()
+def test_a_trimmed_vocabulary_has_the_same_text_and_logits(smollm2, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    trim_vocabulary(smollm2 / "c.pt", tmp_path / "hf", data=str(tmp_path / "text.txt"), keep=4096)
+    old, new = (AutoTokenizer.from_pretrained(folder) for folder in (smollm2 / "hf", tmp_path / "hf"))
+    kept = old.convert_tokens_to_ids(new.convert_ids_to_tokens(range(4096)))
+    ids = new(TEXT, return_tensors="pt").input_ids
+    assert [kept[i] for i in ids[0]] == old(TEXT).input_ids
+    other = "def naïve(λ): return 漢字 🙂\n\t<|im_end|>"
+    assert new.decode(new(other).input_ids) == old.decode(old(other).input_ids) == other
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()(ids[:, :64]).logits
+    theirs = AutoModelForCausalLM.from_pretrained(smollm2 / "hf").eval()(ids_of(smollm2, 64)).logits
+    torch.testing.assert_close(ours, theirs[..., kept], atol=1e-4, rtol=1e-5)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, ByT5Tokenizer, LlamaTokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
 from llmshearing.datasets.manifest import Manifest
@@ -19,7 +19,11 @@ def sentencepiece_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sentencepiece")
     (folder / "corpus.txt").write_text("\n".join(documents(200)))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "corpus.txt"), model_prefix=str(folder / "m"), vocab_size=120, minloglevel=2
+        input=str(folder / "corpus.txt"),
+        model_prefix=str(folder / "m"),
+        vocab_size=120,
+        minloglevel=2,
+        model_type="bpe",
     )
     return folder / "m.model"
 
@@ -214,8 +218,9 @@ def test_sentencepiece_model(sentencepiece_model):
 
 def test_a_llama_folder_with_a_sentencepiece_model_alone(sentencepiece_model, tmp_path):
     """As the first LLaMA models are shared; transformers converts it, which needs protobuf."""
-    LlamaTokenizer(str(sentencepiece_model), legacy=False).save_pretrained(tmp_path)
-    assert not (tmp_path / "tokenizer.json").exists()
+    shutil.copy(sentencepiece_model, tmp_path / "tokenizer.model")
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     ours, theirs = load_tokenizer(str(tmp_path)), load_tokenizer(str(sentencepiece_model))
     assert [list(ids) for ids in ours.encode(documents(3))] == [
         list(ids) for ids in theirs.encode(documents(3))

@@ -111,6 +111,24 @@ def test_every_text_comes_out_as_before(pair, text):
     assert after == before
 
 
+def test_ids_around_a_text_and_of_padding_are_renumbered():
+    old = byte_level()
+    old.add_special_tokens(["<end>"])
+    last = old.token_to_id("<end>")
+    ends = [("<s>", 0), ("<end>", last)]
+    for processor in (
+        processors.TemplateProcessing("<s> $A <end>", None, ends),
+        processors.Sequence([processors.ByteLevel(), processors.BertProcessing(ends[1], ends[0])]),
+    ):
+        old.post_processor = processor
+        old.enable_padding(pad_id=last, pad_token="<end>", length=8)
+        trimmable = Trimmable(old.to_str(), "model")
+        new = Tokenizer.from_str(trimmable.trimmed(trimmable.choose(np.zeros(last, dtype=np.int64), 300)))
+        ids = new.encode("a").ids
+        assert [new.id_to_token(i) for i in ids] == ["<s>", "a", *["<end>"] * 6]
+        assert ids[-1] == 299 != last
+
+
 def test_the_most_used_tokens_stay_with_what_they_are_merged_from():
     old = byte_level()
     trimmable = Trimmable(old.to_str(), "model")

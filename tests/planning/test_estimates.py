@@ -1,5 +1,6 @@
 """The figures of a plan: against published ones and against real models."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_checkpoints_and_evaluations_are_counted() -> None:
     assert estimates.checkpoint_bytes(prepared) == 12 * 6_738_415_616
     config.save_weights_only = True
     assert estimates.checkpoint_bytes(prepared) == 4 * 6_738_415_616
-    prepared.aim = Aim(own=6, trains_weights=False)  # these alone have moments
+    prepared = replace(prepared, aim=Aim(own=6, trains_weights=False))  # these alone have moments
     assert estimates.checkpoint_bytes(prepared) == 4 * (6_738_415_616 + 6)
     config.save_weights_only = False
     assert estimates.checkpoint_bytes(prepared) == 4 * (6_738_415_616 + 6) + 8 * 6

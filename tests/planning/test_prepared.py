@@ -81,7 +81,7 @@ def test_finds_what_would_end_a_run_later(
         ({"save_folder": str(tmp_path / "run")}, "ep0-ba2-rank0.pt without ep0-ba2-rank0.pt.json"),
         ({"compile_config": {"mode": "bla"}}, "compile_config: torch.compile rejects it: Unrecognized mode"),
         ({"compile_config": {"options": 3}}, "compile_config: torch.compile rejects it: 'int' object has no"),
-        ({"compile_config": {"dynamic": "x"}}, "compile_config: torch.compile rejects it: AssertionError"),
+        ({"compile_config": {"dynamic": "x"}}, "compile_config: torch.compile rejects it: "),
         ({"compile_config": {"modes": "bla"}}, "compile_config: torch.compile rejects it: compile() got an"),
         ({"loggers__tensorboard": {}}, "loggers.tensorboard needs the package no_such_package: EXTRAS=track"),
         ({"model__l0_module__target_model__d_model": 0}, "target_model.d_model is 0; expected at least 1"),

@@ -308,6 +308,11 @@ def test_two_methods_are_rejected() -> None:
     assert METHODS["maskllm"] is MaskLLM
 
 
+def test_gates_of_a_batch_are_rejected() -> None:
+    with pytest.raises(ValueError, match="gates of whole units cannot be combined"):
+        build().eval()({**batch(), "head_z": torch.ones(2, 1, 4, 1)})
+
+
 def test_bf16_keeps_logits_mask_and_regulariser_in_fp32() -> None:
     model = build(weight_reg=1e-3)
     with torch.autocast("cpu", torch.bfloat16):

@@ -9,7 +9,7 @@ import pytest
 
 from processes import Ranks, assert_same, metrics, run, write_config
 
-KILLS = 20
+KILLS, FEW = 20, 5
 STEPS = 36
 SETTINGS = {"max_duration": f"{STEPS}ba", "eval_interval": "3ba", "save_interval": "2ba"}
 
@@ -31,16 +31,16 @@ def steps_done(folder):
     return max(metrics(folder), default=0) if (folder / "metrics.jsonl").exists() else 0
 
 
-@pytest.mark.world_size
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_killed_at_random_moments(tmp_path, data, table, world_size):
-    run([write_config(tmp_path / "whole", data, **SETTINGS)], world_size, timeout=300)
+def kill_at_random_moments(tmp_path, data, world_size, wanted, prune=True, **changes):
+    """Compare runs that were killed `wanted` times in all with one that never was."""
+    settings = {**SETTINGS, **changes}
+    run([write_config(tmp_path / "whole", data, prune, **settings)], world_size, timeout=300)
     generator = random.Random(world_size)
     kills, runs = 0, 0
-    while kills < KILLS:
+    while kills < wanted:
         folder = tmp_path / f"killed-{runs}"
-        arguments = [write_config(folder, data, **SETTINGS), "autoresume=true"]
-        while kills < KILLS and steps_done(folder) < STEPS - 6:
+        arguments = [write_config(folder, data, prune, **settings), "autoresume=true"]
+        while kills < wanted and steps_done(folder) < STEPS - 6:
             ranks = Ranks(arguments, world_size, random_fault(generator, steps_done(folder)))
             ranks.processes[0].join(300)
             ranks.kill()  # as a launcher does when one rank is gone
@@ -49,4 +49,20 @@ def test_killed_at_random_moments(tmp_path, data, table, world_size):
         run(arguments, world_size, timeout=300)
         assert_same(tmp_path / "whole", folder)
         runs += 1
-    table(f"kill -9 at random moments, {world_size} process(es)", "equal to the bit", kills)
+
+
+@pytest.mark.world_size
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_killed_at_random_moments(tmp_path, data, table, world_size):
+    kill_at_random_moments(tmp_path, data, world_size, KILLS)
+    table(f"kill -9 at random moments, {world_size} process(es)", "equal to the bit", KILLS)
+
+
+@pytest.mark.world_size
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_killed_while_it_learns_masks_on_single_weights(tmp_path, data, table, world_size):
+    section = {"prior": "magnitude", "weight_reg": 1e-4}
+    kill_at_random_moments(
+        tmp_path, data, world_size, FEW, prune=False, model__maskllm=section, optimizer__lr=1e-2
+    )
+    table(f"kill -9 while learning 2:4 masks, {world_size} process(es)", "equal to the bit", FEW)

@@ -12,8 +12,9 @@ from llmshearing.checkpoints.hf_files import HFModel, from_hf
 from llmshearing.config import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import architecture_from_hf, architecture_to_hf, complete
+from llmshearing.shapes.key_map import to_hf
 from llmshearing.shapes.rope_config import read_rope
-from twins import CONFIGS, make
+from twins import CONFIGS, older
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "transformers5"
 spec = importlib.util.spec_from_file_location("make_transformers5", FIXTURES / "make.py")
@@ -34,17 +35,15 @@ def filled(name: str, shape: torch.Size) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_that_transformers_5_computed(name: str) -> None:
-    """Stored logits: the installed version misreads such a config, so it cannot be asked."""
+    """Stored logits: transformers 4 misreads such a config, so it cannot be asked."""
     hf = config(name)
     arch = architecture_from_hf(hf)
-    model = make(CONFIGS["gpt_neox" if arch.fused_qkv else f"{arch.family}"])
-    older = architecture_to_hf(arch, hf)
-    theirs = type(model)(type(model.config)(**older))
-    names = {n: filled(n, weight.shape) for n, weight in theirs.named_parameters()}
-    if arch.fused_qkv:  # transformers 5 calls it so
-        names["lm_head.weight"] = names.pop("embed_out.weight")
-    weights, _ = from_hf(HFModel(name, hf, names, {}))
     ours = ComposerMosaicLlama(complete(ModelConfig(init_device="meta"), arch, name))
+    shapes = {to_hf(n, arch.family): parameter.shape for n, parameter in ours.named_parameters()}
+    theirs = {n: filled(n, shape) for n, shape in shapes.items()}
+    if arch.fused_qkv:  # transformers 5 calls it so
+        theirs["lm_head.weight"] = theirs.pop("embed_out.weight")
+    weights, _ = from_hf(HFModel(name, hf, theirs, {}))
     ours.load_state_dict(weights, assign=True)
     with torch.no_grad():
         logits = ours.eval()({"input_ids": written.IDS})["logits"]
@@ -55,7 +54,8 @@ def test_logits_are_those_that_transformers_5_computed(name: str) -> None:
 def test_configs_are_written_in_the_spelling_that_both_versions_read(name: str) -> None:
     arch = architecture_from_hf(config(name))
     again = architecture_to_hf(arch, config(name))
-    assert "rope_parameters" not in again
+    if arch.family != "olmo3":  # whose layers with a window transformers 5 would give another base
+        assert "rope_parameters" not in again
     assert architecture_from_hf(again) == arch
 
 
@@ -125,6 +125,6 @@ def test_rotations_by_type_of_layer_that_are_not_understood_are_rejected(paramet
 
 
 def test_an_older_config_without_a_base_has_its_class_default() -> None:
-    hf = {key: value for key, value in CONFIGS["llama"].to_dict().items() if key != "rope_theta"}
+    hf = {key: value for key, value in older("llama").items() if key != "rope_theta"}
     assert read_rope(hf) == {}
     assert architecture_from_hf(hf).rope_theta == 10000.0
