@@ -113,3 +113,19 @@ def test_a_recipe_takes_the_environment_of_the_repository(place: Path) -> None:
         ["bash", "scripts/pruning.sh"], cwd=place, env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout == "composer of .venv\n"
+
+
+@pytest.mark.parametrize("script", ["pruning", "continue_pretraining"])
+@pytest.mark.parametrize("teacher", ["", "models/the source.pt"])
+def test_a_recipe_takes_a_teacher(place: Path, script: str, teacher: str) -> None:
+    (place / "bin" / "composer").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (place / "bin" / "composer").chmod(0o755)
+    env = {"PATH": f"{place / 'bin'}:/usr/bin:/bin", "VIRTUAL_ENV": str(place), "MODEL": "m.pt", "DATA": "d"}
+    command = ["bash", f"scripts/{script}.sh", "seed=3"]
+    done = subprocess.run(
+        command, cwd=place, env={**env, "TEACHER": teacher}, capture_output=True, text=True, check=True
+    )
+    *_, last_setting, seed = done.stdout.splitlines()
+    assert seed == "seed=3"
+    expected = f"distillation.teacher={teacher}" if teacher else "callbacks.data_loading.target_loss="
+    assert last_setting.startswith(expected)
