@@ -219,11 +219,13 @@ class ModelConfig:
     attention_multiplier: float | None = key(
         None, "What attention scores are multiplied by (Granite, Gemma); null: 1 / sqrt(head_dim)."
     )
-    embedding_multiplier: float | None = key(None, "What the embedding is multiplied by (Granite).")
-    residual_multiplier: float | None = key(
-        None, "What attention and MLP are multiplied by before they are added (Granite)."
+    embedding_multiplier: float | None = key(
+        None, "What the embedding is multiplied by (Granite).", resume=FREE
     )
-    logits_scaling: float | None = key(None, "What logits are divided by (Granite).")
+    residual_multiplier: float | None = key(
+        None, "What attention and MLP are multiplied by before they are added (Granite).", resume=FREE
+    )
+    logits_scaling: float | None = key(None, "What logits are divided by (Granite).", resume=FREE)
     attention_softcap: float | None = key(None, "Soft cap of attention scores (Gemma 2); null: none.")
     logits_softcap: float | None = key(None, "Soft cap of logits (Gemma 2); null: none.")
     qkv_bias: bool | None = key(None, "Whether the q, k and v projections have biases.")

@@ -60,7 +60,9 @@ def test_one_read_of_the_device_a_step(
             return original(self, *arguments, **more)
 
         monkeypatch.setattr(torch.Tensor, name, counting)
-    training.train(run_config(data, prune=prune, max_duration=f"{STEPS}ba", eval_interval="0ba"))
+    training.train(
+        run_config(data, prune=prune, model__execute="all", max_duration=f"{STEPS}ba", eval_interval="0ba")
+    )
     for counts in reads.values():
         counts.pop("models/loss.py", None)  # slices of a range that is made on the host
     assert reads == {step: {"callbacks/step_numbers.py": 1} for step in range(STEPS)}

@@ -47,7 +47,12 @@ def replace(theirs, weights):
 
 
 @pytest.mark.parametrize("dense_inputs", [False, True], ids=["pruned inputs", "dense inputs"])
-@pytest.mark.parametrize("name", [names[0] for names in BY_FAMILY.values()] + ["llama grouped", "llama tied"])
+# Families whose projections have other places in transformers are compared by their definition alone.
+@pytest.mark.parametrize(
+    "name",
+    [names[0] for family, names in BY_FAMILY.items() if family not in ("phi3", "granitemoehybrid")]
+    + ["llama grouped", "llama tied"],
+)
 def test_wanda_reads_what_the_model_of_transformers_reads(name, dense_inputs) -> None:
     theirs, decoder, weights = twin(name)
     samples = tokens(16, rows=6)
