@@ -67,7 +67,7 @@ def load_theirs(path: str | Path) -> PreTrainedModel:
         )
     if place.suffix == ".gguf":
         _scale_rotary(model, place)
-    return torch.nn.Module.float(model).eval()  # transformers' own rejects what came from a GGUF file
+    return torch.nn.Module.float(model).eval()  # transformers' own rejects what came from a GGUF file  # type: ignore[return-value]
 
 
 def _scale_rotary(model: Any, path: Path) -> None:
