@@ -89,7 +89,7 @@ def teacher_pass(teacher: Teacher, batch: dict[str, torch.Tensor]) -> Callable[[
     def run() -> None:
         hidden = decoder.hidden_states(batch["input_ids"], Gates()).flatten(0, 1)
         for rows in hidden.split(tokens):
-            rows @ decoder.head.weight.T
+            torch.mm(rows, decoder.head.weight.T)
 
     return run
 

@@ -69,7 +69,7 @@ def learned(
         "callbacks": {
             "data_loading": {"set_names": domains, "proportion": [1 / len(domains)] * len(domains)}
         },
-        "optimizer": {"lr": 5e-4, "betas": [0.9, 0.95], "eps": 1e-5, "weight_decay": 0.1},
+        "optimizer": {"name": "adamw", "lr": 5e-4, "betas": [0.9, 0.95], "eps": 1e-5, "weight_decay": 0.1},
         "scheduler": {"t_warmup": "0ba", "alpha_f": 0.1},
         "algorithms": {"gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1.0}},
         "max_duration": f"{steps}ba",

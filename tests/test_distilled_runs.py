@@ -94,6 +94,25 @@ def test_a_pruning_run_has_its_source_for_a_teacher(tmp_path, data, source):
     assert second > 0
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"layerchop": {"n_layers": 2, "warm_steps": "1ba"}},
+        {"dimchop": {"target_model": {"d_model": 16, "n_heads": 2, "intermediate_size": 24}}},
+        {"maskllm": {}},
+    ],
+    ids=lambda section: next(iter(section)),
+)
+def test_every_method_is_taught(tmp_path, data, source, section):
+    """The source teaches itself until something goes, or its weights change."""
+    settings = {f"model__{name}": values for name, values in section.items()}
+    settings |= {"max_duration": "5ba", "eval_interval": "0ba", "model__path": source, "distillation": {}}
+    train(run_config(data, tmp_path, prune=False, **settings))
+    first, *_, last_one = (values[KL] for values in metrics(tmp_path).values() if KL in values)
+    assert last_one > 1e-4
+    assert (abs(first) < 1e-5) is ("maskllm" not in section)
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_teacher_runs_once_a_microbatch(tmp_path, data, source, teacher, recompute, monkeypatch):
     calls: Counter[int] = Counter()

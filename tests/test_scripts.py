@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from llmshearing.evaluation import results
+from llmshearing.evaluation.results import Measured
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -86,6 +89,19 @@ def test_the_quickstart_ends_with_what_to_do_next() -> None:
     assert any("source .venv/bin/activate" in line for line in readme)
 
 
+def test_the_quickstart_says_sizes_and_speed(tmp_path: Path) -> None:
+    table = runpy.run_path(str(ROOT / "scripts" / "quickstart_table.py"))
+    models = []
+    for name, size, rate in (("source-hf", 4_000_000, 100.0), ("hf", 1_000_000, 250.0)):
+        speed = {"weights": 4 * size, "prefill": rate, "decode": rate}
+        models.append(Measured(name, f"/{name}", "1", size, {}, {"1 x 128": speed}))
+    results.write(tmp_path / "continue" / "speed.json", models)
+    source, result = table["sizes_and_speed"](tmp_path).strip().splitlines()
+    assert source.startswith("source: 4,000,000 parameters, 16.0 MB; reads 100 tokens/s (1.00x), writes 100 ")
+    assert result.startswith("result: 1,000,000 parameters, 4.0 MB; reads 250 tokens/s (2.50x), writes 250 ")
+    assert "--out $out/continue" in (ROOT / "scripts" / "quickstart.sh").read_text()
+
+
 def test_a_recipe_takes_the_environment_of_the_repository(place: Path) -> None:
     """Without an active one, it finds composer where setup.sh has put it."""
     (place / ".venv" / "bin").mkdir(parents=True)
@@ -97,3 +113,19 @@ def test_a_recipe_takes_the_environment_of_the_repository(place: Path) -> None:
         ["bash", "scripts/pruning.sh"], cwd=place, env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout == "composer of .venv\n"
+
+
+@pytest.mark.parametrize("script", ["pruning", "continue_pretraining"])
+@pytest.mark.parametrize("teacher", ["", "models/the source.pt"])
+def test_a_recipe_takes_a_teacher(place: Path, script: str, teacher: str) -> None:
+    (place / "bin" / "composer").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (place / "bin" / "composer").chmod(0o755)
+    env = {"PATH": f"{place / 'bin'}:/usr/bin:/bin", "VIRTUAL_ENV": str(place), "MODEL": "m.pt", "DATA": "d"}
+    command = ["bash", f"scripts/{script}.sh", "seed=3"]
+    done = subprocess.run(
+        command, cwd=place, env={**env, "TEACHER": teacher}, capture_output=True, text=True, check=True
+    )
+    *_, last_setting, seed = done.stdout.splitlines()
+    assert seed == "seed=3"
+    expected = f"distillation.teacher={teacher}" if teacher else "callbacks.data_loading.target_loss="
+    assert last_setting.startswith(expected)

@@ -93,7 +93,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
             "original_max_position_embeddings": 16,
         },
     ),
-    "llama rope yarn": LlamaConfig(**GROUPED, rope_scaling=_YARN),
+    "llama rope yarn": LlamaConfig(**GROUPED, rope_scaling={**_YARN}),
     "llama rope yarn scaled": LlamaConfig(
         **GROUPED,
         rope_scaling={**_YARN, "original_max_position_embeddings": 16, "attention_factor": 1.3},
@@ -129,7 +129,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "olmo3 yarn": Olmo3Config(
         **_WINDOWS,
         **_NO_TOKENS,
-        rope_theta=5000.0,
+        rope_theta=500000.0,
         rope_scaling={**_YARN, "original_max_position_embeddings": 16},
     ),
     "phi3": Phi3Config(**GROUPED, **_NO_TOKENS, sliding_window=6),

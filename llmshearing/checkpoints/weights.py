@@ -113,7 +113,7 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     def digest(name: str) -> bytes:
         tensor = weights[name].contiguous()
         head = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        content = hashlib.sha256(tensor.flatten().view(torch.uint8).numpy())
+        content = hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data)
         return hashlib.sha256(head + content.digest()).digest()
 
     with ThreadPoolExecutor(max_workers=8) as pool:  # hashing large buffers lets other threads run

@@ -116,9 +116,9 @@ def run(
     with as_hf_folder(model) as folder:
         loaded = load_model(folder, args.dtype)
         found.parameters = loaded.num_parameters()
-        tokenizer = (
-            load_tokenizer(args.tokenizer or folder, model.name) if _needs_tokenizer(jobs, text) else None
-        )
+        tokenizer: Any = None
+        if _needs_tokenizer(jobs, text):
+            tokenizer = load_tokenizer(args.tokenizer or folder, model.name)
         harness_model: Any = None
         for job in jobs:
             if job.choice is None:

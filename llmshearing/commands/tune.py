@@ -67,7 +67,7 @@ def tune(
         words = with_template(load_tokenizer(Path(tokenizer) if tokenizer else folder, model), cfg.template)
         questions, held_out, train = split(read.conversations, words, cfg)
         end = last_token(train)
-        loaded = load_model(folder, "float32", training.attention())
+        loaded: Any = load_model(folder, "float32", training.attention())
         limit = loaded.config.max_position_embeddings
         if cfg.max_length > limit:
             raise ValueError(f"max_length is {cfg.max_length}, but {model} reads at most {limit} tokens.")

@@ -23,7 +23,7 @@ class DistillationConfig:
     )
     loss: str = key(
         "forward_kl",
-        "forward_kl: KL(teacher || model), which covers all that the teacher finds likely; reverse_kl: "
-        "KL(model || teacher), which avoids what it finds unlikely.",
+        "`forward_kl`: the mean of log(teacher / model) under the teacher's distribution; `reverse_kl`: that "
+        "of log(model / teacher) under the model's.",
         choices=("forward_kl", "reverse_kl"),
     )

@@ -33,13 +33,18 @@ class OptimizerConfig:
         "Whether weight decay is a part of each step (decoupled_adamw) or of the learning rate (adamw).",
         choices=("decoupled_adamw", "adamw"),
     )
-    lr: float = key(1e-4, "Peak learning rate of the model's parameters.", least=0)
+    lr: float = key(
+        1e-4, "Peak learning rate of the model's parameters; with `maskllm`, of its logits.", least=0
+    )
     betas: list[float] = key(
         lambda: [0.9, 0.95], "Decay rates of the two moments.", least=0, below=1, length=2
     )
     eps: float = key(1e-8, "Epsilon of Adam.", least=0)
     weight_decay: float = key(
-        0.0, "Weight decay of the model's parameters; masks and multipliers have none.", least=0
+        0.0,
+        "Weight decay of the model's parameters, or of the logits of `maskllm`; other masks and multipliers "
+        "have none.",
+        least=0,
     )
     lag_lr: float = key(1.0, "Peak learning rate of masks (descending) and multipliers (ascending).", above=0)
 

@@ -197,11 +197,11 @@ def _dialogues(examples: Any) -> Iterator[Document]:
 
 
 def _facts(examples: Any) -> Iterator[Document]:
-    """The last word or words of a statement that has only one completion."""
+    """The last word or words of a statement that has only one completion, after solved examples."""
     for example in examples:
         targets = example["target"] if isinstance(example["target"], list) else [example["target"]]
         if len(targets) == 1 and targets[0].strip():
-            yield {"prompt": example["input"].strip(), "target": targets[0].strip()}
+            yield {"input": example["input"], "target": targets[0]}
 
 
 def _solved(form: str) -> Callable[[Any], Iterator[Document]]:
@@ -221,6 +221,10 @@ def _solved(form: str) -> Callable[[Any], Iterator[Document]]:
             yield {"prompt": prompt.rstrip(), "target": pair["target"]}
 
     return make
+
+
+def _solved_facts(examples: Any) -> Iterator[Document]:
+    return _solved("{input} {target}.\n")(_facts(examples))
 
 
 _OPTION = re.compile(r"^[A-D]\. (?:[A-D]\.)?", re.MULTILINE)
@@ -264,7 +268,7 @@ BATTERY: dict[str, Task] = {
         _questions("Narrative: ", _PROVERB),
     ),
     "logiqa_en": Task("evals", "logiqa/logiqa.jsonl", "choice", "acc_norm", _logic),
-    "qa_wikidata": Task("bigbench", "qa_wikidata/task.json", "cloze", "acc", _facts, 500),
+    "qa_wikidata": Task("bigbench", "qa_wikidata/task.json", "cloze", "acc", _solved_facts, 500),
     "past_tense": Task(
         "bigbench",
         "linguistic_mappings/past_tense_json/task.json",

@@ -13,6 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llmshearing.evaluation.continuations import WORTHWHILE, log_likelihoods
 from llmshearing.evaluation.models import is_out_of_memory
 from llmshearing.evaluation.results import Score
 from llmshearing.evaluation.suites import PREFERRED, Choice
@@ -24,11 +25,16 @@ VERSION = version("lm-eval")
 _QUIET = ("lm_eval", "datasets")
 
 
-class Model(HFLM):
+_Base: Any = HFLM  # lm-eval's registry hides its type
+
+
+class Model(_Base):
     """lm-eval's HF model with this package's bars: one a task, in requests that have been answered."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        super().__init__(
+            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"
+        )
         self.what = ""
         self._bar: Any = None
 
@@ -44,7 +50,30 @@ class Model(HFLM):
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: Any = None
     ) -> Any:
-        return self._counted(super()._loglikelihood_tokens, requests, override_bs=override_bs)
+        """Answers in the order of requests; the choices of a question share its context."""
+        contexts: dict[tuple[int, ...], list[int]] = {}
+        for index, (_, context, _) in enumerate(requests):
+            contexts.setdefault(tuple(context), []).append(index)
+        answers: dict[int, tuple[float, bool]] = {}
+
+        def answer(requests: Any, **options: Any) -> None:
+            for context, indices in contexts.items():
+                choices = [requests[index][2] for index in indices]
+                if not self._shares(context, choices):
+                    continue
+                found = log_likelihoods(self.model, context, choices)
+                answers.update(zip(indices, found, strict=True))
+                self._bar.update(len(indices))
+            alone = [index for index in range(len(requests)) if index not in answers]
+            found = super(Model, self)._loglikelihood_tokens([requests[i] for i in alone], **options)
+            answers.update(zip(alone, found, strict=True))
+
+        self._counted(answer, requests, override_bs=override_bs)
+        return [answers[index] for index in range(len(requests))]
+
+    def _shares(self, context: tuple[int, ...], choices: Sequence[Sequence[int]]) -> bool:
+        fits = len(context) + max(map(len, choices)) <= self.max_length
+        return fits and len(choices) > 1 and len(context) >= WORTHWHILE
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
         return self._counted(super().generate_until, requests)

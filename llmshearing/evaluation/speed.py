@@ -162,9 +162,11 @@ def promised(models: Sequence[PreTrainedModel], setting: Setting) -> list[dict[s
 
 def _matrices(model: PreTrainedModel) -> tuple[int, int]:
     """Numbers in the matrices of the blocks, and in the output head."""
-    head = model.get_output_embeddings().weight.numel()
-    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    return sum(p.numel() for p in model.parameters() if p.dim() == 2 and id(p) not in embeddings), head
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    outside = {id(head.weight), id(embedding.weight)}
+    blocks = sum(p.numel() for p in model.parameters() if p.dim() == 2 and id(p) not in outside)
+    return blocks, head.weight.numel()
 
 
 def _prefill_operations(model: PreTrainedModel, setting: Setting) -> float:

@@ -39,14 +39,15 @@ def forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
     """
     p, q = (_softmax(logits, temperature) for logits in (teacher, student))
     z_difference = _z_difference(student, teacher, p, q, temperature)
-    divergence = (teacher - student).div_(temperature).mul_(p).sum(-1) - z_difference
-    return divergence * temperature**2, q.sub_(p).mul_(temperature)
+    divergence = (teacher - student).mul_(p).sum(-1) / temperature - z_difference
+    gradient = q.sub_(p)
+    return divergence * temperature**2, gradient if temperature == 1 else gradient.mul_(temperature)
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """T^2 KL(q || p) of p and q as in `forward_kl`, and its gradient to the student's logits.
 
-    The gradient is T q (log(q / p) - KL(q || p)).
+    The gradient is T q (log(q / p) - KL(q || p)), in which neither T nor z is left.
 
     Args:
         student: logits [n, V] in fp32.
@@ -59,10 +60,10 @@ def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
     p, q = (_softmax(logits, temperature) for logits in (teacher, student))
     z_difference = _z_difference(student, teacher, p, q, temperature)
     del p  # memory that the next line takes
-    difference = (teacher - student).div_(temperature)
+    difference = student - teacher
     mean = (difference * q).sum(-1)
-    gradient = difference.sub_(mean[:, None]).mul_(q).mul_(-temperature)
-    return (z_difference - mean) * temperature**2, gradient
+    divergence = z_difference + mean / temperature
+    return divergence * temperature**2, difference.sub_(mean[:, None]).mul_(q)
 
 
 def _softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -80,8 +80,13 @@ _ROPE_KEYS = (
     "partial_rotary_factor",
     "rope_local_base_freq",
 )
-_KNOWN = ("head_dim", "layers_block_type", "sliding_window_pattern")  # by some versions, of every family
-_OLDER_LAYERS = {"full_attention": "attention", "linear_attention": "mamba"}  # Granite's; both versions know
+_KNOWN = (
+    "head_dim",
+    "layers_block_type",
+    "sliding_window_pattern",
+    "original_max_position_embeddings",
+)  # by some versions, of every family
+_OLDER_LAYERS = {"full_attention": "attention", "linear_attention": "mamba"}
 _WINDOWED, _FULL = "sliding_attention", "full_attention"
 
 
@@ -489,14 +494,22 @@ def _phi_spelling(given: Mapping[str, Any], filled: Mapping[str, Any]) -> dict[s
     return {**given, **renamed, trained: filled.get(trained)}
 
 
+def _granite_4_spelling(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Types of layers by the names that both versions know, and sizes of other layers that fit any width."""
+    said = {key: value for key, value in hf.items() if key != "time_step_limit"}
+    if isinstance(hf.get("layer_types"), list):
+        said["layer_types"] = [_OLDER_LAYERS.get(kind, kind) for kind in map(str, hf["layer_types"])]
+    return {**said, "mamba_n_heads": 1, "mamba_d_head": "auto"}
+
+
 def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
     """`hf` with the defaults of transformers for missing keys, except those of rotary embeddings.
 
     Token ids are not asked about: nothing here depends on them, and versions differ in what they accept.
     """
     asked = {k: v for k, v in hf.items() if k not in _ROPE_KEYS and not k.endswith("_token_id")}
-    if hf["model_type"] == "granitemoehybrid" and isinstance(hf.get("layer_types"), list):
-        asked["layer_types"] = [_OLDER_LAYERS.get(kind, kind) for kind in map(str, hf["layer_types"])]
+    if hf["model_type"] == "granitemoehybrid":
+        asked = _granite_4_spelling(asked)
     given, heads, size = dict(asked), hf.get("num_attention_heads"), hf.get("head_dim")
     if "hidden_size" in asked and isinstance(heads, int) and isinstance(size, int):
         given["hidden_size"] = heads * size  # transformers 5 rejects a width that the heads do not divide

@@ -84,7 +84,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, turns: Conversation, max_length: 
         for index, turn in enumerate(turns)
         if turn["role"] == "assistant"
     ]
-    encoded = tokenizer(
+    encoded: Any = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=max_length
     )
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]

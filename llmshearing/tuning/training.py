@@ -17,7 +17,8 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from datasets import Dataset
 from llmshearing.progress import bar
@@ -138,9 +139,7 @@ def assistant_loss(model: PreTrainedModel, examples: Sequence[Example]) -> float
 
 
 @torch.no_grad()
-def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: list[int], end: int, tokens: int
-) -> str:
+def answer(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: list[int], end: int, tokens: int) -> str:
     """What the model says after a prompt, greedily, up to `end` or `tokens` tokens."""
     model.eval()
     ids = torch.tensor([prompt], device=model.device)

@@ -45,7 +45,7 @@ TASKS = {
     "intent_recognition": questions("Utterance:"),
     "abstract_narrative_understanding/4_distractors": questions("He"),
     "qa_wikidata": [
-        {"input": "The capital of w1 is", "target": ["w2"]},
+        *({"input": f"The capital of w{i} is", "target": [f"w{i + 300}"]} for i in range(7)),
         {"input": "The colour of w1 is", "target": ["w2", "w3"]},
     ],
     "linguistic_mappings/past_tense_json": [{"input": verb, "target": f"{verb}ed"} for verb in VERBS],

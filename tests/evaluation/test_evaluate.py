@@ -2,6 +2,7 @@
 
 import json
 import math
+import unittest.mock
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from llmshearing.shapes.units import to_z
 from tests.data.conftest import prepared, tokenizer_folder
 from tests.data.texts import WORDS
 
+pytest.importorskip("lm_eval")
 TARGET = {"d_model": 16, "n_heads": 2, "n_layers": 1, "intermediate_size": 24}
 assert prepared  # a fixture
 assert tokenizer_folder
@@ -128,6 +130,39 @@ def test_scores_are_those_of_the_likelihoods(hf, cache, tmp_path, monkeypatch):
             sums.append(float(logs.sum()))
         right.append(sums.index(max(sums)) == document["answer"])
     assert found(tmp_path)[0]["social_iqa"]["acc"] == pytest.approx(sum(right) / len(right))
+
+
+def test_choices_that_share_a_context_have_the_numbers_of_lm_eval(hf, monkeypatch):
+    """Against lm-eval's own path: contexts that are shared, too short, of one choice, and too long."""
+    from lm_eval.models.huggingface import HFLM
+
+    from llmshearing.evaluation import harness
+
+    loaded = AutoModelForCausalLM.from_pretrained(hf)
+    model = harness.Model(loaded, evaluate.load_tokenizer(hf, "m"), 4)
+    generator = torch.Generator().manual_seed(1)
+
+    def ids(length):
+        return torch.randint(2, 500, (length,), generator=generator).tolist()
+
+    long, longest = ids(40), ids(510)
+    greedy = [int(loaded(torch.tensor([long])).logits[0, -1].argmax())]
+    pairs = [(long, ids(5)), (ids(3), ids(2)), (long, greedy), (long, ids(2)), (ids(50), ids(4))]
+    requests = [(("", ""), *pair) for pair in [*pairs, (longest, ids(6)), (longest, ids(2))]]
+    found = model._loglikelihood_tokens(requests)
+    model._bar = unittest.mock.Mock()
+    expected = HFLM._loglikelihood_tokens(model, requests, disable_tqdm=True)
+    assert [answer[0] for answer in found] == pytest.approx([answer[0] for answer in expected], rel=1e-5)
+    assert [answer[1] for answer in found] == [answer[1] for answer in expected]
+    assert found[2][1]
+    shared = []
+    monkeypatch.setattr(
+        harness,
+        "log_likelihoods",
+        lambda _, context, choices: shared.append(context) or [(0.0, False) for _ in choices],
+    )
+    model._loglikelihood_tokens(requests)
+    assert shared == [tuple(long)]
 
 
 def test_memory_that_runs_out_halves_the_batch(hf, cache, tmp_path, monkeypatch, caplog):

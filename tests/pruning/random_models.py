@@ -61,7 +61,7 @@ def architectures(draw, family: str | None = None) -> Architecture:
         parallel_residual=neox and draw(st.booleans()),
         rotary_pct=draw(st.sampled_from([0.5, 1.0])) if neox or (family == "phi3" and not long) else 1.0,
         activation="gelu" if neox else "gelu_pytorch_tanh" if gemma else "silu",
-        attention_multiplier=draw(st.sampled_from([0.2, 0.4])) if gemma or granite else None,
+        attention_multiplier=draw(st.sampled_from([5**-0.5, 12**-0.5])) if gemma or granite else None,
         embedding_multiplier=3.0 if granite else 1.0,
         residual_multiplier=0.5 if granite else 1.0,
         logits_scaling=2.0 if granite else 1.0,

@@ -12,7 +12,7 @@ from llmshearing.checkpoints.hf_files import HFModel, from_hf
 from llmshearing.config import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.families import architecture_from_hf, architecture_to_hf, complete
-from llmshearing.shapes.key_map import to_hf
+from llmshearing.shapes.key_map import renamed_to_hf
 from llmshearing.shapes.rope_config import read_rope
 from twins import CONFIGS, older
 
@@ -39,8 +39,8 @@ def test_logits_are_those_that_transformers_5_computed(name: str) -> None:
     hf = config(name)
     arch = architecture_from_hf(hf)
     ours = ComposerMosaicLlama(complete(ModelConfig(init_device="meta"), arch, name))
-    shapes = {to_hf(n, arch.family): parameter.shape for n, parameter in ours.named_parameters()}
-    theirs = {n: filled(n, shape) for n, shape in shapes.items()}
+    shapes = renamed_to_hf(dict(ours.named_parameters()), arch)
+    theirs = {n: filled(n, parameter.shape) for n, parameter in shapes.items()}
     if arch.fused_qkv:  # transformers 5 calls it so
         theirs["lm_head.weight"] = theirs.pop("embed_out.weight")
     weights, _ = from_hf(HFModel(name, hf, theirs, {}))
@@ -121,7 +121,7 @@ def test_what_is_not_understood_is_rejected(changes: dict, message: str) -> None
 )
 def test_rotations_by_type_of_layer_that_are_not_understood_are_rejected(parameters, message) -> None:
     with pytest.raises(ValueError, match=message):
-        architecture_from_hf({**CONFIGS["gemma3_text"].to_dict(), "rope_parameters": parameters})
+        architecture_from_hf({**older("gemma3_text"), "rope_parameters": parameters})
 
 
 def test_an_older_config_without_a_base_has_its_class_default() -> None:
