@@ -1,4 +1,8 @@
-"""A pass that leaves closed units out gives the loss and the gradients of one that computes everything."""
+"""A pass that leaves closed units out gives the loss and the gradients of one that computes everything.
+
+In fp64, where a difference that is more than rounding shows: in fp32 norms of few units amplify rounding, in
+the worst of 150 draws to 6e-4 of a logit.
+"""
 
 from dataclasses import replace
 from unittest import mock
@@ -28,7 +32,7 @@ def two_models(arch, l0, seed):
         elif "z_loga" in name:
             torch.nn.init.uniform_(parameter, -4.6, 4.6)
     models[1].load_state_dict(models[0].state_dict())
-    return models
+    return [model.double() for model in models]
 
 
 def losses_and_gradients(model, batch):
@@ -46,15 +50,16 @@ def losses_and_gradients(model, batch):
 def assert_same(arch, l0, gates, seed):
     models = two_models(arch, l0, seed)
     ids = torch.randint(0, VOCABULARY, (2, 13))
-    batch = {"input_ids": ids, "labels": ids, **({} if gates is None else to_z(gates))}
-    (loss, logits, gradients), (expected, all_logits, all_gradients) = (
-        losses_and_gradients(model, batch) for model in models
-    )
-    assert loss == pytest.approx(expected, rel=1e-5)
-    torch.testing.assert_close(logits, all_logits, atol=2e-3, rtol=2e-3)  # norms of few open units amplify
+    zs = {} if gates is None else {name: z.double() for name, z in to_z(gates).items()}
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):  # norms and logits in fp64, too
+        (loss, logits, gradients), (expected, all_logits, all_gradients) = (
+            losses_and_gradients(model, {"input_ids": ids, "labels": ids, **zs}) for model in models
+        )
+    assert loss == pytest.approx(expected, rel=1e-6)  # summed in fp32
+    torch.testing.assert_close(logits, all_logits, atol=1e-9, rtol=1e-9)
     for name, gradient in gradients.items():
         size = all_gradients[name].norm() + 1e-3 * max(g.norm() for g in all_gradients.values())
-        assert (gradient - all_gradients[name]).norm() <= 2e-3 * size, name
+        assert (gradient - all_gradients[name]).norm() <= 1e-6 * size, name  # the head's are summed in fp32
     return models
 
 
