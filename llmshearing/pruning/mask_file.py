@@ -1,8 +1,9 @@
 """Files of masks on single weights: one bit-packed array for each weight, compressed.
 
 A file is a `.npz` with an array `<HF name of the weight>.mask` of uint8 for each masked weight: its mask,
-flattened row by row, 8 a byte as `numpy.packbits` makes it. It belongs to the weights it names, so it is read
-together with a model.
+flattened row by row, 8 a byte as `numpy.packbits` makes it. Where a family keeps several weights in one (q, k
+and v of Phi-3), each has an array of its own under LLaMA's name, such as `q_proj`. A file belongs to the
+weights it names, so it is read together with a model.
 """
 
 import math

@@ -148,14 +148,14 @@ def test_200_000_layers_are_reported_before_anything_is_built(tmp_path, where):
     weights, record = dict(found.weights), dict(found.record or {})
     if where != "config":
         tensor = torch.ones(32)
-        weights |= {f"model.transformer.blocks.{i}.ln_1.weight": tensor for i in range(2, 200_000)}
+        weights |= {f"model.transformer.blocks.{i}.mlp.down_proj.weight": tensor for i in range(2, 200_000)}
     if where != "weights":
         config = {**CONFIGS["qwen2"].to_dict(), "num_hidden_layers": 10**10}
         record["hf_files"] = {"config.json": json.dumps(config)}
     write_checkpoint(path, weights, record)
     start = time.monotonic()
     too_many = r"(n_layers is 200000|num_hidden_layers is 10000000000).*at most 10000"
-    with pytest.raises(ValueError, match=rf"{too_many}|weights of .* do not fit the model"):
+    with pytest.raises(ValueError, match=too_many):
         describe(read_checkpoint(path))
     assert time.monotonic() - start < 60  # minutes and gigabytes, were they built
 

@@ -10,7 +10,7 @@ from llmshearing.models.decoder import Decoder
 from llmshearing.pruning import nm_scores
 from llmshearing.pruning.patterns import Pattern, kept_counts
 from llmshearing.shapes.families import complete
-from llmshearing.shapes.key_map import to_hf
+from llmshearing.shapes.key_map import renamed_to_hf, to_composer, to_hf
 from twins import BY_FAMILY, CONFIGS, make, tokens
 
 TWO_FOUR = Pattern(2, 4)
@@ -47,28 +47,25 @@ def replace(theirs, weights):
 
 
 @pytest.mark.parametrize("dense_inputs", [False, True], ids=["pruned inputs", "dense inputs"])
-# Families whose projections have other places in transformers are compared by their definition alone.
-@pytest.mark.parametrize(
-    "name",
-    [names[0] for family, names in BY_FAMILY.items() if family not in ("phi3", "granitemoehybrid")]
-    + ["llama grouped", "llama tied"],
-)
+@pytest.mark.parametrize("name", [names[0] for names in BY_FAMILY.values()] + ["llama grouped", "llama tied"])
 def test_wanda_reads_what_the_model_of_transformers_reads(name, dense_inputs) -> None:
     theirs, decoder, weights = twin(name)
     samples = tokens(16, rows=6)
     found = sparse_weights(decoder, weights, samples, "wanda", TWO_FOUR, dense_inputs=dense_inputs)
-    family = decoder.arch.family
-    for layer in range(decoder.arch.n_layers):
+    arch = decoder.arch
+    names = [name for name in theirs.state_dict() if name.endswith(".weight")]
+    places = {ours: name for name in names for ours in to_composer(name, arch.family)}
+    for layer in range(arch.n_layers):
         pruned = {}
         for key, (weight, mask) in found.items():
             if f"blocks.{layer}." in key:
-                hf = to_hf(key, family).removesuffix(".weight")
-                norms = their_inputs(theirs, hf, samples).square().sum(0)
+                module = places[key].removesuffix(".weight")
+                norms = their_inputs(theirs, module, samples).square().sum(0)
                 assert torch.equal(mask, nm_scores.prune(weights[key], "wanda", TWO_FOUR, norms)[1]), key
                 assert torch.equal(weight, weights[key].masked_fill(~mask, 0))
-                pruned[f"{hf}.weight"] = weight
+                pruned[key] = weight
         if not dense_inputs:
-            replace(theirs, pruned)
+            replace(theirs, renamed_to_hf(pruned, arch))
 
 
 @pytest.mark.parametrize("update", [False, True])
