@@ -75,7 +75,8 @@ ONE_SHOT = (
     "--scores activation.safetensors "
 )
 CHOPPED = "llmshearing oneshot models/Llama-2-7b-hf models/chopped --method layerchop --scheme input"
-SPARSE = "llmshearing oneshot models/Llama-2-7b-hf models/sparse-7b --method sparsegpt --pattern 2:4 --data text/c4"
+_SPARSE = "llmshearing oneshot models/Llama-2-7b-hf models/sparse-7b --method sparsegpt"
+SPARSE = f"{_SPARSE} --pattern 2:4 --data text/c4"
 INSTEAD = {
     f"{ONE_SHOT}d_model=2048 n_heads=16 n_layers=24 intermediate_size=5504": f"{ONE_SHOT}d_model=16 "
     "n_heads=2 n_layers=2 intermediate_size=24 --length 64 --samples 8",
