@@ -1,11 +1,12 @@
 """Loss of a model under 2:4 masks, by every way to find them, on held-out text.
 
-    python -m benchmarks.sparsity_quality SOURCE DATA OUT [--steps N] [--seeds N ...] [--change key=value ...]
+    python -m benchmarks.sparsity_quality [SOURCE DATA OUT] [--steps N] [--seeds N ...] [--change key=value ..]
 
-SOURCE is a trained checkpoint, DATA its prepared data with the splits for_ft and eval_merge, OUT a folder.
-One-shot masks are calibrated on for_ft, learned ones trained on it; all are measured on eval_merge. Learned
-masks start from SparseGPT's, from those by magnitude and from none, with each seed; what follows `--change`
-changes these runs. Writes `OUT/sparsity_quality.json`.
+SOURCE is a trained checkpoint, DATA its prepared data with the splits for_ft and eval_merge, OUT a folder
+for the models; default: those of the quickstart, and runs/sparsity. One-shot masks are calibrated on for_ft,
+learned ones trained on it; all are measured on eval_merge. Learned masks start from SparseGPT's, from those
+by magnitude and from none, with each seed; what follows `--change` changes these runs. Writes
+`benchmarks/results/sparsity_quality.json`.
 
 Example:
 
@@ -13,7 +14,6 @@ Example:
       --steps 200 --seeds 17 18 19
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from benchmarks.common import positive
+from benchmarks.common import positive, write_result
 from llmshearing import cli
 from llmshearing.commands.oneshot import oneshot
 from llmshearing.commands.prune import prune_and_save_model
@@ -38,6 +38,7 @@ ONE_SHOT: dict[str, dict[str, Any]] = {
     "sparsegpt, dense inputs": {"method": "sparsegpt", "dense_inputs": True},
     "sparsegpt, updated": {"method": "sparsegpt", "update": True},
 }
+PLACES = {"source": "runs/quickstart/source.pt", "data": "runs/quickstart/mds", "out": "runs/sparsity"}
 PRIORS = {"SparseGPT": "sparsegpt--dense-inputs.masks.npz", "magnitude": "magnitude", "none": None}
 
 
@@ -96,8 +97,8 @@ def loss(model: Path, data: Path) -> float:
 
 def main() -> None:
     parser = cli.parser("benchmarks.sparsity_quality", __doc__)
-    for name in ("source", "data", "out"):
-        parser.add_argument(name, metavar=name.upper(), type=Path)
+    for name, default in PLACES.items():
+        parser.add_argument(name, metavar=name.upper(), type=Path, nargs="?", default=Path(default))
     parser.add_argument("--steps", type=positive, default=200, help="steps of learning (200)")
     parser.add_argument("--samples", type=positive, default=128, help="sequences to calibrate on (128)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19], help="of learning (17 18 19)")
@@ -119,8 +120,7 @@ def main() -> None:
         losses[f"learned, prior {name}"] = found
         sys.stdout.write(f"learned, prior {name:20} {found}\n")
     settings = {key: str(value) for key, value in vars(arguments).items()}
-    result = {"settings": settings, "pattern": "2:4", "loss": losses}
-    (out / "sparsity_quality.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_result("sparsity_quality", settings | {"pattern": "2:4"}, losses)
 
 
 if __name__ == "__main__":

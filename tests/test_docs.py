@@ -26,7 +26,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BENCHMARKS = [
     f"benchmarks.{path.stem}"
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
-    if path.stem != "sparsity_quality" and '__name__ == "__main__"' in path.read_text()
+    if '__name__ == "__main__"' in path.read_text()
 ]
 CHOICES = ("save_hf_to_composer", "save_composer_to_hf", "prune_and_save_model", "measure", "fit")
 
