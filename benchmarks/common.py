@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmshearing import cli
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 
 RESULTS = Path(__file__).parent / "results"
@@ -25,6 +26,20 @@ def positive(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of at least 1")
     return int(word)
+
+
+def asked_rounds(module: str, doc: str | None, default: int) -> int:
+    """The one argument of a benchmark of steps: how many of each kind to measure."""
+    parser = cli.parser(module, doc)
+    parser.add_argument(
+        "rounds",
+        metavar="ROUNDS",
+        nargs="?",
+        type=positive,
+        default=default,
+        help=f"measured steps of each kind, taken in turn (default: {default})",
+    )
+    return parser.parse_args().rounds
 
 
 def shearing_model(sizes: Mapping[str, int], vocabulary: int, length: int, domains: int, prune: bool):

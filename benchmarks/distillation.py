@@ -20,16 +20,15 @@ import torch
 
 from benchmarks.common import (
     BODY_25M,
+    asked_rounds,
     median_ratio,
     paired_seconds,
-    positive,
     shearing_model,
     token_batch,
     write_result,
 )
 from benchmarks.memory import fresh, resident
 from benchmarks.steps import ROUNDS, our_step
-from llmshearing import cli
 from llmshearing.config import DistillationConfig
 from llmshearing.models.distillation import Teacher
 from llmshearing.models.loss import chunk_size
@@ -114,16 +113,7 @@ def peak_bytes(kind: str, vocabulary: int, taught: bool) -> int:
 
 
 def main() -> None:
-    parser = cli.parser("benchmarks.distillation", __doc__)
-    parser.add_argument(
-        "rounds",
-        metavar="ROUNDS",
-        nargs="?",
-        type=positive,
-        default=ROUNDS,
-        help=f"measured steps of each kind, taken in turn (default: {ROUNDS})",
-    )
-    rounds = parser.parse_args().rounds
+    rounds = asked_rounds("benchmarks.distillation", __doc__, ROUNDS)
     values = measure(rounds)
     config: dict[str, Any] = {**BODY_25M, "sequences": SEQUENCES, "length": LENGTH, "rounds": rounds}
     write_result("distillation", config, values)

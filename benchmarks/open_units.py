@@ -24,17 +24,16 @@ import torch
 
 from benchmarks.common import (
     BODY_25M,
+    asked_rounds,
     hf_model,
     median_ratio,
     paired_seconds,
-    positive,
     shearing_model,
     token_batch,
     write_result,
 )
 from benchmarks.memory import fresh, resident
 from benchmarks.steps import hf_step, our_eval, our_step
-from llmshearing import cli
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.pruning.l0 import L0Module
 
@@ -143,16 +142,7 @@ def peak_bytes(execute: str) -> int:
 
 
 def main() -> None:
-    parser = cli.parser("benchmarks.open_units", __doc__)
-    parser.add_argument(
-        "rounds",
-        metavar="ROUNDS",
-        nargs="?",
-        type=positive,
-        default=ROUNDS,
-        help=f"measured steps of each kind, taken in turn (default: {ROUNDS})",
-    )
-    rounds = parser.parse_args().rounds
+    rounds = asked_rounds("benchmarks.open_units", __doc__, ROUNDS)
     values = measure(rounds)
     config = {**BODY_25M, "target": TARGET, "sequences": SEQUENCES, "length": LENGTH, "rounds": rounds}
     write_result("open_units", config, values)

@@ -1,12 +1,13 @@
 """Loss of a model under 2:4 masks, by every way to find them, on held-out text.
 
-    python -m benchmarks.sparsity_quality [SOURCE DATA OUT] [--steps N] [--seeds N ...] [--change key=value ..]
+    python -m benchmarks.sparsity_quality [SOURCE DATA OUT] [--steps N] [--seeds N ...] [--change k=v ...]
 
 SOURCE is a trained checkpoint, DATA its prepared data with the splits for_ft and eval_merge, OUT a folder
 for the models; default: those of the quickstart, and runs/sparsity. One-shot masks are calibrated on for_ft,
 learned ones trained on it; all are measured on eval_merge. Learned masks start from SparseGPT's, from those
-by magnitude and from none, with each seed; what follows `--change` changes these runs. Writes
-`benchmarks/results/sparsity_quality.json`.
+by magnitude and from none, with each seed; what follows `--change` changes these runs.
+
+Writes `benchmarks/results/sparsity_quality.json`.
 
 Example:
 

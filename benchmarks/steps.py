@@ -18,15 +18,14 @@ import torch
 
 from benchmarks.common import (
     BODY_25M,
+    asked_rounds,
     hf_model,
     median_ratio,
     paired_seconds,
-    positive,
     shearing_model,
     token_batch,
     write_result,
 )
-from llmshearing import cli
 from llmshearing.models.metrics import domain_sums
 
 VOCABULARY, SEQUENCES, LENGTH = 32_000, 4, 512
@@ -114,16 +113,7 @@ def our_eval(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = cli.parser("benchmarks.steps", __doc__)
-    parser.add_argument(
-        "rounds",
-        metavar="ROUNDS",
-        nargs="?",
-        type=positive,
-        default=ROUNDS,
-        help=f"measured steps of each kind, taken in turn (default: {ROUNDS})",
-    )
-    rounds = parser.parse_args().rounds
+    rounds = asked_rounds("benchmarks.steps", __doc__, ROUNDS)
     values = measure(rounds)
     config = {
         **BODY_25M,
