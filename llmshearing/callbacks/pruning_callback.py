@@ -15,6 +15,7 @@ from llmshearing.files import replacing, save_tensors
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.decoder import Decoder
 from llmshearing.pruning import Method
+from llmshearing.pruning.replicated import share_gradients
 
 
 class PruningCallback(StepReader):
@@ -59,7 +60,9 @@ class PruningCallback(StepReader):
     def after_backward(self, state: State, logger: Logger) -> None:
         self._seen += len(state.batch["input_ids"])
         if self._seen == self._sequences:
-            pruning_method(state).after_backward(_decoder(state))
+            method = pruning_method(state)
+            share_gradients(method.parameters())
+            method.after_backward(_decoder(state))
 
     def own(self, state: State) -> dict[str, Tensor]:
         self._values = cast(Any, state.outputs)["l0_output"][1]

@@ -60,7 +60,7 @@ class L0Config:
     )
     init: str | None = key(
         None,
-        "File of scores, as `llmshearing oneshot --scores FILE` writes it: masks start in their order; "
+        "File of scores that `llmshearing oneshot` wrote with `--scores`: masks start in their order; "
         "null: all alike.",
         resume=FREE,
     )
@@ -86,7 +86,7 @@ class LayerChopConfig:
     )
     scores: str | None = key(
         None,
-        "For `importance`: file of scores, as `llmshearing oneshot --scores` writes one.",
+        "For `importance`: file of scores that `llmshearing oneshot` wrote with `--scores`.",
         resume=FREE,
     )
     warm_steps: str = key("500ba", "Training before the first layer goes.", units=_DURATIONS, bare=True)

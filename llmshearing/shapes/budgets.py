@@ -17,6 +17,7 @@ NEAR = 0.05  # how far a shape may be from its budget
 _NARROWEST, _SHALLOWEST = 0.25, 0.5  # parts of the source's width and depth that are looked at
 _DEPTHS = 8  # numbers of layers that are looked at
 _LEANING = 4 / 3  # how much more one width may shrink than another
+_ROUNDING = 1e-9  # of computing with that factor
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def shapes_near(source: Architecture, budget: Budget, multiple: int) -> list[Arc
     """
     best: dict[int, tuple[float, Architecture]] = {}
     for shape in _candidates(source, budget, multiple):
-        if not budget.met(shape) or _leaning(source, shape) > math.log(_LEANING):
+        if not budget.met(shape):
             continue
         rank = _leaning(source, shape) + budget.off(shape)
         if shape.n_layers not in best or rank < best[shape.n_layers][0]:
@@ -101,7 +102,7 @@ def nearest_shape(source: Architecture, budget: Budget, multiple: int) -> Archit
 
 
 def _candidates(source: Architecture, budget: Budget, multiple: int) -> Iterator[Architecture]:
-    """Shapes with F solved for the budget, as far as F may go."""
+    """Shapes near the budget, of which no width shrinks much more than another."""
     for n_layers in _depths(source.n_layers):
         for n_heads, n_kv_heads in _heads(source):
             for d_model in _multiples(source.d_model, multiple):
@@ -110,16 +111,24 @@ def _candidates(source: Architecture, budget: Budget, multiple: int) -> Iterator
                 )
                 if _width_ratio(source, shape) > math.log(_LEANING) or not _loads(source, shape):
                     continue
-                yield shape.resized(intermediate_size=_solved(source, shape, budget, multiple))
+                for size in _solved(source, shape, budget, multiple):
+                    yield shape.resized(intermediate_size=size)
 
 
-def _solved(source: Architecture, shape: Architecture, budget: Budget, multiple: int) -> int:
-    """F with which `shape` comes nearest to the budget, from the line through two points."""
+def _solved(source: Architecture, shape: Architecture, budget: Budget, multiple: int) -> list[int]:
+    """The F with which `shape` comes nearest to the budget and F shrinks about as D and H do; [] without one.
+
+    Found on the line through two points.
+    """
+    shrunk = shape.d_model / source.d_model, shape.n_heads / source.n_heads
+    fewest = math.ceil(max(shrunk) / _LEANING * source.intermediate_size / multiple - _ROUNDING)
+    most = math.floor(min(shrunk) * _LEANING * source.intermediate_size / multiple + _ROUNDING)
     one, two = (budget.cost(shape.resized(intermediate_size=i * multiple)) for i in (1, 2))
     wanted = 1 + (budget.limit - one) / (two - one)
-    count = math.floor(wanted) if budget.strict else round(wanted)
-    solved = multiple * max(1, count)
-    return solved if solved < source.intermediate_size else source.intermediate_size
+    count = max(fewest, min(most, math.floor(wanted) if budget.strict else round(wanted)))
+    if count > most or count < 1:
+        return []
+    return [min(count * multiple, source.intermediate_size)]
 
 
 def _leaning(source: Architecture, shape: Architecture) -> float:

@@ -68,4 +68,4 @@ def test_without_a_shape_the_nearest_is_found():
     assert not shapes_near(LLAMA_2_7B, budget, 128)
     near = nearest_shape(LLAMA_2_7B, budget, 128)
     assert (near.d_model, near.n_layers) == (1024, 16)
-    assert near.intermediate_size == 128
+    assert near.intermediate_size == 2176  # as much less than a quarter as widths may differ, 3/4 of it
