@@ -62,9 +62,10 @@ def test_memory_savings_do_not_change_the_losses(tmp_path, data):
 @pytest.mark.world_size
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_processes_that_leave_different_layers_out_reduce_the_same_gradients(tmp_path, data, checkpointing):
-    """Masks differ by rank, and a third of the layers is closed in each."""
+    """Masks differ by rank: two of three layers are closed in each on average, at times all in one alone."""
     settings = {
         "max_duration": "8ba",
+        "model__l0_module__target_model__n_layers": 1,
         "model__l0_module__constraint": "projection",
         "model__l0_module__lagrangian_warmup_steps": "1ba",
         "fsdp_config": {"activation_checkpointing": checkpointing},
