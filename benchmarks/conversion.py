@@ -35,8 +35,9 @@ from llmshearing.commands.prune import prune_and_save_model
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.pruning.l0 import L0Module
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_to_hf, complete
+from llmshearing.shapes.hf_config import architecture_to_hf
 from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.units import weight_shapes
 
 SOURCE = {"d_model": 2048, "n_heads": 16, "n_layers": 24, "intermediate_size": 5504}

@@ -36,7 +36,7 @@ from llmshearing.config import DistillationConfig, ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.distillation import Teacher
 from llmshearing.shapes.counts import training_flops
-from llmshearing.shapes.families import architecture_of
+from llmshearing.shapes.model_section import architecture_of
 
 SHAPES = {
     "370M": {"d_model": 1024, "n_heads": 8, "n_layers": 24, "intermediate_size": 2816},

@@ -31,7 +31,8 @@ from llmshearing.checkpoints.hf_files import HFModel, from_hf
 from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.shapes.families import architecture_from_hf, architecture_to_hf, complete
+from llmshearing.shapes.hf_config import architecture_from_hf, architecture_to_hf
+from llmshearing.shapes.model_section import complete
 
 LIMIT = 64  # positions
 SIZES = {

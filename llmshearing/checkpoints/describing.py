@@ -20,15 +20,10 @@ from llmshearing.config import ModelConfig, as_model_config
 from llmshearing.config.reading import load_values, parse_record
 from llmshearing.config.references import resolve_references
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import (
-    architecture_from_hf,
-    architecture_of,
-    architecture_to_hf,
-    complete,
-    family_of_class,
-    size_keys,
-)
+from llmshearing.shapes.families import family_of_class, size_keys
+from llmshearing.shapes.hf_config import architecture_from_hf, architecture_to_hf
 from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.model_section import architecture_of, complete
 
 _LLAMA_2 = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
 _GUESSABLE = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox")  # from weights and a few arguments

@@ -20,7 +20,7 @@ from llmshearing.checkpoints.weights import FLOATS, check_weights, total_bytes
 from llmshearing.files import first_line, replacing_folder, save_tensors
 from llmshearing.progress import writing
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_from_hf
+from llmshearing.shapes.hf_config import architecture_from_hf
 from llmshearing.shapes.key_map import PREFIX, is_weight, renamed_to_composer, to_composer
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.config import ModelConfig
 from llmshearing.pruning import METHODS, Method, without_method
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import complete
+from llmshearing.shapes.model_section import complete
 
 
 def load_method(checkpoint: Checkpoint, arch: Architecture, target: Mapping[str, Any]) -> Method:

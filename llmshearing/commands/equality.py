@@ -15,7 +15,7 @@ from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.checkpoints.weights import section_of
 from llmshearing.config import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.shapes.families import complete
+from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.units import Gates, to_z
 
 TOLERANCE = 2e-3  # largest difference of a logit between two fp32 models of real size

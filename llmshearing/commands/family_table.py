@@ -27,7 +27,8 @@ from llmshearing.commands.convert import export
 from llmshearing.commands.equality import differences, load_ours, load_theirs
 from llmshearing.pruning.cut import cut
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import FAMILIES, architecture_to_hf
+from llmshearing.shapes.families import FAMILIES
+from llmshearing.shapes.hf_config import architecture_to_hf
 from llmshearing.shapes.units import GATES, Gates
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"

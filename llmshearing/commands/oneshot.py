@@ -39,8 +39,9 @@ from llmshearing.pruning.score_file import (
     write_scores,
 )
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_to_hf, complete, target_of
+from llmshearing.shapes.hf_config import architecture_to_hf
 from llmshearing.shapes.key_map import PREFIX, to_hf
+from llmshearing.shapes.model_section import complete, target_of
 from llmshearing.shapes.reachable import export_warnings, pruning_problems
 from llmshearing.shapes.units import KINDS, Gates, drive, needed_kinds
 

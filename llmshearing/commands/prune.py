@@ -21,7 +21,7 @@ from llmshearing.pruning.mask_file import write_masks
 from llmshearing.pruning.method import Convergence
 from llmshearing.pruning.patterns import pack
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_to_hf
+from llmshearing.shapes.hf_config import architecture_to_hf
 from llmshearing.shapes.key_map import to_hf
 from llmshearing.shapes.units import Gates
 

@@ -27,7 +27,7 @@ from llmshearing.shapes.budgets import (
     shapes_near,
     step_bytes,
 )
-from llmshearing.shapes.families import architecture_to_hf
+from llmshearing.shapes.hf_config import architecture_to_hf
 
 _WIDE = 2048  # hidden size from which widths are multiples of 128 rather than 64
 _SIZES = ("d_model", "n_heads", "n_kv_heads", "n_layers", "intermediate_size")

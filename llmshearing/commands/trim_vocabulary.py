@@ -23,7 +23,7 @@ from llmshearing.data.trimming import (
     renumbered_tokenizer_config,
 )
 from llmshearing.progress import bar
-from llmshearing.shapes.families import architecture_to_hf
+from llmshearing.shapes.hf_config import architecture_to_hf
 from llmshearing.shapes.key_map import PREFIX
 
 _ROWS = (f"{PREFIX}wte.weight", f"{PREFIX}output.weight")

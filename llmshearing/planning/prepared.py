@@ -32,7 +32,7 @@ from llmshearing.planning.sizes import planned_steps, settle, steps_in
 from llmshearing.planning.teacher import OpenedTeacher, open_teacher
 from llmshearing.pruning import Aim, aim_of, method_class, source_problems, without_method
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_of
+from llmshearing.shapes.model_section import architecture_of
 
 
 @dataclass(frozen=True)

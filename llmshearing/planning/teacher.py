@@ -15,7 +15,7 @@ from llmshearing.planning.findings import Findings
 from llmshearing.pruning import method_class, without_method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import parameters
-from llmshearing.shapes.families import architecture_of
+from llmshearing.shapes.model_section import architecture_of
 
 _TOKENIZER = "tokenizer.json"
 

@@ -28,8 +28,8 @@ from llmshearing.pruning.dimensions import Columns, Units, key
 from llmshearing.pruning.method import Aim, Convergence, Method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import expected_parameters, prunable_parameters
-from llmshearing.shapes.families import architecture_of, target_of
 from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.model_section import architecture_of, target_of
 from llmshearing.shapes.reachable import export_warnings, pruning_problems
 from llmshearing.shapes.units import Gates, drive, needed_kinds, weight_shapes
 

@@ -23,7 +23,7 @@ from llmshearing.pruning.score_file import check_weights_of, read_scores
 from llmshearing.pruning.scores import ranks
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import expected_parameters, prunable_parameters
-from llmshearing.shapes.families import architecture_of, target_of
+from llmshearing.shapes.model_section import architecture_of, target_of
 from llmshearing.shapes.reachable import export_warnings, pruning_problems
 from llmshearing.shapes.units import KINDS, Gates, chosen_kinds, drive, kept_size, row_size, rows, to_z
 

@@ -11,7 +11,7 @@ from llmshearing.pruning.layer_schemes import chosen, find_problems, last_cut, n
 from llmshearing.pruning.method import Aim, Convergence, Method
 from llmshearing.pruning.score_file import check_weights_of, read_scores
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_of
+from llmshearing.shapes.model_section import architecture_of
 from llmshearing.shapes.units import Gates, drive
 
 

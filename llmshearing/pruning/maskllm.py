@@ -26,8 +26,8 @@ from llmshearing.pruning.sparse_linear import (
     replace_linears,
 )
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_of
 from llmshearing.shapes.key_map import PREFIX, to_hf
+from llmshearing.shapes.model_section import architecture_of
 from llmshearing.shapes.units import Gates, is_in_layer, weight_shapes, weight_table
 
 LOGITS, BITS = "mask_logits", "mask_bits"

@@ -17,7 +17,7 @@ from llmshearing.config import Config
 from llmshearing.config.reading import read_record
 from llmshearing.pruning import Aim, aim_of, method_class
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_of
+from llmshearing.shapes.model_section import architecture_of
 from llmshearing.shapes.units import KINDS
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"

@@ -20,7 +20,8 @@ from llmshearing.checkpoints.sharded import load_sharded
 from llmshearing.checkpoints.writing import load_weights, write_checkpoint
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.shapes.families import architecture_from_hf, complete
+from llmshearing.shapes.hf_config import architecture_from_hf
+from llmshearing.shapes.model_section import complete
 from twins import CONFIGS, make, masked_checkpoint, save
 
 SECTION = {

@@ -14,7 +14,7 @@ from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.checkpoints.travelling import read_travelling
 from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
-from llmshearing.shapes.families import architecture_from_hf
+from llmshearing.shapes.hf_config import architecture_from_hf
 from llmshearing.utils import composer_to_hf, test_composer_hf_eq
 from twins import CONFIGS, SIZES, make, masked_checkpoint, save, tokens
 

@@ -18,7 +18,7 @@ from llmshearing.commands.convert import export
 from llmshearing.commands.equality import load_ours
 from llmshearing.commands.family_table import soft_gates
 from llmshearing.pruning.cut import cut
-from llmshearing.shapes.families import architecture_from_hf, architecture_to_hf
+from llmshearing.shapes.hf_config import architecture_from_hf, architecture_to_hf
 from llmshearing.shapes.units import to_z
 from twins import CONFIGS, make, save, tokens
 

@@ -8,7 +8,8 @@ from command_line import status
 from llmshearing.commands import shapes as module
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.pruning import aim_of
-from llmshearing.shapes.families import architecture_from_hf, complete
+from llmshearing.shapes.hf_config import architecture_from_hf
+from llmshearing.shapes.model_section import complete
 from twins import make, save
 
 CONFIG = LlamaConfig(

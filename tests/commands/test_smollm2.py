@@ -20,7 +20,7 @@ from llmshearing.commands.trim_vocabulary import trim_vocabulary
 from llmshearing.config import L0Config, ModelConfig, TargetConfig
 from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.shapes.families import complete
+from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.units import to_z
 
 pytestmark = pytest.mark.slow

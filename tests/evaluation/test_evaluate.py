@@ -24,7 +24,7 @@ from llmshearing.evaluation import perplexity, suites
 from llmshearing.evaluation.battery import BATTERY
 from llmshearing.evaluation.perplexity import Text
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.shapes.families import complete
+from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.units import to_z
 from tests.data.conftest import prepared, tokenizer_folder
 from tests.data.texts import WORDS

@@ -9,8 +9,8 @@ from llmshearing.models.block_walk import reading_together, sparse_weights
 from llmshearing.models.decoder import Decoder
 from llmshearing.pruning import nm_scores
 from llmshearing.pruning.patterns import Pattern, kept_counts
-from llmshearing.shapes.families import complete
 from llmshearing.shapes.key_map import renamed_to_hf, to_composer, to_hf
+from llmshearing.shapes.model_section import complete
 from twins import BY_FAMILY, CONFIGS, make, tokens
 
 TWO_FOUR = Pattern(2, 4)

@@ -13,7 +13,7 @@ from llmshearing.config import DistillationConfig, ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.distillation import DIVERGENCES, Divergence, Teacher, forward_kl, held_in
 from llmshearing.models.loss import IGNORE_INDEX, CrossEntropy, linear_loss
-from llmshearing.shapes.families import complete
+from llmshearing.shapes.model_section import complete
 from twins import CONFIGS, make, tokens
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmshearing.models.rope import rope_tables, rotate
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_from_hf
+from llmshearing.shapes.hf_config import architecture_from_hf
 from twins import CONFIGS, LIMIT
 
 CPU = torch.device("cpu")

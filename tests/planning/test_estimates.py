@@ -16,7 +16,8 @@ from llmshearing.planning.prepared import Prepared, prepare
 from llmshearing.pruning import Aim
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import parameters, training_flops
-from llmshearing.shapes.families import architecture_from_hf, complete
+from llmshearing.shapes.hf_config import architecture_from_hf
+from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.units import GATES, LayerGates, weight_table
 from runs import DOMAINS, SEQ_LEN, run_config, write_data
 from twins import CONFIGS

@@ -12,7 +12,7 @@ from llmshearing.planning.activations import saved_bytes
 from llmshearing.planning.prepared import Prepared
 from llmshearing.pruning import Aim
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_of
+from llmshearing.shapes.model_section import architecture_of
 from llmshearing.shapes.units import KINDS
 from runs import run_config
 

@@ -9,7 +9,7 @@ from llmshearing.checkpoints.hf_files import HFModel, from_hf
 from llmshearing.config import ModelConfig, build
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import complete
+from llmshearing.shapes.model_section import complete
 from twins import CONFIGS, make, tokens
 
 TWINS = ["llama grouped", "llama", "gpt_neox"]  # grouped-query, multi-head, and Pythia's attention

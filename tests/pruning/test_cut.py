@@ -13,7 +13,7 @@ from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.commands import prune as prune_command
 from llmshearing.commands.prune import prune_and_save_model, prune_checkpoint
 from llmshearing.pruning.cut import cut
-from llmshearing.shapes.families import architecture_from_hf
+from llmshearing.shapes.hf_config import architecture_from_hf
 from llmshearing.utils import post_pruning_processing, test_pruning
 from twins import CONFIGS, TWO_A_FAMILY, make, masked_checkpoint, shares_kv_heads
 

@@ -18,8 +18,8 @@ from llmshearing.pruning import aim_of
 from llmshearing.pruning.cut import cut
 from llmshearing.pruning.dimchop import DimChop
 from llmshearing.pruning.dimensions import Columns, Units, key
-from llmshearing.shapes.families import complete
 from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.units import GATES, drive, row_size, rows, weight_shapes
 from processes import metrics
 from runs import run_config, write_data

@@ -16,7 +16,7 @@ from random_models import VOCABULARY, architectures, random_gates
 from llmshearing.config import L0Config, ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes import executed
-from llmshearing.shapes.families import complete
+from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.units import KINDS, to_z
 
 

@@ -12,8 +12,8 @@ from llmshearing.pruning.l0 import L0Module
 from llmshearing.pruning.lagrangian import scheduled_target
 from llmshearing.pruning.score_file import Origin, Scores, fingerprint, shape_of, write_scores
 from llmshearing.pruning.scores import random as random_scores
-from llmshearing.shapes.families import architecture_of
 from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.model_section import architecture_of
 from llmshearing.shapes.units import rows
 
 TARGET = {"d_model": 32, "n_heads": 2, "n_layers": 2, "intermediate_size": 48, "vocab_size": 50}

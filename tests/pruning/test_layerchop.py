@@ -14,7 +14,7 @@ from llmshearing.pruning import aim_of, scores, source_problems
 from llmshearing.pruning.cut import cut
 from llmshearing.pruning.layerchop import LayerChop, layers_to_remove
 from llmshearing.pruning.score_file import Origin, Scores, shape_of, write_scores
-from llmshearing.shapes.families import complete
+from llmshearing.shapes.model_section import complete
 from processes import metrics
 from runs import run_config, write_data
 from twins import tokens

@@ -16,7 +16,9 @@ from llmshearing.config import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.pruning.cut import cut
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_to_hf, complete, hf_class_name
+from llmshearing.shapes.families import hf_class_name
+from llmshearing.shapes.hf_config import architecture_to_hf
+from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.units import KINDS, to_z
 
 TOLERANCE = 1e-4

@@ -13,7 +13,7 @@ from llmshearing.pruning import METHODS, build_method, patterns
 from llmshearing.pruning.mask_file import write_masks
 from llmshearing.pruning.maskllm import MaskLLM, hf_shapes, masked_shapes
 from llmshearing.pruning.sparse_linear import FixedLinear, LearnedLinear, keyed_generator
-from llmshearing.shapes.families import architecture_of
+from llmshearing.shapes.model_section import architecture_of
 from twins import CONFIGS, TWO_A_FAMILY, make, tokens
 
 SIZES = {
@@ -255,7 +255,7 @@ def test_restored_masks_are_those_of_the_model() -> None:
 def test_every_family_can_learn_masks(name) -> None:
     """Biases and fused projections included; evaluation equals the exported model."""
     from llmshearing.checkpoints.hf_files import HFModel, from_hf
-    from llmshearing.shapes.families import complete
+    from llmshearing.shapes.model_section import complete
 
     hf = HFModel("twin", CONFIGS[name].to_dict(), dict(make(CONFIGS[name]).state_dict()), {})
     weights, arch = from_hf(hf)

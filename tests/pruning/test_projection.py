@@ -128,7 +128,7 @@ def test_a_target_beyond_the_limits_is_rejected(changes, message):
 
 def test_multipliers_take_such_a_target_with_a_warning():
     from llmshearing.config import as_model_config
-    from llmshearing.shapes.families import architecture_of
+    from llmshearing.shapes.model_section import architecture_of
 
     cfg = as_model_config(config(target={**TARGET, "d_model": 2}))
     aim = L0Module.aim(cfg, architecture_of(cfg))

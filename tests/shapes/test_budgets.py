@@ -13,7 +13,7 @@ from llmshearing.shapes.budgets import (
     step_bytes,
 )
 from llmshearing.shapes.counts import parameters
-from llmshearing.shapes.families import architecture_to_hf
+from llmshearing.shapes.hf_config import architecture_to_hf
 from llmshearing.shapes.reachable import export_warnings, pruning_problems
 from llmshearing.shapes.units import needed_kinds
 

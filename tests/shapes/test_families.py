@@ -10,14 +10,9 @@ from llmshearing.checkpoints.hf_files import HFModel, from_hf
 from llmshearing.config import ModelConfig, TargetConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import (
-    FAMILIES,
-    architecture_from_hf,
-    architecture_of,
-    architecture_to_hf,
-    complete,
-    target_of,
-)
+from llmshearing.shapes.families import FAMILIES
+from llmshearing.shapes.hf_config import architecture_from_hf, architecture_to_hf
+from llmshearing.shapes.model_section import architecture_of, complete, target_of
 from twins import BY_FAMILY, CONFIGS, LIMIT, make, older, tokens
 
 TOLERANCE = 1e-4

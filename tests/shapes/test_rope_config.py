@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from llmshearing.checkpoints.hf_files import HFModel, from_hf
 from llmshearing.config import ModelConfig
 from llmshearing.models.composer_llama import ComposerMosaicLlama
-from llmshearing.shapes.families import architecture_from_hf, architecture_to_hf, complete
+from llmshearing.shapes.hf_config import architecture_from_hf, architecture_to_hf
 from llmshearing.shapes.key_map import renamed_to_hf
+from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.rope_config import read_rope
 from twins import CONFIGS, older
 

@@ -11,8 +11,9 @@ from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.pruning import cut as pruning_cut
 from llmshearing.shapes import counts, units
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import architecture_from_hf, complete
+from llmshearing.shapes.hf_config import architecture_from_hf
 from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.reachable import export_warnings, pruning_problems
 from twins import CONFIGS
 
