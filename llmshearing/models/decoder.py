@@ -28,8 +28,9 @@ from llmshearing.pruning import Method, build_method
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import training_flops
 from llmshearing.shapes.executed import EVERYTHING, Executed, executed_units
+from llmshearing.shapes.layer_gates import LayerGates
 from llmshearing.shapes.model_section import architecture_of
-from llmshearing.shapes.units import Gates, LayerGates, weight_table
+from llmshearing.shapes.units import Gates, weight_table
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llmshearing.models.attention import AttentionFunction
 from llmshearing.models.rope import rotate
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.units import LayerGates
+from llmshearing.shapes.layer_gates import LayerGates
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from llmshearing.models.decoder import Block
 from llmshearing.models.rope import rope_tables
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.units import GATES, LayerGates, weight_table
+from llmshearing.shapes.layer_gates import LayerGates
+from llmshearing.shapes.units import GATES, weight_table
 
 _PROBE = 128  # tokens; bytes grow linearly with them, so two lengths tell everything
 

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.layer_gates import LayerGates, layer_gates
 from llmshearing.shapes.units import (
     GATES,
     KINDS,
     Axis,
-    LayerGates,
     Weight,
     block_of,
     heads_by_group,
-    layer_gates,
     owners,
     weight_table,
 )

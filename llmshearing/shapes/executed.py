@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 from llmshearing.shapes.architecture import Architecture
+from llmshearing.shapes.layer_gates import LayerGates, layer_gates
 from llmshearing.shapes.units import (
     BLOCKS,
     GATES,
     Axis,
     Gates,
-    LayerGates,
     Weight,
     block_of,
     heads_by_group,
-    layer_gates,
     owners,
     weight_table,
 )

@@ -17,8 +17,9 @@ from llmshearing.pruning import Aim
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import parameters, training_flops
 from llmshearing.shapes.hf_config import architecture_from_hf
+from llmshearing.shapes.layer_gates import LayerGates
 from llmshearing.shapes.model_section import complete
-from llmshearing.shapes.units import GATES, LayerGates, weight_table
+from llmshearing.shapes.units import GATES, weight_table
 from runs import DOMAINS, SEQ_LEN, run_config, write_data
 from twins import CONFIGS
 

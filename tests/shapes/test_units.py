@@ -169,7 +169,7 @@ def test_a_width_that_transformers_5_rejects_is_warned_about():
 @pytest.mark.parametrize("walk", [_apply_to_tensors, tree_map], ids=["newer FSDP2", "older FSDP2"])
 def test_gates_keep_their_type_where_fsdp_casts_inputs(walk):
     gates = units.Gates(hidden=torch.rand(4), mlp=torch.rand(2))
-    of_layer = units.layer_gates({}, gates, 0)
+    of_layer = layer_gates({}, gates, 0)
     passed = walk(lambda x: x.bfloat16() if torch.is_tensor(x) else x, ([torch.ones(1)], gates, of_layer))
     assert passed[0][0].dtype == torch.bfloat16
     assert passed[1] is gates
