@@ -13,6 +13,7 @@ from llmshearing.shapes import counts, units
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.hf_config import architecture_from_hf
 from llmshearing.shapes.key_map import PREFIX
+from llmshearing.shapes.layer_gates import layer_gates
 from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.reachable import export_warnings, pruning_problems
 from twins import CONFIGS
