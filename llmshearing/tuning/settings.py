@@ -1,4 +1,4 @@
-"""The settings of instruction tuning. Defaults are those of Sheared-LLaMA's, where it states them."""
+"""The settings of instruction tuning. `conversations` and `turns` default to Sheared-LLaMA's (section 3.1)."""
 
 from dataclasses import dataclass
 
