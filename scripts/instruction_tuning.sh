@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fine-tune a model on 10,000 conversations of ShareGPT, the first round of each, as Sheared-LLaMA does (arXiv
-# 2310.06694, section 3.1; its other settings are not published). The loss is that of the assistant's turns alone.
+# 2310.06694, section 3.1). The loss is that of the assistant's turns alone.
 # Paths begin at the repository, wherever you stand:
 #   MODEL=models/sheared-1.3b DATA=sharegpt.json OUT=models/sheared-1.3b-chat bash scripts/instruction_tuning.sh [key=value ...]
 # Keys and defaults: docs/evaluation.md.

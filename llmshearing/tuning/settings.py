@@ -1,4 +1,4 @@
-"""The settings of instruction tuning. `conversations` and `turns` default to Sheared-LLaMA's (section 3.1)."""
+"""The settings of instruction tuning. `conversations` and `turns` default to those of Sheared-LLaMA."""
 
 from dataclasses import dataclass
 
