@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import socket
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.opening import read_checkpoint
 from runs import run_values
 
@@ -101,6 +103,22 @@ def write_config(folder: Path, data: Path, prune: bool = True, **changes: Any) -
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(values, folder / "run.yaml")
     return str(folder / "run.yaml")
+
+
+def keep_only(folder: Path, name: str) -> None:
+    """Leave a run's folder as it was when it had just written checkpoint `name`."""
+    for checkpoint in run_folder.checkpoints(folder):
+        if checkpoint.name != name:
+            run_folder.remove(checkpoint)
+
+
+def interrupted(whole: Path, folder: Path, checkpoint: str) -> str:
+    """Copy a finished run to `folder`, as if it had ended after writing `checkpoint`; its configuration."""
+    shutil.copytree(whole, folder, symlinks=True)
+    keep_only(folder, checkpoint)
+    path = folder / "run.yaml"
+    path.write_text(path.read_text().replace(str(whole), str(folder)))
+    return str(path)
 
 
 def metrics(folder: Path) -> dict[int, dict[str, float]]:

@@ -16,7 +16,7 @@ from llmshearing.config.writing import to_yaml
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.models.decoder import Decoder
 from llmshearing.training import train
-from processes import assert_close, assert_same, metrics, run, weights, write_config
+from processes import assert_close, assert_same, interrupted, metrics, run, weights, write_config
 from runs import SEQ_LEN, SIZES, run_config, write_data
 
 SHARDED = {"state_dict_type": "sharded"}
@@ -161,13 +161,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     tmp_path, data, source, teacher, world_size, prune, fsdp, name
 ):
     settings = {"max_duration": "7ba", "eval_interval": "3ba", "fsdp_config": fsdp, "model__path": source}
-    for folder in ("whole", "resumed"):
-        settings["distillation"] = {} if prune else {"teacher": teacher}
-        path = write_config(tmp_path / folder, data, prune, **settings)
-        run([path], world_size)
-    for checkpoint in run_folder.checkpoints(tmp_path / "resumed"):
-        if checkpoint.name != name:
-            run_folder.remove(checkpoint)
+    settings["distillation"] = {} if prune else {"teacher": teacher}
+    run([write_config(tmp_path / "whole", data, prune, **settings)], world_size)
+    path = interrupted(tmp_path / "whole", tmp_path / "resumed", name)
     assert "resuming from" in run([path, "autoresume=true"], world_size)
     assert_same(tmp_path / "whole", tmp_path / "resumed")
     assert any(KL in values for values in metrics(tmp_path / "whole").values())

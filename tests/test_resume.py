@@ -17,7 +17,7 @@ from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.config.resuming import changes
 from llmshearing.datasets.manifest import Manifest, read_manifest
 from llmshearing.files import occupied
-from processes import Ranks, assert_close, assert_same, run, weights, write_config
+from processes import Ranks, assert_close, assert_same, interrupted, keep_only, run, weights, write_config
 from reliability import faults
 from runs import SEQ_LEN, VOCABULARY, run_config, write_data
 
@@ -50,13 +50,6 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
-def keep_only(folder, name):
-    """Leave a run's folder as it was when it had just written checkpoint `name`."""
-    for checkpoint in run_folder.checkpoints(folder):
-        if checkpoint.name != name:
-            run_folder.remove(checkpoint)
-
-
 def goes_on(path, world_size):
     output = run([path, "autoresume=true"], world_size)
     assert "resuming from" in output
@@ -73,12 +66,10 @@ def goes_on(path, world_size):
 )
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, data, method, world_size, fsdp, name):
     """Noise differs by rank here; evaluations, domain weights and samples come after the checkpoint too."""
-    for folder in ("whole", "resumed"):
-        settings = {"max_duration": "9ba", "eval_interval": "3ba", "fsdp_config": fsdp, **METHODS[method]}
-        path = write_config(tmp_path / folder, data, method in ("lagrangian", "projection"), **settings)
-        run([path], world_size)
-    keep_only(tmp_path / "resumed", name)
-    goes_on(path, world_size)
+    settings = {"max_duration": "9ba", "eval_interval": "3ba", "fsdp_config": fsdp, **METHODS[method]}
+    prune = method in ("lagrangian", "projection")
+    run([write_config(tmp_path / "whole", data, prune, **settings)], world_size)
+    goes_on(interrupted(tmp_path / "whole", tmp_path / "resumed", name), world_size)
     assert_same(tmp_path / "whole", tmp_path / "resumed")
 
 

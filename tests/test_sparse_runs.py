@@ -15,7 +15,7 @@ from llmshearing.commands.equality import load_theirs
 from llmshearing.commands.prune import prune_and_save_model
 from llmshearing.pruning import patterns
 from llmshearing.shapes.key_map import to_hf
-from processes import assert_close, assert_same, metrics, run, weights, write_config
+from processes import assert_close, assert_same, interrupted, metrics, run, weights, write_config
 from runs import run_config, write_data
 
 TWO_FOUR = patterns.Pattern(2, 4)
@@ -176,12 +176,8 @@ def test_fixed_masks_stay_while_the_weights_train(tmp_path, data, finished):
 )
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, data, source, world_size, fsdp, name):
     settings = {**LEARNED, "model__path": str(source), "fsdp_config": fsdp}
-    for folder in ("whole", "resumed"):
-        path = write_config(tmp_path / folder, data, False, **settings)
-        run([path], world_size)
-    for checkpoint in run_folder.checkpoints(tmp_path / "resumed"):
-        if checkpoint.name != name:
-            run_folder.remove(checkpoint)
+    run([write_config(tmp_path / "whole", data, False, **settings)], world_size)
+    path = interrupted(tmp_path / "whole", tmp_path / "resumed", name)
     assert "resuming from" in run([path, "autoresume=true"], world_size)
     assert_same(tmp_path / "whole", tmp_path / "resumed")
     before = read_checkpoint(source).weights

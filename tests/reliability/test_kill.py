@@ -9,7 +9,7 @@ import pytest
 
 from processes import Ranks, assert_same, metrics, run, write_config
 
-KILLS, FEW = 20, 5
+KILLS, FEW = 20, 3
 STEPS = 36
 SETTINGS = {"max_duration": f"{STEPS}ba", "eval_interval": "3ba", "save_interval": "2ba"}
 
