@@ -40,8 +40,16 @@ def arguments(method, data):
     return {"method": method, **({"data": data, **READING} if SHAPES[method].reads_data else {})}
 
 
-@pytest.mark.parametrize("method", [name for name in SHAPES if name != "layerchop"])
-@pytest.mark.parametrize("name", [names[0] for names in BY_FAMILY.values()] + ["llama grouped", "llama tied"])
+SCORED = [name for name in SHAPES if name != "layerchop"]
+NAMES = [names[0] for names in BY_FAMILY.values()]
+# Every method on multi-head and grouped-query attention and on Pythia, every family with one of them.
+CASES = [
+    (name, method) for name in (NAMES[0], "llama grouped", "llama tied", "gpt_neox") for method in SCORED
+]
+CASES += [(name, SCORED[i % len(SCORED)]) for i, name in enumerate(NAMES[1:]) if name != "gpt_neox"]
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_the_result_has_the_named_shape_and_equals_the_masked_model(tmp_path, data, name, method):
     hf = save(make(CONFIGS[name]), tmp_path / "hf")
     sizes = sizes_for(name)

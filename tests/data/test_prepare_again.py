@@ -371,8 +371,9 @@ def test_interrupted_run_says_how_to_resume_in_one_line(tmp_path, large, tokeniz
 
 @pytest.mark.slow
 @pytest.mark.reliability
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("end", "workers"), [(signal.SIGTERM, "2"), (signal.SIGKILL, "2"), (signal.SIGKILL, "1")]
+)
 def test_nothing_half_written_stays_after_a_run_is_ended(tmp_path, large, tokenizer_folder, end, workers):
     """After SIGTERM nothing is there at once, after SIGKILL once the same command begins again."""
     text, hashes = large
