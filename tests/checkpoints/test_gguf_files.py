@@ -21,6 +21,7 @@ from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
 from llmshearing.commands.equality import differences, load_ours, load_theirs
 from llmshearing.data.tokenizer import load_tokenizer
+from llmshearing.shapes.rope_config import read_rope
 from twins import CONFIGS, make, tokens
 
 WORDS = 300  # a vocabulary of all bytes and some pairs
@@ -104,8 +105,9 @@ def test_llama_3_scaling_is_recovered_from_its_factors(factor, low, high, origin
     factors = gguf_twins.rope_factors(expected, theta, size)
     found = scaling_of(factors.astype(float), theta ** (-np.arange(0, size, 2) / size), 2048)
     assert found is not None
-    config.rope_scaling = found
-    again, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    again, _ = ROPE_INIT_FUNCTIONS["llama3"](
+        LlamaConfig(head_dim=size, rope_theta=theta, rope_scaling=found), "cpu"
+    )
     torch.testing.assert_close(again, expected, rtol=1e-4, atol=0)
     if (low, high) == (1.0, 4.0) and size >= 64:
         assert (found["factor"], found["original_max_position_embeddings"]) == (factor, original)
@@ -161,7 +163,8 @@ def test_the_check_reads_a_file_its_own_way_and_notices_a_lost_scaling(tmp_path,
     right = load_ours(read_checkpoint(tmp_path / "right.pt"))
     assert differences(right, theirs, [64])[0].largest < 1e-4
     if name != "llama grouped":
-        plain = twin(name, rope_scaling=None)
+        theta = read_rope(CONFIGS[name].to_dict())["rope_theta"]
+        plain = twin(name, rope_scaling={"rope_type": "default", "rope_theta": theta})
         plain.load_state_dict(hf.state_dict())
         save_hf_to_composer(gguf_twins.write(tmp_path / "lost.gguf", plain), tmp_path / "lost.pt")
         lost = load_ours(read_checkpoint(tmp_path / "lost.pt"))
