@@ -88,9 +88,10 @@ def from_hf(model: HFModel) -> tuple[dict[str, Tensor], Architecture]:
     arch = architecture_from_hf(model.config)
     held = {name: weight for name, weight in model.weights.items() if is_weight(name)}
     weights = renamed_to_composer(held, arch)
-    if arch.tie_embeddings:  # files may hold the embedding twice
-        head, embedding = weights.pop(_HEAD, None), weights.get(f"{PREFIX}wte.weight")
-        if head is not None and not _same(head, embedding):
+    if arch.tie_embeddings and _HEAD in weights:  # files may hold the embedding twice, or by this name only
+        head = weights.pop(_HEAD)
+        embedding = weights.setdefault(f"{PREFIX}wte.weight", head)
+        if not _same(head, embedding):
             logger.warning(
                 "%s: tie_word_embeddings is true, but the weights hold an output head that differs from the "
                 "embedding. It is skipped, as in transformers; `llmshearing convert --untie` keeps it.",
@@ -155,9 +156,9 @@ def write_hf(
 _HEAD = f"{PREFIX}output.weight"
 
 
-def _same(head: Tensor, embedding: Tensor | None) -> bool:
+def _same(head: Tensor, embedding: Tensor) -> bool:
     """Whether two matrices hold the same numbers, whatever their types."""
-    return embedding is not None and head.shape == embedding.shape and bool((head == embedding).all())
+    return head is embedding or (head.shape == embedding.shape and bool((head == embedding).all()))
 
 
 def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

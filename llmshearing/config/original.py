@@ -41,6 +41,10 @@ IDLE: dict[str, dict[str, Idle]] = {
         "expandable_segments": Idle("set PYTORCH_CUDA_ALLOC_CONF in the environment instead"),
         "n_gpus": Idle("the launcher says how many processes there are"),
         "device_train_batch_size": Idle("it is global_train_batch_size over the number of processes"),
+        "code_paths": Idle("no code of others is imported", (None, [])),
+        "deepspeed_config": Idle("fsdp_config says how the model is sharded", (None, {})),
+        "load_progress_bar": Idle("loading shows no progress bar"),
+        "log_config": Idle("the run's folder holds the configuration"),
         "profiler": Idle("Composer's profiler is not built", (None, {})),
     },
     "ModelConfig": {
@@ -115,13 +119,17 @@ IDLE: dict[str, dict[str, Idle]] = {
 
 CALLED_HERE: dict[str, str] = {
     "attention_bias": "qkv_bias",
+    "attn_bias": "qkv_bias",
+    "autocast_precision": "precision",
     "batch_size": "global_train_batch_size",
+    "d_head": "head_dim",
     "device_train_grad_accum": "device_train_microbatch_size",
     "domains": "set_names",
     "ffn_hidden_size": "intermediate_size",
     "grad_accum": "device_train_microbatch_size",
     "hidden_act": "activation",
     "hidden_size": "d_model",
+    "kv_heads": "n_kv_heads",
     "kv_n_heads": "n_kv_heads",
     "lag_warmup_steps": "lagrangian_warmup_steps",
     "layer_norm_epsilon": "layer_norm_eps",
@@ -137,6 +145,7 @@ CALLED_HERE: dict[str, str] = {
     "num_attention_heads": "n_heads",
     "num_hidden_layers": "n_layers",
     "num_key_value_heads": "n_kv_heads",
+    "num_kv_heads": "n_kv_heads",
     "output_dir": "save_folder",
     "rope_base": "rope_theta",
     "rope_freq_base": "rope_theta",
@@ -154,6 +163,8 @@ CALLED_HERE: dict[str, str] = {
 
 _DTYPE = "leave it out: how many bytes a token has is found out from the data"
 ADVICE: dict[str, str] = {
+    "attn_config": "its keys stand in the section model itself, such as model.attn_impl and model.rope_theta",
+    "expansion_ratio": "set model.intermediate_size, which is expansion_ratio times model.d_model",
     "is_uint32": _DTYPE,
     "is_int32": _DTYPE,
     "is_int64": _DTYPE,

@@ -183,14 +183,11 @@ def _scalar(hints: tuple[Any, ...], key: Key, value: Any, name: str) -> Any:
     if str in hints and key.units and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if str in hints and not isinstance(value, dict | list):
-        word = str(value).lower() if isinstance(value, bool) else value
-        raise ValueError(f'{name} is {word}; expected text: write it in quotes, such as "{_quoted(value)}".')
+        word = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        quoted = {True: "yes", False: "no"}[value] if isinstance(value, bool) else word
+        raise ValueError(f'{name} is {word}; expected text: write it in quotes, such as "{quoted}".')
     expected = " or ".join(_WORDS[hint] for hint in hints)
     raise ValueError(f"{name} is {_shown(value)!r}; expected {expected}.")
-
-
-def _quoted(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _unknown(schema: type, parent: str, name: str) -> str:

@@ -64,10 +64,13 @@ def fix(tokenizer: Tokenizer, folder: Path, wanted: bool | None) -> bool:
 
 
 def _is_tekken(tokenizer: Tokenizer, folder: Path) -> bool:
-    """Whether this is one of Mistral's, by its control tokens or else by the model beside it."""
+    """Whether this is one of Mistral's to mend: by what transformers wrote into its configuration, else by
+    its control tokens, else by the model beside it.
+    """
+    stated = _read(folder / "tokenizer_config.json").get("fix_mistral_regex")
+    if isinstance(stated, bool):
+        return stated
     if all(tokenizer.token_to_id(token) is not None for token in _TEKKEN):
-        return True
-    if _read(folder / "tokenizer_config.json").get("fix_mistral_regex") is True:
         return True
     kind = _read(folder / "config.json").get("model_type")
     return tokenizer.get_vocab_size() > _LARGE and isinstance(kind, str) and kind.startswith(_KINDS)

@@ -13,7 +13,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -151,7 +151,13 @@ _SUFFIXES = {
 }
 _POINTER = b"version https://git-lfs"
 _LARGEST_WINDOW = 2**31  # of zstd --long=31
-_ZSTD_CHUNK = 1 << 10  # packed bytes that are unpacked at a time, to at most about 32 MiB
+_CHUNK = 1 << 10  # packed bytes that are unpacked at a time; of zstd they hold at most about 32 MiB
+_STREAMS: dict[str, tuple[Any, ...]] = {
+    "gzip": (lambda: zlib.decompressobj(wbits=31),),
+    "zstd": (lambda: zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj(),),
+    "bz2": (bz2.BZ2Decompressor, _PIECE),
+    "xz": (lzma.LZMADecompressor, _PIECE),
+}
 
 
 def _packing(stored: Any, name: str) -> str | None:
@@ -173,30 +179,30 @@ def _packing(stored: Any, name: str) -> str | None:
 
 
 def _unpack(stored: Any, packing: str | None) -> BinaryIO:
-    """A file's bytes without their packing; each of the readers notices a missing end."""
+    """A file's bytes without their packing."""
     if packing == "parquet":
         return stored
-    if packing == "gzip":
-        return io.BufferedReader(pa.CompressedInputStream(stored, "gzip"))  # type: ignore[arg-type]
-    if packing == "zstd":
-        return io.BufferedReader(_ZstdFrames(stored), _PIECE)
-    if packing == "bz2":
-        return io.BufferedReader(bz2.BZ2File(stored))  # type: ignore[arg-type]
-    if packing == "xz":
-        return io.BufferedReader(lzma.LZMAFile(stored))  # type: ignore[arg-type]
-    return io.BufferedReader(stored, _PIECE)
+    streams = _Streams(stored, *_STREAMS[packing]) if packing else stored
+    return io.BufferedReader(streams, _PIECE)
 
 
-class _ZstdFrames(io.RawIOBase):
-    """The bytes of one zstd frame after another, with windows up to 2 GiB.
+class _Streams(io.RawIOBase):
+    """The bytes of one packed stream after another, with zero bytes as padding between and behind them.
 
-    zstandard's own stream reader does not notice a missing end; arrow's has windows up to 128 MiB.
+    A missing end and bytes that belong to no stream are errors. The standard library's readers of bz2 and
+    xz end quietly where a stream is followed by anything but another one; zstandard's does not notice a
+    missing end.
+
+    Args:
+        stored: the packed file.
+        start: what unpacks one stream.
+        most: bytes to unpack at a time, for what takes that.
     """
 
-    def __init__(self, stored: Any):
+    def __init__(self, stored: Any, start: Callable[[], Any], *most: int):
         super().__init__()
-        self._stored = stored
-        self._frame: Any = None
+        self._stored, self._start, self._most = stored, start, most
+        self._stream: Any = None
         self._packed = b""
         self._data = memoryview(b"")
 
@@ -205,16 +211,21 @@ class _ZstdFrames(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._data:
-            packed = self._packed or self._stored.read(_ZSTD_CHUNK)
-            if not packed:
-                if self._frame is not None:
-                    raise EOFError("it ends within a zstd frame")
-                return 0
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj()
-            self._data, self._packed = memoryview(self._frame.decompress(packed)), b""
-            if self._frame.eof:
-                self._packed, self._frame = self._frame.unused_data, None
+            if not self._packed and getattr(self._stream, "needs_input", True):
+                self._packed = self._stored.read(_CHUNK)
+                if not self._packed:
+                    if self._stream is not None:
+                        raise EOFError("it ends within a packed stream")
+                    return 0
+            if self._stream is None:
+                self._packed = self._packed.lstrip(b"\0")
+                if not self._packed:
+                    continue
+                self._stream = self._start()
+            self._data = memoryview(self._stream.decompress(self._packed, *self._most))
+            self._packed = b""
+            if self._stream.eof:
+                self._packed, self._stream = self._stream.unused_data, None
         size = min(len(buffer), len(self._data))
         buffer[:size] = self._data[:size]
         self._data = self._data[size:]
@@ -243,6 +254,8 @@ class _BrokenError(ValueError):
 
 def _check_first_line(line: bytes, name: str) -> None:
     """Raise ValueError where the beginning of a file shows that it does not hold one record a line."""
+    if inside := next((kind for magic, kind in _MAGIC.items() if line.startswith(magic)), None):
+        raise ValueError(f"{name} is packed twice, there is {inside} inside: unpack it once")
     if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in line[:4]:
         raise ValueError(
             f"{name} is UTF-16 or UTF-32, expected UTF-8: convert it, such as with `iconv -f UTF-16 -t UTF-8`"

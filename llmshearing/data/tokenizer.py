@@ -23,11 +23,20 @@ logger = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.", "vocab", "spiece")  # how the names of those begin that hold a vocabulary
 
-_SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|END_OF_TEXT|>", "</s>", "<eos>")
+_SEPARATORS = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|END_OF_TEXT|>",
+    "<｜end▁of▁sentence｜>",
+    "<EOS_TOKEN>",
+    "</s>",
+    "<eos>",
+)
 _SPECIAL = re.compile(r"<.+>|\[[A-Z_/]+\]", re.DOTALL)
 _CHAT = re.compile(
-    r"im_start|im_end|im_sep|eot_id|eom_id|header_id|_of_turn|end_?of_?turn|turn_end|\[/?INST\]"
-    r"|<\|/?(?:user|assistant|system|start|end|return|call|message)\|>",
+    r"\bim_[a-z]|\beo[ahmt]\b|\beo[mt]_id|header_id|(?:start|end)_of_(?:turn|role)|end_?of_?turn"
+    r"|(?:turn|role)_end|\[/?INST\]"
+    r"|<\|/?(?:user|assistant|system|start|end|return|call|message|observation)\|>",
     re.IGNORECASE,
 )
 
@@ -60,8 +69,8 @@ class TextTokenizer:
     """All that the ids of a text depend on, as the tokenizer's library stores it."""
     fix_mistral_regex: bool = False
     """Whether a faulty pre-tokenizer was replaced."""
-    is_chosen: bool = False
-    """Whether the user chose what stands around a document."""
+    chosen: tuple[int, ...] = ()
+    """Those of the tokens around a document that the user chose."""
 
     @property
     def vocab_size(self) -> int:
@@ -106,9 +115,14 @@ class TextTokenizer:
         """
         if bos is None and eos is None:
             return self
-        prefix = self.prefix if bos is None else self._id(bos)
-        suffix = self.suffix if eos is None else self._id(eos)
-        return replace(self, prefix=prefix, suffix=suffix, is_chosen=True)
+        before = None if bos is None else self._id(bos)
+        behind = None if eos is None else self._id(eos)
+        return replace(
+            self,
+            prefix=self.prefix if before is None else before,
+            suffix=self.suffix if behind is None else behind,
+            chosen=(*(before or ()), *(behind or ())),
+        )
 
     def _id(self, token: str) -> tuple[int, ...]:
         if not token:
@@ -122,9 +136,9 @@ class TextTokenizer:
     @property
     def chat_warning(self) -> str | None:
         """A warning where the tokenizer's own BOS or EOS, which nobody chose, mark turns of a chat."""
-        around = [*self._tokens(self.prefix), *self._tokens(self.suffix)]
-        markers = [token for token in around if _CHAT.search(token)]
-        if self.is_chosen or not markers:
+        found = [token for token in (*self.prefix, *self.suffix) if token not in self.chosen]
+        markers = [token for token in self._tokens(found) if _CHAT.search(token)]
+        if not markers:
             return None
         known = next((token for token in _SEPARATORS if token in self.vocabulary), None)
         return (

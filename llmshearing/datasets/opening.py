@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmshearing.config import DatasetConfig, LoaderConfig
 from llmshearing.datasets.manifest import MANIFEST, Manifest, read_manifest
-from llmshearing.datasets.places import place_of
+from llmshearing.datasets.places import note_ignored_split, places_of
 from llmshearing.datasets.ranks import Ranks
 from llmshearing.datasets.remote import Remote, check_apart, parse_cache_limit
 from llmshearing.datasets.sequence_folder import TOKEN_DTYPES, DomainSequences, SequenceFolder
@@ -55,9 +55,22 @@ class DataSection:
             FileNotFoundError: as `open`.
             ValueError: as `open`, and where a folder of several domains has none of this one.
         """
-        place, domain = place_of(self._cfg, name, dynamic)
-        if domain is None:
-            return self._open(place)
+        missing: OSError | None = None
+        for place, domain in places_of(self._cfg, name, dynamic):
+            try:
+                found = self._open(place) if domain is None else self._of_domain(place, domain)
+            except OSError as error:
+                if not _is_missing(error):
+                    raise
+                missing = missing or error
+            else:
+                note_ignored_split(self._cfg, name, place)
+                return found
+        assert missing is not None  # there is at least one place
+        raise missing
+
+    def _of_domain(self, place: Path, domain: str) -> DomainSequences:
+        """The sequences of a domain in a folder that holds several, which is opened once for all of them."""
         if place not in self._mixed:
             self._mixed[place] = self._open(place)
         found = self._mixed[place].only(domain)
@@ -138,9 +151,17 @@ def _fetch_manifest(url: str, timeout: float, path: Path) -> None:
         path.unlink()  # so that it is fetched again once it is repaired there
         raise
     except OSError as error:
-        # The clients of some kinds of storage have no exception of their own for a missing file.
-        if not isinstance(error.__cause__, FileNotFoundError) and "not found" not in str(error).lower():
+        if not _is_missing(error):
             logger.warning("the data is read without its manifest: %s", error)
+
+
+def _is_missing(error: OSError) -> bool:
+    """Whether a file is not there; clients of some kinds of storage have no exception of their own for it."""
+    return (
+        isinstance(error, FileNotFoundError)
+        or isinstance(error.__cause__, FileNotFoundError)
+        or "not found" in str(error).lower()
+    )
 
 
 def _open_remote(cfg: DatasetConfig, name: str, ranks: Ranks) -> Remote:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 
 from hostile import NAME, edit_json
 from llmshearing.checkpoints import hf_files
@@ -125,6 +125,20 @@ def test_a_head_equal_to_the_tied_embedding_is_skipped_silently(tmp_path, caplog
     save_file(weights, folder / "model.safetensors")
     from_hf(read_hf(folder))
     assert "output head" not in caplog.text
+
+
+@torch.no_grad()
+def test_a_tied_embedding_under_the_name_of_the_head_alone_is_read(tmp_path, caplog):
+    """As safetensors' save_model writes tensors that share memory: under the first of their names."""
+    hf = make(CONFIGS["llama tied"])
+    folder = save(hf, tmp_path / "hf")
+    save_model(hf, folder / "model.safetensors")
+    assert "model.embed_tokens.weight" not in load_file(folder / "model.safetensors")
+    save_hf_to_composer(folder, tmp_path / "c.pt")
+    assert "output head" not in caplog.text
+    ids = tokens(20)
+    ours = load_ours(read_checkpoint(tmp_path / "c.pt"))({"input_ids": ids})["logits"]
+    assert (ours - hf(ids).logits).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("name", "message"), [(NAME, "is not tied"), ("llama tied", "has no output head")])

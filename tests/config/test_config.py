@@ -214,11 +214,15 @@ def test_texts_are_read_as_they_are_written(tmp_path):
         assert build(Config, parse(to_yaml(config))) == config
 
 
-def test_a_value_that_yaml_reads_as_another_type_is_reported_with_the_way_to_write_it(tmp_path):
+@pytest.mark.parametrize(("value", "word", "quoted"), [(False, "false", "no"), (None, "null", "null")])
+def test_a_value_that_yaml_reads_as_another_type_is_reported_with_the_way_to_write_it(
+    tmp_path, value, word, quoted
+):
     values = run_values(tmp_path / "data")
-    values["callbacks"]["data_loading"]["set_names"] = ["code", False, 1e5]
+    values["callbacks"]["data_loading"]["set_names"] = ["code", value, 1e5]
     with pytest.raises(
-        ValueError, match=r'set_names\[1\] is false; expected text: write it in quotes, such as "no"'
+        ValueError,
+        match=rf'set_names\[1\] is {word}; expected text: write it in quotes, such as "{quoted}"',
     ):
         build(Config, values)
 

@@ -280,6 +280,12 @@ def test_keys_without_effect_are_accepted_with_values_that_have_none():
         ("model", "num_key_value_heads", "it is called model.n_kv_heads here"),
         ("", "train_batch_size", "it is called global_train_batch_size here"),
         ("optimizer", "learning_rate", "it is called optimizer.lr here"),
+        ("model", "attn_bias", "it is called model.qkv_bias here"),
+        ("model", "num_kv_heads", "it is called model.n_kv_heads here"),
+        ("model", "d_head", "it is called model.head_dim here"),
+        ("model", "attn_config", "its keys stand in the section model itself, such as model.attn_impl"),
+        ("model", "expansion_ratio", "set model.intermediate_size, which is expansion_ratio times"),
+        ("", "autocast_precision", "it is called precision here"),
         ("model", "trust_remote_code", "leave it out: no code of a model is ever run"),
     ],
 )

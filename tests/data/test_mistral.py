@@ -57,6 +57,7 @@ def pieces(definition):
         ({"size": 500, "extra": ["[INST]", "[AVAILABLE_TOOLS]", "[TOOL_CALLS]"]}, True),  # Tekken's own
         ({"extra": ["[INST]"], "model": {"model_type": "llama"}}, False),
         ({"size": 500, "config": {"fix_mistral_regex": True}}, True),
+        ({"model": {"model_type": "mistral"}, "config": {"fix_mistral_regex": False}}, False),
         ({"pattern": LLAMA3, "model": {"model_type": "mistral"}}, False),
         ({"pattern": mistral.RIGHT, "model": {"model_type": "mistral"}}, False),
     ],

@@ -143,6 +143,7 @@ def test_a_file_of_unknown_form_is_named(tmp_path, data, message, name):
         read(tmp_path, packed, name)
 
 
+PACKERS = {"gz": gzip, "gzip": gzip, "bz2": bz2, "xz": lzma, "zst": zstandard, "zstd": zstandard}
 PACKED = {
     "gz": gzip.compress(LINES[:999]) + gzip.compress(LINES[999:]),
     "bz2": bz2.compress(LINES[:999]) + bz2.compress(LINES[999:]),
@@ -167,10 +168,35 @@ def test_a_file_is_unpacked_by_what_it_holds(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst"])
 @pytest.mark.parametrize("left", [0, 3, 0.5, 0.999])
 def test_a_packed_file_that_is_cut_off_is_an_error(tmp_path, kind, left):
-    packed = {"gz": gzip, "bz2": bz2, "xz": lzma, "zst": zstandard}[kind].compress(LINES)
+    packed = PACKERS[kind].compress(LINES)
     size = left if isinstance(left, int) else int(left * len(packed))
     with pytest.raises(ValueError, match=rf"a\.jsonl\.{kind} is damaged or cut off \("):
         read(tmp_path, packed[:size], f"a.jsonl.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst"])
+def test_streams_with_padding_between_them_are_read_to_the_end(tmp_path, kind):
+    """As xz pads streams and tapes pad files; the padding here is longer than what is read at a time."""
+    first, second = (PACKERS[kind].compress(part) for part in (LINES[:999], LINES[999:]))
+    texts, _ = read(tmp_path, first + bytes(4) + second + bytes(1 << 12), f"a.jsonl.{kind}")
+    assert texts == [orjson.loads(line)["body"] for line in LINES.splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst"])
+def test_bytes_that_belong_to_no_stream_are_an_error(tmp_path, kind):
+    """They may be a stream whose beginning is damaged."""
+    packed = PACKERS[kind].compress(LINES)
+    with pytest.raises(ValueError, match=rf"a\.jsonl\.{kind} is damaged or cut off \("):
+        read(tmp_path, packed + b"\x01" + packed[1:], f"a.jsonl.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst"])
+def test_a_file_that_is_packed_twice_is_named(tmp_path, kind):
+    packed = gzip.compress(PACKERS[kind].compress(LINES))
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl\.gz is packed twice, there is \w+ inside: unpack it once"
+    ):
+        read(tmp_path, packed, "a.jsonl.gz")
 
 
 def test_parquet_by_another_name(tmp_path):
@@ -189,13 +215,14 @@ def test_zstd_windows_up_to_2_gib(tmp_path, log):
     assert len(read(tmp_path, packed, "RC_2010-01.jsonl.zst")[0]) == 50
 
 
-def test_a_zstd_bomb_is_read_in_pieces(tmp_path):
-    """256 MiB of blanks take a few KB."""
-    packed = zstandard.compress(b" " * (1 << 28) + b"\n" + LINES)
+@pytest.mark.parametrize("kind", ["gzip", "bz2", "xz", "zstd"])
+def test_a_bomb_is_read_in_pieces(tmp_path, kind):
+    """256 MiB of blanks take a few KB (of gzip 256)."""
+    packed = PACKERS[kind].compress(b" " * (1 << 28) + b"\n" + LINES)
     tracemalloc.start()
-    (tmp_path / "a.jsonl.zst").write_bytes(packed)
-    with (tmp_path / "a.jsonl.zst").open("rb") as stored:
-        stream = records._unpack(stored, "zstd")
+    (tmp_path / "a.jsonl").write_bytes(packed)
+    with (tmp_path / "a.jsonl").open("rb") as stored:
+        stream = records._unpack(stored, kind)
         while stream.read(1 << 16):
             pass
     peak = tracemalloc.get_traced_memory()[1]

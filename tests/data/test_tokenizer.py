@@ -129,6 +129,67 @@ def test_a_folder_without_a_tokenizer_class_has_none_whatever_its_name(tmp_path)
     assert load_tokenizer(str(folder)).suffix == (0,)
 
 
+def with_eos(folder, eos, *others):
+    """A tokenizer with BOS <s> and this EOS."""
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(["<s>", eos, *others]))}
+    Tokenizer(models.BPE(vocabulary, [])).save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": eos}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize(
+    "eos",
+    [
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eot|>",
+        "<|EOT|>",
+        "<|eom|>",
+        "<eoa>",
+        "<eoh>",
+        "<end_of_turn>",
+        "<|END_OF_TURN_TOKEN|>",
+        "[|endofturn|]",
+        "<|end_of_role|>",
+        "<|role_end|>",
+        "<|user|>",
+        "<|observation|>",
+        "<|return|>",
+        "[/INST]",
+    ],
+)
+def test_markers_of_a_chat_are_known(tmp_path, eos):
+    found = with_eos(tmp_path, eos, "<EOS_TOKEN>").chat_warning
+    assert f"puts {eos} around documents, which mark turns" in found
+    assert found.endswith("set --document_separator '<EOS_TOKEN>', which it has")
+
+
+@pytest.mark.parametrize(
+    "eos",
+    [
+        "</s>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<eos>",
+        "<|eod|>",
+        "<|END_OF_TEXT|>",
+        "[EOS]",
+        "<EOD>",
+        "im",
+    ],
+)
+def test_separators_of_documents_are_no_markers_of_a_chat(tmp_path, eos):
+    assert with_eos(tmp_path, eos).chat_warning is None
+
+
+def test_a_marker_of_a_chat_that_nobody_chose_is_warned_about_beside_one_that_was(tmp_path):
+    loaded = with_eos(tmp_path, "<|im_end|>", "<|im_start|>")
+    assert "puts <|im_end|> around" in loaded.between("<|im_start|>", None).chat_warning
+    assert loaded.between(None, "<|im_end|>").chat_warning is None
+    assert loaded.between(None, "").chat_warning is None
+
+
 def test_nothing_of_a_folder_is_run(tmp_path):
     Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}

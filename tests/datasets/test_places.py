@@ -32,10 +32,16 @@ def write(folder: Path, counts: dict[str, int], first: int = 0) -> None:
 
 
 def first_tokens(
-    root: Path, split: str, names: list[str] | None = DOMAINS, dynamic: bool = True
+    root: Path,
+    split: str,
+    names: list[str] | None = DOMAINS,
+    dynamic: bool = True,
+    remote: Path | None = None,
 ) -> dict[str, set[int]]:
     """What the training loader reads of each domain in some batches; of the whole where none are named."""
-    cfg = LoaderConfig(DatasetConfig(local=str(root), max_seq_len=SEQ_LEN, split=split))
+    dataset = DatasetConfig(local=str(root), max_seq_len=SEQ_LEN, split=split, download_retry=0)
+    dataset.remote = str(remote) if remote else None
+    cfg = LoaderConfig(dataset)
     weights = [1 / len(names)] * len(names) if names else None
     loader = build_text_dataloader(
         cfg, 8, dynamic=True, set_names=names, proportion=weights, weights_change=dynamic
@@ -87,6 +93,34 @@ def test_a_folder_for_each_domain_below_the_split_comes_first(tmp_path):
     write_domains(tmp_path / "for_ft")
     write_domains(tmp_path, first=100)
     assert first_tokens(tmp_path, "for_ft") == WHOLE
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("layout", ["below", "beside", "flat", "beside and flat"])
+def test_remote_data_is_read_in_each_layout(tmp_path, layout, dynamic, caplog):
+    far = tmp_path / "far"
+    if layout == "below":
+        write_domains(far / "train")
+    if "flat" in layout:
+        write(far / "train", SIZES)
+    if "beside" in layout:
+        write_domains(far, first=100)
+    is_beside = layout == "beside" or (layout == "beside and flat" and dynamic)
+    expected = ELSEWHERE if is_beside else WHOLE
+    said = f"train_loader.dataset.split train is ignored: the domains' folders lie in {far} itself"
+    with caplog.at_level(logging.INFO, "llmshearing"):
+        for _ in ("downloaded", "here already"):
+            assert first_tokens(tmp_path / "near", "train", dynamic=dynamic, remote=far) == expected
+        assert first_tokens(tmp_path / "near", "train", dynamic=dynamic) == expected
+    assert [r.getMessage() for r in caplog.records if "split" in r.getMessage()] == (
+        [said, said.replace("far", "near")] if is_beside else []
+    )
+
+
+def test_remote_data_that_is_nowhere_is_named(tmp_path):
+    write_domains(tmp_path / "far")
+    with pytest.raises(OSError, match=r"cannot download \S*far/for_ft/poems/index.json .*data_remote"):
+        first_tokens(tmp_path / "near", "for_ft", ["code", "poems"], remote=tmp_path / "far")
 
 
 def test_what_is_nowhere_is_named(tmp_path):
