@@ -357,6 +357,7 @@ def test_a_moved_or_copied_run_is_resumed(tmp_path, data, links):
     training.train(run_config(data, tmp_path / "run", **SHORT))
     shutil.copytree(tmp_path / "run", tmp_path / "other", symlinks=links)
     shutil.rmtree(tmp_path / "run")
+    assert read_checkpoint(tmp_path / "other" / "latest-rank0.pt").path.parent == tmp_path / "other"
     resumed(data, tmp_path / "other")
     saved = run_folder.checkpoints(tmp_path / "other")
     assert [run_folder.step_of(path) for path in saved] == [3, 2]

@@ -4,12 +4,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llmshearing import cli
 from llmshearing.checkpoints.describing import describe
-from llmshearing.checkpoints.opening import read_checkpoint
-from llmshearing.checkpoints.writing import check_output, write_checkpoint
-from llmshearing.commands.convert import export, record_of
-from llmshearing.files import check_new_folder
+from llmshearing.commands.plain_models import check_place, read_model, write_model
 from llmshearing.pruning.mask_file import MaskFile
 from llmshearing.pruning.maskllm import hf_shapes
 from llmshearing.shapes.architecture import Architecture
@@ -29,27 +25,15 @@ def apply_masks(dense: str | Path, masks: str | Path, out: str | Path) -> None:
         out: HF folder to write, or Composer checkpoint where the name ends in .pt.
 
     Raises:
-        ValueError: when the masks belong to another model, or the model's own masks are not applied yet.
+        ValueError: when the masks belong to another model, the model's own masks are not applied yet, or its
+            weights are NaN or infinite.
         OSError: when something is missing or cannot be written.
     """
-    as_checkpoint = Path(out).suffix == ".pt"
-    if as_checkpoint:
-        check_output(out, dense)
-    else:
-        check_new_folder(Path(out))
-    checkpoint = read_checkpoint(dense)
-    if checkpoint.section:
-        raise ValueError(
-            f"{dense} is the checkpoint of a pruning run, whose masks are not applied yet; expected a dense "
-            f"model. `llmshearing prune {dense}` applies its own."
-        )
+    check_place(out, dense)
+    checkpoint = read_model(dense)
     arch, config = describe(checkpoint)
     weights = masked(checkpoint.weights, MaskFile(masks, hf_shapes(arch)), arch)
-    if as_checkpoint:
-        write_checkpoint(out, weights, record_of(checkpoint, config))
-    else:
-        export(weights, arch, config, checkpoint.hf_files, out)
-    cli.say(f"saved   {out}")
+    write_model(out, weights, arch, config, checkpoint)
 
 
 def masked(weights: dict[str, Tensor], masks: MaskFile, arch: Architecture) -> dict[str, Tensor]:

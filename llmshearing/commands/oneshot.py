@@ -14,6 +14,7 @@ from llmshearing import cli
 from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.opening import Checkpoint, in_pieces
 from llmshearing.checkpoints.weights import shape_in_words
+from llmshearing.checkpoints.writing import check_output
 from llmshearing.commands.plain_models import check_place, read_model, write_model
 from llmshearing.commands.prune import cut_checkpoint, masks_beside
 from llmshearing.config import LayerChopConfig, ModelConfig, TargetConfig
@@ -336,6 +337,8 @@ def oneshot(
         if is_set and not _takes(row, name):
             raise ValueError(f"--{name} is given, but --method {method} does not read it: leave it out.")
     check_place(out, checkpoint_path)
+    if pattern is not None:
+        check_output(masks_beside(Path(out)), checkpoint_path)
     checkpoint = read_model(checkpoint_path)
     source, config = describe(checkpoint)
     target = target_of(source, build(TargetConfig, given, "target_model"))
@@ -358,10 +361,10 @@ def oneshot(
     weights, smaller, masks = _made(row, task, pattern)
     for word, arch in (("before", source), ("after", smaller)):
         cli.say(f"{word:<7} {shape_in_words(arch)}")
-    write_model(out, weights, smaller, architecture_to_hf(smaller, config), checkpoint)
     if masks:
         write_masks(masks_beside(Path(out)), masks)
         cli.say(f"saved   {masks_beside(Path(out))}")
+    write_model(out, weights, smaller, architecture_to_hf(smaller, config), checkpoint)
 
 
 def _made(

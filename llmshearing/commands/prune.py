@@ -11,7 +11,7 @@ from llmshearing import cli
 from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.opening import Checkpoint, in_pieces, read_checkpoint
 from llmshearing.checkpoints.trained_method import load_method
-from llmshearing.checkpoints.weights import section_of, shape_in_words, total_bytes
+from llmshearing.checkpoints.weights import check_finite, section_of, shape_in_words, total_bytes
 from llmshearing.checkpoints.writing import check_output, write_checkpoint
 from llmshearing.commands.convert import export, record_of, with_dtype
 from llmshearing.files import check_new_folder
@@ -88,6 +88,7 @@ def prune_and_save_model(
     report(pruned)
     if pruned.masks:
         masks = masks_beside(path)
+        check_output(masks, checkpoint_path)
         write_masks(masks, pruned.masks)
         cli.say(f"saved   {masks}")
     record = record_of(checkpoint, with_dtype(pruned.config, pruned.weights))
@@ -108,7 +109,7 @@ def prune_checkpoint(
         dense_weights: do not fold in masks on single weights.
 
     Raises:
-        ValueError: when there are no masks, or they do not make the target.
+        ValueError: when there are no masks, they do not make the target, or weights are NaN or infinite.
     """
     arch, config = describe(checkpoint, {})
     method = load_method(checkpoint, arch, target)
@@ -116,6 +117,7 @@ def prune_checkpoint(
 
     def mask(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights under the masks on their single numbers, whose bits are kept."""
+        check_finite(weights, checkpoint.path)
         masked = {}
         for name, weight in weights.items():
             stays = method.weight_mask(name)

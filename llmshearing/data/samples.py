@@ -217,7 +217,10 @@ def _documents(path: Path, order: Callable[[int], Iterable[int]] = range) -> Ite
 
     Raises:
         FileNotFoundError: where a folder holds no text.
+        ValueError: where `path` is something else, such as a pipe.
     """
+    if not (path.is_file() or path.is_dir()):
+        raise ValueError(f"--data {path} is neither a file nor a folder: write the text to a file first.")
     folder = open_folder(str(path if path.is_dir() else path.parent))
     if path.is_file():
         names = [path.name]

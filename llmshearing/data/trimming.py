@@ -9,11 +9,12 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _KINDS = ("BPE", "Unigram")
@@ -28,16 +29,21 @@ class Trimmable:
 
     Attributes:
         tokens: token by id, of the vocabulary and of added tokens.
-        required: ids that stay in any case: added tokens, the unknown one, and what every text falls back to.
+        required: ids that stay in any case: added tokens, those around a text, the unknown one, and what
+            every text falls back to.
 
     Raises:
-        ValueError: for a kind of tokenizer that is not supported.
+        ValueError: for a kind of tokenizer that is not supported, or what is not a tokenizer.
     """
 
     def __init__(self, text: str, source: str) -> None:
+        try:
+            kind = type(Tokenizer.from_str(text).model).__name__
+        except Exception as error:  # the library has no narrower exception
+            raise ValueError(f"The tokenizer.json of {source} is not a tokenizer: {error}.") from error
         self._json = json.loads(text)
         self._model = model = self._json["model"]
-        kind = model.get("type", "BPE")
+        self._kind = kind
         odd = [key for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
         if kind not in _KINDS or odd:
             found = f"with {odd[0]}" if odd else f"of kind {kind}"
@@ -57,6 +63,11 @@ class Trimmable:
         self._numbers = vocabulary | added
         self._vocabulary = vocabulary
         self.required = set(added.values()) | {self._numbers[token] for token in self._fallbacks()}
+        self.required |= set(_ids_around(self._json))
+        if strange := sorted(self.required - set(self.tokens)):
+            raise ValueError(
+                f"The tokenizer of {source} puts id {strange[0]} around or behind a text, which no token has."
+            )
 
     def _fallbacks(self) -> list[str]:
         """Tokens of which every text can be made, and the unknown token."""
@@ -122,7 +133,7 @@ class Trimmable:
         result = copy.deepcopy(self._json)
         model = result["model"]
         stay = {token: number_of[old] for token, old in self._vocabulary.items() if old in number_of}
-        if model.get("type", "BPE") == "BPE":
+        if self._kind == "BPE":
             model["vocab"] = stay
             model["merges"] = [
                 [left, right]
@@ -162,7 +173,7 @@ def renumbered_config(config: Mapping[str, Any], kept: Sequence[int]) -> dict[st
 
     def new(value: Any) -> Any:
         if isinstance(value, list):
-            return [number_of[item] for item in value if item in number_of]
+            return [number_of[item] for item in value if isinstance(item, int) and item in number_of]
         return number_of.get(value) if isinstance(value, int) else value
 
     is_id = re.compile(r".*_token_ids?")
@@ -177,6 +188,19 @@ def renumbered_tokenizer_config(config: Mapping[str, Any], kept: Sequence[int]) 
         return dict(config)
     renumbered = {number_of[number]: token for number, token in decoder.items() if number in number_of}
     return {**config, "added_tokens_decoder": renumbered}
+
+
+def _ids_around(tokenizer: Mapping[str, Any]) -> Iterator[int]:
+    """The ids that padding and the post-processor add to a text."""
+    if tokenizer.get("padding"):
+        yield tokenizer["padding"]["pad_id"]
+    waiting = [tokenizer.get("post_processor")]
+    while waiting:
+        processor = waiting.pop() or {}
+        waiting += processor.get("processors") or []
+        if isinstance(processor.get("special_tokens"), dict):
+            yield from (number for token in processor["special_tokens"].values() for number in token["ids"])
+        yield from (processor[key][1] for key in ("sep", "cls") if key in processor)
 
 
 def _renumber_processor(processor: Any, number_of: Mapping[int, int]) -> None:

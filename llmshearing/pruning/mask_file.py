@@ -8,7 +8,6 @@ weights it names, so it is read together with a model.
 
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from llmshearing.files import first_line, replacing
 from llmshearing.pruning.patterns import Pattern, bytes_of, kept_counts, unpack_bits
 
 SUFFIX = ".mask"
-_BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class MaskFile:
@@ -65,7 +63,7 @@ class MaskFile:
                 header = read_array_header_1_0(entry)
                 found = header[::2] == ((size,), np.dtype(np.uint8))
                 bits = np.frombuffer(entry.read(size) if found else b"", np.uint8)
-        except _BROKEN as error:
+        except Exception as error:  # broken bytes can raise anything
             raise _damaged(self.path, error) from error
         if not found:
             raise ValueError(
@@ -96,7 +94,7 @@ class MaskFile:
         try:
             with zipfile.ZipFile(self.path) as file:
                 entries = file.namelist()
-        except _BROKEN as error:
+        except Exception as error:
             raise _damaged(self.path, error) from error
         return [entry.removesuffix(".npy").removesuffix(SUFFIX) for entry in entries]
 

@@ -64,8 +64,14 @@ def write_scores(path: Path, scores: Scores) -> None:
     """Write scores to a file, completely or not at all.
 
     Raises:
+        ValueError: when they are not all finite numbers, which no shape can be chosen by.
         OSError: when it cannot be written.
     """
+    if strange := [kind for kind, values in scores.by_kind.items() if not _are_numbers(values)]:
+        raise ValueError(
+            f"The scores of {', '.join(strange)} are not all finite numbers, so {path} is not written: "
+            "weights, activations or gradients of the model are too large to compute with."
+        )
     with replacing(path) as draft:
         tensors = {kind: values.contiguous() for kind, values in scores.by_kind.items()}
         save_tensors(tensors, draft, {_KEY: json.dumps(asdict(scores.origin))})
@@ -84,7 +90,7 @@ def read_scores(path: str | Path, arch: Architecture) -> Scores:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            origin = Origin(**json.loads((file.metadata() or {})[_KEY]))
+            origin = _origin((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except Exception as error:  # a broken header can raise anything
         raise ValueError(
@@ -105,7 +111,29 @@ def read_scores(path: str | Path, arch: Architecture) -> Scores:
     found = {kind: tuple(values.shape) for kind, values in tensors.items()}
     if found != shapes:
         raise ValueError(f"{path} holds scores of shapes {found}; expected {shapes}. Compute them again.")
+    if strange := [kind for kind, values in tensors.items() if not _are_numbers(values)]:
+        raise ValueError(
+            f"{path}: the scores of {', '.join(strange)} are not all finite numbers; compute them again."
+        )
     return Scores({kind: values.float() for kind, values in tensors.items()}, origin)
+
+
+def _origin(text: str) -> Origin:
+    """The origin in the metadata of a file.
+
+    Raises:
+        TypeError, ValueError: when it is something else.
+    """
+    origin = Origin(**json.loads(text))
+    expected = {"method": str, "model": dict, "weights": str, "settings": dict}
+    for name, kind in expected.items():
+        if not isinstance(getattr(origin, name), kind):
+            raise TypeError(f"its {name} is a {type(getattr(origin, name)).__name__}")
+    return origin
+
+
+def _are_numbers(values: Tensor) -> bool:
+    return values.is_floating_point() and bool(values.float().isfinite().all())
 
 
 def check_weights_of(

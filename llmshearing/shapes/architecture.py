@@ -1,5 +1,6 @@
 """The shape of a decoder, as every other file of the package sees it."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ _COUNTS = (
 
 
 MAX_LAYERS = 10_000  # more means a broken or hostile file, and would be built layer by layer
+_LARGEST = 2**63  # which no size of a tensor reaches
 _BY_LAYER = ("window_layers", "rope_layers")
 _GEMMA = ("gemma2", "gemma3_text")
 _OLMO = ("olmo2", "olmo3")
@@ -75,16 +77,21 @@ class Architecture:
     def __post_init__(self) -> None:
         for name in _COUNTS:
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
+            if not isinstance(value, int) or not 1 <= value < _LARGEST:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1, below 2**63.")
         if self.n_layers > MAX_LAYERS:
             raise ValueError(f"n_layers is {self.n_layers}; expected at most {MAX_LAYERS}.")
         positive = ("norm_eps", "rope_theta", "logits_scaling")
         optional = ("local_rope_theta", "attention_multiplier", "attention_softcap", "logits_softcap")
         for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value > 0:
+            if not _is_finite(value) or not value > 0:
                 raise ValueError(f"{name} is {value!r}; expected a number above 0.")
+        for name in ("rotary_pct", "embedding_multiplier", "residual_multiplier"):
+            if not _is_finite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a finite number.")
+        if not isinstance(self.activation, str):
+            raise ValueError(f"activation is {self.activation!r}; expected its name, such as silu.")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads is {self.n_heads} and n_kv_heads is {self.n_kv_heads}; expected n_heads to be a "
@@ -190,3 +197,7 @@ class Architecture:
         if n_layers > self.n_layers:
             return replace(self, **dict.fromkeys(_BY_LAYER), **sizes)
         return replace(self.of_layers(list(range(n_layers))), **sizes)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < math.inf

@@ -107,6 +107,8 @@ _GEMMA_KEYS = {
     "logits_softcap": "final_logit_softcapping",
 }
 _MLP_BIAS = {"mlp_bias": "mlp_bias"}
+REQUIRED = ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size", "max_seq_len")
+"""What has no default: every config says it."""
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(

@@ -6,11 +6,10 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
 
 from llmshearing.shapes.architecture import MAX_LAYERS, Architecture
-from llmshearing.shapes.families import FAMILIES, hf_class_name
+from llmshearing.shapes.families import FAMILIES, REQUIRED, hf_class_name
 from llmshearing.shapes.rope_config import older_spelling, read_rope
 from llmshearing.shapes.unsupported import reject_family, reject_unknown
 
@@ -58,6 +57,8 @@ def architecture_from_hf(hf: Mapping[str, Any]) -> Architecture:
         if not isinstance(values.get(ours), int) or values[ours] < 1:
             key = family.keys[ours]
             raise ValueError(f"{key} is {hf.get(key)!r} in the HF config; expected a whole number above 0.")
+    if missing := [family.keys[ours] for ours in REQUIRED if ours not in values]:
+        raise ValueError(f"{', '.join(missing)}: missing in the HF config; expected whole numbers above 0.")
     values.setdefault("n_kv_heads", values["n_heads"])
     values.setdefault("head_dim", values["d_model"] // values["n_heads"])
     return Architecture(family=name, **values)
@@ -115,7 +116,7 @@ def _phi_spelling(given: Mapping[str, Any], filled: Mapping[str, Any]) -> dict[s
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(given.get(key), Mapping):
             renamed[key] = {
-                k: older.get(v, v) if k in ("type", "rope_type") else v for k, v in given[key].items()
+                k: older.get(str(v), v) if k in ("type", "rope_type") else v for k, v in given[key].items()
             }
     trained = "original_max_position_embeddings"
     return {**given, **renamed, trained: filled.get(trained)}
@@ -142,7 +143,7 @@ def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
         given["hidden_size"] = heads * size  # transformers 5 rejects a width that the heads do not divide
     try:
         filled = CONFIG_MAPPING[hf["model_type"]](**copy.deepcopy(given)).to_dict()
-    except (KeyError, TypeError, ValueError, ArithmeticError, StrictDataclassError) as error:
+    except Exception as error:  # its classes raise anything for values that they do not expect
         raise ValueError(f"The HF config is inconsistent: {error}") from error
     by_layer = {key for key, value in asked.items() if value is None and isinstance(filled.get(key), list)}
     return filled | {key: value for key, value in asked.items() if key not in by_layer}

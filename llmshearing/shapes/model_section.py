@@ -5,7 +5,7 @@ from typing import Any
 
 from llmshearing.config import ModelConfig, TargetConfig
 from llmshearing.shapes.architecture import Architecture
-from llmshearing.shapes.families import FAMILIES
+from llmshearing.shapes.families import FAMILIES, REQUIRED
 from llmshearing.shapes.rope_config import plain_scaling
 
 _CONFIG_KEYS = {field.name: field.name for field in fields(Architecture)} | {
@@ -17,7 +17,6 @@ _UNSAID: dict[str, dict[str, Any]] = {  # what a family has where a `model` sect
     "gemma2": {"activation": "gelu_pytorch_tanh"},
     "gemma3_text": {"activation": "gelu_pytorch_tanh"},
 }
-_REQUIRED = ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size", "max_seq_len")
 
 
 def architecture_of(cfg: ModelConfig) -> Architecture:
@@ -26,7 +25,7 @@ def architecture_of(cfg: ModelConfig) -> Architecture:
     Raises:
         ValueError: when a size is missing or sizes contradict each other.
     """
-    missing = [name for name in _REQUIRED if getattr(cfg, name) is None]
+    missing = [name for name in REQUIRED if getattr(cfg, name) is None]
     if missing:
         raise ValueError(
             f"model.{missing[0]} is not set; without a checkpoint that holds it (model.path), set "

@@ -140,18 +140,22 @@ def _agreed(hf: Mapping[str, Any], new: Mapping[str, Any], names: tuple[str, ...
 def _one(places: Mapping[str, Any]) -> Any:
     """The one value that these places give; None where none does."""
     given = {place: value for place, value in places.items() if value is not None}
-    if len(set(given.values())) > 1:
+    first = next(iter(given.values()), None)
+    if any(value is not first and value != first for value in given.values()):
         said = " and ".join(f"{place} is {value}" for place, value in given.items())
         raise ValueError(f"The HF config contradicts itself: {said}; keep the right one.")
-    return next(iter(given.values()), None)
+    return first
 
 
 def _scaling(hf: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any] | None:
+    scaling = hf.get("rope_scaling")
+    if not isinstance(scaling, Mapping | None):
+        raise ValueError(f"rope_scaling is {scaling!r} in the HF config; expected keys and values.")
     apart = (*_BASE, *_PART)
     inside = {key: value for key, value in new.items() if key not in apart}
     newer = plain_scaling(_with_trained(inside, hf))
-    older = plain_scaling(_with_trained(hf.get("rope_scaling"), hf))
-    if new and hf.get("rope_scaling") and newer != older:
+    older = plain_scaling(_with_trained(scaling, hf))
+    if new and scaling and newer != older:
         raise ValueError(
             f"The HF config contradicts itself: rope_parameters say {newer or 'no scaling'} and rope_scaling "
             f"says {older or 'no scaling'}; keep the right one."

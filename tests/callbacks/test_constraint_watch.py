@@ -43,6 +43,11 @@ def test_a_run_that_prunes_nothing_warns_once(
     assert caplog.text.count("nothing is being pruned. Look at optimizer.lag_lr") == 1
 
 
+def test_masks_that_never_move_are_refused(data: Path) -> None:
+    with pytest.raises(ValueError, match=r"optimizer\.lag_lr is 0.0; expected a number, more than 0"):
+        run_config(data, optimizer__lag_lr=0)
+
+
 def warnings(expected: list[float], target: list[float], caplog: pytest.LogCaptureFixture) -> int:
     watch = ConstraintWatch("some.key")
     for step, (one, other) in enumerate(zip(expected, target, strict=True)):

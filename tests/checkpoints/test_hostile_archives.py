@@ -53,14 +53,13 @@ def test_a_member_of_the_wrong_size_is_reported(tmp_path, edit, message):
 
 
 def test_members_that_overlap_are_reported(tmp_path):
+    """Two names for the same bytes, each of the right size."""
     torch.save({"a": torch.ones(1000), "b": torch.full((1000,), 7.0)}, tmp_path / "c.pt")
     content = bytearray((tmp_path / "c.pt").read_bytes())
-    name = b"/data/0"
-    entry = content.rindex(name) - content[: content.rindex(name)][::-1].index(b"\x02\x01KP"[::1]) - 4
-    for at in (20, 24):  # sizes in the directory
-        content[entry + at : entry + at + 4] = (4000 + 3000).to_bytes(4, "little")
+    first, second = (content.rindex(b"PK\x01\x02", 0, content.rindex(n)) for n in (b"/data/0", b"/data/1"))
+    content[second + 42 : second + 46] = content[first + 42 : first + 46]  # where the member begins
     (tmp_path / "c.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"overlaps what follows it|has 7,000 bytes"):
+    with pytest.raises(ValueError, match="overlaps what follows it"):
         load_tensors(tmp_path / "c.pt")
 
 

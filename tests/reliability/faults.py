@@ -101,9 +101,14 @@ def nan_at(step: int) -> None:
 
 
 def linger_at(event: str, step: int, ranks: tuple[int, ...], seconds: float) -> None:
-    """Some ranks take their time."""
+    """Some ranks take their time, in which they run: it goes on after a SIGSTOP."""
+
+    def linger(state: State) -> None:
+        for _ in range(round(seconds * 10)):
+            time.sleep(0.1)
+
     if int(os.environ["RANK"]) in ranks:
-        add(At(event, step, lambda _: time.sleep(seconds)))
+        add(At(event, step, linger))
 
 
 def slow_disk(seconds: float) -> None:

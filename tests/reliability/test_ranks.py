@@ -79,13 +79,14 @@ def test_a_slow_save_is_not_a_hang(tmp_path, data, table):
 
 @pytest.mark.world_size
 def test_suspended_run_continues(tmp_path, data, table):
-    path = write_config(tmp_path, data, **PATIENT)
-    ranks = Ranks([path], 2, partial(faults.linger_at, "batch_start", 3, (0, 1), 4))
+    path = write_config(tmp_path, data, **{**PATIENT, "dist_timeout": 20})
+    ranks = Ranks([path], 2, partial(faults.linger_at, "batch_start", 2, (0, 1), 10))
     end = time.monotonic() + 100
     while time.monotonic() < end and not ((tmp_path / "metrics.jsonl").exists() and 2 in metrics(tmp_path)):
         time.sleep(0.1)
+    time.sleep(2.5)  # the watch has looked since the last progress
     ranks.signal(signal.SIGSTOP)
-    time.sleep(10)
+    time.sleep(16)
     ranks.signal(signal.SIGCONT)
     ends_well(ranks)
     table("SIGSTOP and SIGCONT, or a suspended machine", "the watch starts over: the run goes on")

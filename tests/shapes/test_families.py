@@ -1,6 +1,7 @@
 """Every family computes what transformers computes, and every config survives the way there and back."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -139,6 +140,10 @@ def test_an_unsupported_family_is_named_with_those_that_are_supported(model_type
             "hold together|hidden_size is None in the HF config; expected a whole number",
         ),
         ({"rope_theta": "abc"}, "rope_theta is 'abc'; expected a number above 0"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf; expected a number above 0"),
+        ({"rope_scaling": [1]}, r"rope_scaling is \[1\] in the HF config; expected keys and values"),
+        ({"intermediate_size": None}, "intermediate_size: missing in the HF config; expected whole"),
+        ({"hidden_act": ["silu"]}, r"activation is \['silu'\]; expected its name"),
         ({"max_position_embeddings": -4}, "max_seq_len is -4; expected a whole number of at least 1"),
     ],
 )
@@ -265,3 +270,18 @@ def test_padding_on_the_left_is_rejected():
     model({"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1, 0]]).expand_as(ids)})
     with pytest.raises(ValueError, match="padding on the left; pad on the right"):
         model({"input_ids": ids, "attention_mask": torch.tensor([[0, 1, 1, 1]]).expand_as(ids)})
+
+
+JUNK = (None, True, -1, 10**400, float("nan"), "x", [], [[1]], {"a": 1}, {"rope_type": [1]})
+TOP = ("rope_scaling", "rope_parameters", "rope_theta", "quantization_config", "layer_types", "torch_dtype")
+
+
+@pytest.mark.parametrize("name", [*(names[0] for names in BY_FAMILY.values()), "phi3 longrope, tied"])
+def test_junk_in_a_config_is_a_sentence(name):
+    """Any other exception than ValueError would end a command with a traceback."""
+    config = CONFIGS[name].to_dict()
+    for key in {*FAMILIES[config["model_type"]].keys.values(), *TOP}:
+        for junk in JUNK:
+            changed = {**config, key: junk}
+            with suppress(ValueError):
+                architecture_to_hf(architecture_from_hf(changed), changed)
