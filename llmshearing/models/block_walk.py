@@ -68,6 +68,7 @@ def sparse_weights(
                     "large to compute with, so no weight is more important than another."
                 )
             if INPUTS[method] == MOMENTS:
+                assert total is not None
                 try:
                     total = inverse_factor(total * (2 / len(samples_NS)))
                 except ValueError as error:
