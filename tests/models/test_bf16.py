@@ -15,7 +15,8 @@ TARGET = TargetConfig(d_model=8, n_heads=1, n_kv_heads=1, n_layers=1, intermedia
 STEPS = 12
 # bf16 has 8 significant bits: one rounding is off by up to 2^-9 = 0.2 %. A gradient of these models lies
 # behind some 50 roundings in a row, which add up like a random walk to sqrt(50) * 0.2 % = 1.4 %. Observed:
-# up to 2.8 % of a gradient's norm, 2.2 % for masks (7.6 % for one of OLMo 2 on torch 2.14). A factor, cast or mask left out is off by far more.
+# up to 2.8 % of a gradient's norm, 2.2 % for masks (7.6 % for one of OLMo 2 on torch 2.14). A factor, cast or
+# mask left out is off by far more.
 # A loss is a mean over tokens, whose errors cancel: 0.05 % were observed.
 GRADIENT, LOSS = 0.1, 1e-3
 
