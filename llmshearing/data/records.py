@@ -210,26 +210,32 @@ class _Streams(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._data:
-            if not self._packed and getattr(self._stream, "needs_input", True):
-                self._packed = self._stored.read(_CHUNK)
-                if not self._packed:
-                    if self._stream is not None:
-                        raise EOFError("it ends within a packed stream")
-                    return 0
-            if self._stream is None:
-                self._packed = self._packed.lstrip(b"\0")
-                if not self._packed:
-                    continue
-                self._stream = self._start()
-            self._data = memoryview(self._stream.decompress(self._packed, *self._most))
-            self._packed = b""
-            if self._stream.eof:
-                self._packed, self._stream = self._stream.unused_data, None
-        size = min(len(buffer), len(self._data))
-        buffer[:size] = self._data[:size]
-        self._data = self._data[size:]
+        size = 0
+        while size < len(buffer) and (self._data or self._advance()):
+            piece = self._data[: len(buffer) - size]
+            buffer[size : size + len(piece)] = piece
+            self._data = self._data[len(piece) :]
+            size += len(piece)
         return size
+
+    def _advance(self) -> bool:
+        """Unpack some more, which may be nothing; False at the end of the file."""
+        if not self._packed and getattr(self._stream, "needs_input", True):
+            self._packed = self._stored.read(_CHUNK)
+            if not self._packed:
+                if self._stream is not None:
+                    raise EOFError("it ends within a packed stream")
+                return False
+        if self._stream is None:
+            self._packed = self._packed.lstrip(b"\0")
+            if not self._packed:
+                return True
+            self._stream = self._start()
+        self._data = memoryview(self._stream.decompress(self._packed, *self._most))
+        self._packed = b""
+        if self._stream.eof:
+            self._packed, self._stream = self._stream.unused_data, None
+        return True
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

@@ -160,7 +160,7 @@ def with_eos(folder, eos, *others):
     ],
 )
 def test_markers_of_a_chat_are_known(tmp_path, eos):
-    found = with_eos(tmp_path, eos, "<EOS_TOKEN>").chat_warning
+    found = with_eos(tmp_path, eos, "<EOS_TOKEN>").chat_warning or ""
     assert f"puts {eos} around documents, which mark turns" in found
     assert found.endswith("set --document_separator '<EOS_TOKEN>', which it has")
 
@@ -185,7 +185,7 @@ def test_separators_of_documents_are_no_markers_of_a_chat(tmp_path, eos):
 
 def test_a_marker_of_a_chat_that_nobody_chose_is_warned_about_beside_one_that_was(tmp_path):
     loaded = with_eos(tmp_path, "<|im_end|>", "<|im_start|>")
-    assert "puts <|im_end|> around" in loaded.between("<|im_start|>", None).chat_warning
+    assert "puts <|im_end|> around" in (loaded.between("<|im_start|>", None).chat_warning or "")
     assert loaded.between(None, "<|im_end|>").chat_warning is None
     assert loaded.between(None, "").chat_warning is None
 
