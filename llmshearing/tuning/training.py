@@ -60,6 +60,10 @@ def dtype_of(folder: Path) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
+_RATIO = "warmup_ratio"  # until transformers 5, whose warmup_steps below 1 are a ratio
+_WARMUP = _RATIO if _RATIO in SFTConfig.__dataclass_fields__ else "warmup_steps"
+
+
 def attention() -> str:
     """FlashAttention where there is a GPU and it is installed, else PyTorch's; both keep parts apart."""
     return "flash_attention_2" if torch.cuda.is_available() and find_spec("flash_attn") else "sdpa"
@@ -85,12 +89,13 @@ def trainer(
         )
     logging.getLogger("trl").setLevel(logging.ERROR)  # it warns of sdpa, under which rows' parts stay apart
     on_gpu = torch.cuda.is_available()
+    warmup: Any = {_WARMUP: cfg.warmup}
     args = SFTConfig(
         output_dir=str(scratch),
         num_train_epochs=cfg.epochs,
         max_steps=cfg.max_steps,
         learning_rate=cfg.learning_rate,
-        warmup_ratio=cfg.warmup,
+        **warmup,
         lr_scheduler_type=cfg.scheduler,
         weight_decay=cfg.weight_decay,
         per_device_train_batch_size=cfg.device_batch_size,

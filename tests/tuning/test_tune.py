@@ -143,11 +143,11 @@ def test_a_model_learns_to_answer(hf, tmp_path, capsys):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
-    ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "w3"}], add_generation_prompt=True, return_tensors="pt"
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "w3"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
-    assert tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True) == "w7 w8"
+    said = model.generate(**asked, max_new_tokens=6, do_sample=False)
+    assert tokenizer.decode(said[0, asked["input_ids"].shape[1] :], skip_special_tokens=True) == "w7 w8"
     with pytest.raises(FileExistsError, match="out exists and is not empty"):
         fired.call(tune, "llmshearing tune", words)
 
