@@ -146,8 +146,9 @@ def test_a_model_learns_to_answer(hf, tmp_path, capsys):
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": "w3"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    said = model.generate(**asked, max_new_tokens=6, do_sample=False)
-    assert tokenizer.decode(said[0, asked["input_ids"].shape[1] :], skip_special_tokens=True) == "w7 w8"
+    ids, mask = asked["input_ids"], asked["attention_mask"]
+    said = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+    assert tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True) == "w7 w8"
     with pytest.raises(FileExistsError, match="out exists and is not empty"):
         fired.call(tune, "llmshearing tune", words)
 
