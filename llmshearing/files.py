@@ -49,6 +49,22 @@ def check_new_folder(path: Path, reason: str = "is not empty") -> None:
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists and {reason}; choose another folder, or remove it first.")
+    check_writable(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that this process may write to a folder, which may be new: before the work, not after it.
+
+    Raises:
+        NotADirectoryError, PermissionError: when it may not.
+    """
+    place = next(each for each in (folder, *folder.parents) if each.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file; expected a folder to write to: choose another place.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{place} is a folder where this process may not write: make it writable, or choose another."
+        )
 
 
 @contextmanager
@@ -208,6 +224,15 @@ def _open(path: Path) -> int:
 
 
 @contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder, removed in the end; those that killed processes left behind are removed first."""
+    path = Path(tempfile.gettempdir()) / "llmshearing"
+    _clear_drafts(path)
+    with _held_folder(path) as folder:
+        yield folder
+
+
+@contextmanager
 def _draft(path: Path) -> Iterator[Path]:
     """A path of the same name in a locked folder beside `path`; the folder is removed in the end.
 
@@ -216,17 +241,23 @@ def _draft(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_drafts(path)
-    with _explaining(path):
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        try:
-            with lock(folder / LOCK):
-                yield folder / path.name
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with _explaining(path), _held_folder(path) as folder:
+        yield folder / path.name
+
+
+@contextmanager
+def _held_folder(path: Path) -> Iterator[Path]:
+    """A locked folder beside `path`, removed in the end."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        with lock(folder / LOCK):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _draft_name(path: Path) -> str:
-    """The pattern of the folders that `_draft` makes for `path`."""
+    """The pattern of the folders that `_held_folder` makes for `path`."""
     return rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp"
 
 
@@ -234,8 +265,8 @@ def _clear_drafts(path: Path) -> None:
     """Remove the drafts of `path` that no process holds; what one was replacing goes back to its place."""
     name = re.compile(_draft_name(path))
     for folder in [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]:
-        if not (folder / LOCK).is_file():
-            continue
+        if not os.access(folder, os.W_OK | os.X_OK) or not (folder / LOCK).is_file():
+            continue  # another user's, or nothing of ours
         try:
             with lock(folder / LOCK) as unsupported:
                 if not unsupported and (folder / _OLD).exists() and not path.exists():

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from llmshearing.files import LOCK, Held, lock, occupied, replacing, replacing_folder, save_tensors
+from llmshearing.checkpoints.writing import check_output
+from llmshearing.files import (
+    LOCK,
+    Held,
+    check_new_folder,
+    lock,
+    occupied,
+    replacing,
+    replacing_folder,
+    save_tensors,
+    scratch,
+)
 
 
 def names(folder):
@@ -200,6 +212,62 @@ def test_next_writer_removes_what_a_killed_one_left_and_no_other(tmp_path, write
     write(path, kind)
     assert len(names(tmp_path)) == 3
     assert path.exists()
+
+
+SCRATCH = """
+import time
+from llmshearing.files import scratch
+
+with scratch() as folder:
+    (folder / "model").write_text("large")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    started = [
+        subprocess.Popen([sys.executable, "-c", SCRATCH], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    assert [process.stdout.readline() for process in started if process.stdout] == ["writing\n"] * 2
+    started[0].kill()
+    started[0].communicate()
+    assert len(names(tmp_path)) == 2
+    with scratch() as folder:
+        assert len(names(tmp_path)) == 2  # the living process's and this one
+        assert folder.name in names(tmp_path)
+    started[1].kill()
+    started[1].communicate()
+
+
+def test_a_draft_of_another_user_stops_nobody(tmp_path, writer, monkeypatch):
+    writer(tmp_path / "a", "file").kill()
+    (draft,) = names(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != draft)
+    is_file = Path.is_file
+
+    def denied(self):
+        if self.parent.name == draft:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    write(tmp_path / "a", "file")
+    assert names(tmp_path) == [draft, "a"]
+
+
+@pytest.mark.parametrize(
+    "output", [lambda path: check_new_folder(path), lambda path: check_output(path, "source")]
+)
+def test_outputs_that_cannot_be_written_are_found_before_the_work(tmp_path, monkeypatch, output):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file; expected a folder to write to"):
+        output(tmp_path / "file" / "out")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(PermissionError, match=f"{tmp_path} is a folder where this process may not write"):
+        output(tmp_path / "new" / "out")
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

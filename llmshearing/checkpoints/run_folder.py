@@ -69,11 +69,23 @@ def step_of(checkpoint: Path) -> int:
 
 def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
     """The manifest of `checkpoint`; None when there is none that can be read."""
+    path = _manifest_path(checkpoint)
     try:
-        manifest = json.loads(_manifest_path(checkpoint).read_text())
-        return manifest if {"step", "written", "files"} <= manifest.keys() else None
-    except (OSError, ValueError, AttributeError):
+        manifest = json.loads(path.read_text()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return None
+    return manifest if _is_manifest(manifest) else None
+
+
+def _is_manifest(found: Any) -> bool:
+    """Whether JSON has the form in the docstring of this file, with plain names of files."""
+    if not isinstance(found, dict) or not isinstance(files := found.get("files"), dict):
+        return False
+    described = all(
+        Path(name).name == name and isinstance(file, dict) and isinstance(file.get("bytes"), int)
+        for name, file in files.items()
+    )
+    return described and isinstance(found.get("step"), int) and "written" in found
 
 
 def damage(checkpoint: Path, files: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from torch.utils.serialization import config as serialization
 from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.opening import RECORD_KEY, Checkpoint
 from llmshearing.checkpoints.weights import check_weights, section_of, total_bytes
-from llmshearing.files import replacing
+from llmshearing.files import check_writable, replacing
 from llmshearing.progress import writing
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,10 @@ def check_output(out: str | Path, source: str | Path) -> None:
 
     Raises:
         FileExistsError: when `out` is a part of the source, a checkpoint of a run, or anything else.
+        OSError: when this process may not write there.
     """
     path, origin = Path(out), Path(source)
+    check_writable(path.parent)
     if not (path.exists() or path.is_symlink()):
         return
     if origin.exists() and path.resolve().is_relative_to(origin.resolve()):

@@ -1,6 +1,5 @@
 """Whether a pruning run's masked model equals its pruned, exported one: `llmshearing check`."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from llmshearing.commands.equality import (
     load_theirs,
 )
 from llmshearing.commands.prune import prune_checkpoint, report
+from llmshearing.files import scratch
 
 
 def masked_against_pruned(checkpoint: Checkpoint, target: Mapping[str, Any]) -> list[Difference]:
@@ -25,9 +25,9 @@ def masked_against_pruned(checkpoint: Checkpoint, target: Mapping[str, Any]) -> 
     report(pruned)
     method = load_method(checkpoint, pruned.source, target)
     weights = {name: weight.float() for name, weight in pruned.weights.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        export(weights, pruned.arch, pruned.config, {}, Path(folder) / "hf")
-        theirs = load_theirs(Path(folder) / "hf")
+    with scratch() as folder:
+        export(weights, pruned.arch, pruned.config, {}, folder / "hf")
+        theirs = load_theirs(folder / "hf")
     ours = load_ours(checkpoint)
     for name, weight in ours.state_dict().items():
         mask = method.weight_mask(name)

@@ -35,11 +35,17 @@ from llmshearing.commands.reference_loss import parse_count
 from llmshearing.evaluation import perplexity, results, suites
 from llmshearing.evaluation.battery import BATTERY, read_manifest
 from llmshearing.evaluation.fetching import fetch
-from llmshearing.evaluation.models import DTYPES, load_model, load_tokenizer, usual_dtype
+from llmshearing.evaluation.models import (
+    DTYPES,
+    check_tokenizer,
+    load_model,
+    load_tokenizer,
+    usual_dtype,
+)
 from llmshearing.evaluation.perplexity import Text
 from llmshearing.evaluation.results import EVALUATION, Measured, Score
 from llmshearing.evaluation.suites import OFFLINE, PERPLEXITY, SUITES, Choice
-from llmshearing.files import first_line
+from llmshearing.files import check_writable, first_line
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ def evaluate(args: argparse.Namespace) -> None:
         jobs.append(Job(tuple(perplexity.task_names(text)), text_settings(text, args)))
     models = [find(name) for name in args.models]
     path = args.out / EVALUATION
+    check_writable(args.out)
     kept = results.read(path)
     entries = [results.entry(kept, each.name, str(each.place), each.stamp) for each in models]
     missing = [[job for job in jobs if not job.is_done(found)] for found in entries]
@@ -119,6 +126,7 @@ def run(
         tokenizer: Any = None
         if _needs_tokenizer(jobs, text):
             tokenizer = load_tokenizer(args.tokenizer or folder, model.name)
+            check_tokenizer(tokenizer, loaded, model.name)
         harness_model: Any = None
         for job in jobs:
             if job.choice is None:
@@ -229,6 +237,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         raise ValueError(f"give --suite ({', '.join([*SUITES, PERPLEXITY])}) or --tasks.")
     if PERPLEXITY in args.suite and args.data is None:
         raise ValueError("--suite perplexity needs --data: a text file, or a folder of prepared data.")
+    if args.seq_length == 1:
+        raise ValueError(
+            "--seq_length is 1; expected 2 or more: the first token of a window is not predicted."
+        )
     return args
 
 

@@ -1,6 +1,5 @@
 """Any model that can be named on a command line, as an HF folder."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from llmshearing.checkpoints.travelling import CONFIG
 from llmshearing.checkpoints.weights import check_finite
 from llmshearing.commands.convert import export
 from llmshearing.commands.prune import prune_checkpoint
+from llmshearing.files import scratch
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def as_hf_folder(model: Named) -> Iterator[Path]:
         yield model.place
         return
     checkpoint = read_checkpoint(model.place)
-    with tempfile.TemporaryDirectory(prefix="llmshearing-") as temporary:
-        out = Path(temporary) / "model"
+    with scratch() as temporary:
+        out = temporary / "model"
         if checkpoint.section:
             pruned = prune_checkpoint(checkpoint, {})
             export(pruned.weights, pruned.arch, pruned.config, checkpoint.hf_files, out)

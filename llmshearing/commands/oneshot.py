@@ -21,6 +21,7 @@ from llmshearing.config import LayerChopConfig, ModelConfig, TargetConfig
 from llmshearing.config.model import SCHEMES
 from llmshearing.config.strict import build
 from llmshearing.data.samples import read_samples
+from llmshearing.files import check_writable
 from llmshearing.models.block_walk import sparse_weights
 from llmshearing.models.calibration import activation_scores, taylor_scores
 from llmshearing.models.decoder import Decoder
@@ -339,6 +340,8 @@ def oneshot(
     check_place(out, checkpoint_path)
     if pattern is not None:
         check_output(masks_beside(Path(out)), checkpoint_path)
+    if scores is not None and not Path(scores).exists():
+        check_writable(Path(scores).parent)
     checkpoint = read_model(checkpoint_path)
     source, config = describe(checkpoint)
     target = target_of(source, build(TargetConfig, given, "target_model"))

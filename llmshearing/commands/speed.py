@@ -31,6 +31,7 @@ from llmshearing.evaluation import results
 from llmshearing.evaluation.models import DTYPES, device, is_out_of_memory, load_model, usual_dtype
 from llmshearing.evaluation.results import SPEED
 from llmshearing.evaluation.speed import Setting, measure, promised
+from llmshearing.files import check_writable
 
 
 def main() -> None:
@@ -44,6 +45,7 @@ def main() -> None:
     settings = [Setting(batch, context, args.new) for batch in args.batch for context in args.context]
     named = [find(name) for name in args.models]
     path = args.out / SPEED
+    check_writable(args.out)
     kept = results.read(path)
     with ExitStack() as stack:
         folders = [stack.enter_context(as_hf_folder(each)) for each in named]

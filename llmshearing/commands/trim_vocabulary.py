@@ -15,7 +15,7 @@ from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.checkpoints.travelling import PLAIN_CLASS, parse_config
 from llmshearing.commands.plain_models import check_place, read_model, write_model
-from llmshearing.data.samples import model_tokenizer, read_texts
+from llmshearing.data.samples import encoded, model_tokenizer, read_texts
 from llmshearing.data.trimming import (
     Trimmable,
     count_tokens,
@@ -65,8 +65,9 @@ def trim_vocabulary(model: str | Path, out: str | Path, *, data: str, keep: int)
             "rows: it is the tokenizer of a different model."
         )
     tokenizer.check(keep)
-    encode = model_tokenizer(files, model).encode
-    counts = count_tokens(bar("counting tokens", read_texts(data), unit="text"), encode)
+    encoder = model_tokenizer(files, model)
+    texts = bar("counting tokens", read_texts(data), unit="text")
+    counts = count_tokens(texts, lambda batch: encoded(encoder, batch, data))
     if not counts.sum():
         raise ValueError(f"--data {data} holds no text: there is nothing to choose tokens by.")
     kept = tokenizer.choose(counts, keep)

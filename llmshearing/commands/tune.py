@@ -1,17 +1,19 @@
 """Make a model that follows instructions out of a base model: `llmshearing tune`."""
 
+import math
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from llmshearing import cli
+from llmshearing.checkpoints.travelling import read_travelling
+from llmshearing.checkpoints.weights import check_finite
 from llmshearing.commands.hf_folder import as_hf_folder, find
 from llmshearing.config.strict import build
-from llmshearing.evaluation.models import load_model, load_tokenizer
-from llmshearing.files import check_new_folder, replacing_folder
+from llmshearing.evaluation.models import check_tokenizer, load_model, load_tokenizer
+from llmshearing.files import check_new_folder, replacing_folder, scratch
 from llmshearing.tuning import conversations
 from llmshearing.tuning.conversations import Conversation
 from llmshearing.tuning.packing import pack, unpacked
@@ -46,7 +48,8 @@ def tune(
 
     Raises:
         ImportError: when trl is not installed.
-        ValueError: for settings out of range, too many bad conversations, or no chat template.
+        ValueError: for settings out of range, too many bad conversations, a chat template that is missing or
+            fails, or a training that diverges.
         OSError: when a file is missing or something cannot be written.
     """
     cfg = build(TuneConfig, dict(overrides or {}), "tune")
@@ -63,20 +66,27 @@ def tune(
     _say(first, read.in_words())
     read.check(cfg.max_bad)
     named = find(model)
-    with as_hf_folder(named) as folder, tempfile.TemporaryDirectory(prefix="llmshearing-") as scratch:
+    with as_hf_folder(named) as folder, scratch() as unused:
         words = with_template(load_tokenizer(Path(tokenizer) if tokenizer else folder, model), cfg.template)
         questions, held_out, train = split(read.conversations, words, cfg)
         end = last_token(train)
         loaded: Any = load_model(folder, "float32", training.attention())
+        check_tokenizer(words, loaded, model)
+        check_finite(loaded.state_dict(), model)
         limit = loaded.config.max_position_embeddings
         if cfg.max_length > limit:
             raise ValueError(f"max_length is {cfg.max_length}, but {model} reads at most {limit} tokens.")
         rows = pack(train, cfg.max_length) if cfg.packing else unpacked(train)
         _say(first, f"{len(train):,} conversations in {len(rows):,} rows, {len(held_out):,} held out")
-        made = training.trainer(loaded, words, rows, cfg, Path(scratch))
+        made = training.trainer(loaded, words, rows, cfg, unused)
         before = _state(training, made.model, words, questions, held_out, end, cfg)
         made.train()
         after = _state(training, made.model, words, questions, held_out, end, cfg)
+        if not math.isfinite(after[0]):
+            raise ValueError(
+                f"The held-out loss was {before[0]:.4f} before and is {after[0]} after: the training has "
+                "diverged, and nothing is written. Lower learning_rate, or raise warmup."
+            )
         if first:
             report(questions, before, after)
             loaded.generation_config.eos_token_id = end
@@ -84,6 +94,8 @@ def tune(
             with replacing_folder(Path(out)) as draft:
                 loaded.to(training.dtype_of(folder)).save_pretrained(draft)
                 words.save_pretrained(draft)
+                for name, content in read_travelling(draft).items():  # without pointers to code
+                    (draft / name).write_bytes(content if isinstance(content, bytes) else content.encode())
             cli.say(f"saved   {out}")
 
 

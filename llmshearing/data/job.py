@@ -5,20 +5,17 @@ import errno
 import os
 import shutil
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from llmshearing.data.sources import Task
 from llmshearing.data.tokenizer import TextTokenizer
 
 MAX_BROKEN_SHARE = 0.05
 _PROGRESS_SECONDS = 0.5
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,44 +90,6 @@ def whole(folder: Path) -> Iterator[Path]:
                 raise  # else the other one has written the very same
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-class TokenizerPanicError(Exception):
-    """The tokenizers library gave up in its native code."""
-
-
-def within(function: Callable[[], T], seconds: float) -> T:
-    """What a function returns; in a thread, so that Ctrl-C and the limit end the wait for native code.
-
-    Time in which this process was suspended does not count.
-
-    Raises:
-        TimeoutError: after that many seconds; the thread is left behind.
-        TokenizerPanicError: where native code gave up.
-    """
-    limit = seconds
-    done: list[T] = []
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            done.append(function())
-        except BaseException as error:  # a panic of native code is no Exception; raised again below
-            failed.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while thread.is_alive() and seconds > 0:
-        waits = min(seconds, 1.0)
-        thread.join(waits)
-        seconds -= waits
-    if failed and type(failed[0]).__name__ == "PanicException":
-        raise TokenizerPanicError(str(failed[0])) from None
-    if failed:
-        raise failed[0]
-    if not done:
-        raise TimeoutError(f"it did not end in {limit:,.0f} s")
-    return done[0]
 
 
 class Progress:

@@ -10,7 +10,7 @@ N samples, S tokens of each.
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmshearing.data.patience import tokenized
 from llmshearing.data.records import DocumentReader
 from llmshearing.data.sources import holds_records, is_hidden, open_folder
 from llmshearing.data.tokenizer import TextTokenizer, is_made_with, load_tokenizer
@@ -94,7 +95,7 @@ def read_samples(
             f"The tokenizer of {source} has {tokenizer.vocab_size} ids, its model {vocab_size}: it is the "
             "tokenizer of a different model."
         )
-    pool = list(itertools.islice(_packed(texts, tokenizer, length), _POOL * wanted))
+    pool = list(itertools.islice(_packed(texts, tokenizer, length, path), _POOL * wanted))
     return torch.from_numpy(np.stack([pool[i] for i in _draw(len(pool), samples, length, path, rng)]))
 
 
@@ -110,6 +111,16 @@ def read_texts(data: str | Path) -> Iterator[str]:
         raise FileNotFoundError(f"--data {data} not found; expected a file or folder of text.")
     for texts in _documents(path):
         yield from texts
+
+
+def encoded(tokenizer: TextTokenizer, texts: list[str], path: str | Path) -> Iterable[Sequence[int]]:
+    """The ids of each text.
+
+    Raises:
+        ValueError: when the tokenizer cannot tokenize one of them.
+    """
+    size = sum(map(len, texts))
+    return tokenized(lambda: tokenizer.encode(texts), size, f"a text of {path}", tokenizer.name)
 
 
 def model_tokenizer(files: Mapping[str, str | bytes], source: str | Path) -> TextTokenizer:
@@ -276,11 +287,11 @@ def _interleaved(streams: Iterable[Iterator[str]]) -> Iterator[str]:
             running.extend(itertools.islice(waiting, 1))
 
 
-def _packed(texts: Iterator[str], tokenizer: TextTokenizer, length: int) -> Iterator[np.ndarray]:
+def _packed(texts: Iterator[str], tokenizer: TextTokenizer, length: int, path: Path) -> Iterator[np.ndarray]:
     """Sequences [S] of documents one after the other; what is left of the last is dropped."""
     held: list[int] = []
     while batch := list(itertools.islice(texts, _TEXTS_AT_ONCE)):
-        for ids in tokenizer.encode(batch):
+        for ids in encoded(tokenizer, batch, path):
             held += [*tokenizer.prefix, *ids, *tokenizer.suffix]
         whole = len(held) // length * length
         yield from np.asarray(held[:whole], dtype=np.int64).reshape(-1, length)

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmshearing.data.job import Job, Progress, TokenizerPanicError, whole, within
+from llmshearing.data.job import Job, Progress, whole
+from llmshearing.data.patience import TokenizerPanicError, not_tokenized, patience, within
 from llmshearing.data.records import DocumentReader
 from llmshearing.data.sources import open_folder, sha256
 from llmshearing.data.splits import BINS, SPLITS, SplitPlan, cut_bins, document_bin, plan_budgets
@@ -30,8 +31,6 @@ from llmshearing.datasets.manifest import Manifest
 EVAL_MERGE = "eval_merge"
 _BUDGETS = {"eval": "--eval_tokens", "for_prune": "--prune_tokens", "for_ft": "--ft_tokens"}
 _BATCH_BYTES = 4 << 20  # of text that is tokenized at a time
-PATIENCE_SECONDS = 600.0  # that the tokenizer may take for a batch of text,
-SLOWEST_RATE = 10_000  # and a second for each so many bytes
 LEFT_OVER_SHARE = 0.02  # of a domain's tokens that may be left over without a warning
 _CHUNK_TOKENS = 1 << 22  # that packing holds in memory
 _LIBRARIES = (
@@ -114,14 +113,10 @@ class _TokenWriter:
             where = f"{name}, documents {first:,} to {self._reader.documents:,}"
             if isinstance(failure, TokenizerPanicError):
                 where = f"{name}, document {first + self._first_panic():,}"
-            raise ValueError(
-                f"{where}: tokenizer {self._tokenizer.name} cannot tokenize the text ({failure}): a regular "
-                "expression in it may take for ever there; take that text out or use another tokenizer"
-            ) from None
+            raise ValueError(not_tokenized(where, self._tokenizer.name, failure)) from None
 
     def _encode_within(self, texts: list[str]) -> Iterable[Sequence[int]]:
-        seconds = PATIENCE_SECONDS + self._text_bytes / SLOWEST_RATE
-        return within(lambda: self._tokenizer.encode(texts), seconds)
+        return within(lambda: self._tokenizer.encode(texts), patience(self._text_bytes))
 
     def _first_panic(self) -> int:
         """Which of the collected texts fails first."""

@@ -12,6 +12,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from llmshearing.checkpoints.travelling import CONFIG, parse_config
+from llmshearing.files import first_line
+from llmshearing.shapes.hf_config import check_layers
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -33,20 +37,26 @@ def load_model(folder: Path, dtype: str, attention: str = "sdpa") -> PreTrainedM
             a model that has them gets "eager" instead.
 
     Raises:
-        ValueError: when a parameter of it is not among the weights.
+        ValueError: when transformers cannot load it, or a parameter of it is not among the weights.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if attention == "sdpa" and getattr(config, "attn_logit_softcapping", None) is not None:
-        attention = "eager"
+    check_layers(parse_config((folder / CONFIG).read_bytes(), folder / CONFIG))
     load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know of the second result
-    model, loading = load(
-        folder,
-        config=config,
-        torch_dtype=DTYPES[dtype],
-        attn_implementation=attention,
-        output_loading_info=True,
-        trust_remote_code=False,
-    )
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if attention == "sdpa" and getattr(config, "attn_logit_softcapping", None) is not None:
+            attention = "eager"
+        model, loading = load(
+            folder,
+            config=config,
+            torch_dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # what a broken folder makes of its classes can be anything
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"transformers cannot load the model in {folder} ({_in_a_line(error)}).") from error
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"{folder} has no {missing[0]}, which transformers would fill with random numbers; its weights "
@@ -59,11 +69,34 @@ def load_tokenizer(folder: Path, model: str) -> PreTrainedTokenizerBase:
     """The tokenizer in an HF folder.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is none, or it cannot be loaded.
     """
     if not any(path.name.startswith(("tokenizer", "vocab", "spiece")) for path in folder.iterdir()):
         raise ValueError(f"{model} carries no tokenizer: give the one of its source with --tokenizer FOLDER.")
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # neither library has a narrower exception
+        raise ValueError(f"The tokenizer in {folder} cannot be loaded ({_in_a_line(error)}).") from error
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
+    """Check that a model has a row for each token; some lack those of tokens added to the vocabulary.
+
+    Raises:
+        ValueError: when it does not.
+    """
+    added = set(tokenizer.get_added_vocab().values())
+    highest = max((number for number in tokenizer.get_vocab().values() if number not in added), default=0)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if highest >= rows:
+        raise ValueError(
+            f"The tokenizer of {name} has ids up to {highest}, its model {rows} rows: it is the tokenizer of "
+            "a different model."
+        )
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)[:200]}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

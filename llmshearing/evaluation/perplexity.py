@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmshearing.config import DatasetConfig, LoaderConfig
+from llmshearing.data.patience import tokenized
 from llmshearing.datasets.load_text_dataloader import build_text_dataloader
 from llmshearing.datasets.manifest import read_manifest
 from llmshearing.evaluation.results import Score
@@ -115,7 +116,14 @@ def text_batches(text: Text, tokenizer: PreTrainedTokenizerBase, limit: int) -> 
         content = text.path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{text.path} is not UTF-8 text ({error}).") from error
-    ids = torch.tensor(tokenizer(content, verbose=False)["input_ids"])
+    ids = torch.tensor(
+        tokenized(
+            lambda: tokenizer(content, verbose=False)["input_ids"],
+            len(content),
+            str(text.path),
+            "of the model",
+        )
+    )
     count = len(ids) // length
     if not count:
         raise ValueError(
@@ -180,6 +188,6 @@ def _score(name: str, losses: Tensor, settings: dict[str, Any]) -> Score:
     """Perplexity of windows, its standard error by the delta method."""
     mean = float(losses.mean())
     error = float(losses.std() / math.sqrt(len(losses))) if len(losses) > 1 else math.nan
-    value = math.exp(mean)
+    value = float(losses.mean().exp())  # infinity where a float has no room for it
     metrics = {"perplexity": value, "loss": mean, "loss_stderr": error}
     return Score(name, "perplexity", value, value * error, len(losses), settings, metrics)

@@ -10,9 +10,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmshearing.files import replacing
+
+T = TypeVar("T")
 
 EVALUATION, SPEED = "evaluation.json", "speed.json"
 LOWER_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
@@ -70,15 +72,37 @@ def read(path: Path) -> list[Measured]:
         return []
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["models"]
-        return [
-            Measured(**{**entry, "scores": {n: Score(**s) for n, s in entry["scores"].items()}})
-            for entry in entries
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for entry in entries:
+            entry["scores"] = {name: _typed(Score(**score)) for name, score in entry["scores"].items()}
+        return [_typed(Measured(**entry)) for entry in entries]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} does not hold results as this package writes them ({error}): move it away, or choose "
             "another --out."
         ) from error
+
+
+_TYPES: dict[str, Any] = {"value": float, "stderr": float, "examples": int, "parameters": int}
+_TYPES |= dict.fromkeys(("task", "metric", "model", "place", "stamp"), str)
+_TYPES |= dict.fromkeys(("settings", "metrics", "scores", "speeds"), dict)
+
+
+def _typed(found: T) -> T:
+    """A score or a model whose values have the types of their fields.
+
+    Raises:
+        TypeError: for the first that has not.
+    """
+    for name, value in vars(found).items():
+        if not isinstance(value, (int, float) if _TYPES[name] is float else _TYPES[name]):
+            raise TypeError(f"{name} is {str(value)[:40]!r}")
+    figures = getattr(found, "speeds", {}).values()
+    if not all(isinstance(each, dict) for each in figures):
+        raise TypeError("speeds hold something that is not figures by name")
+    for key, value in ((key, each.get(key)) for each in figures for key, *_ in _SPEEDS):
+        if not isinstance(value, int | float | None):
+            raise TypeError(f"{key} is {str(value)[:40]!r}")
+    return found
 
 
 def write(path: Path, models: Sequence[Measured]) -> None:

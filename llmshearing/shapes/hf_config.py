@@ -40,9 +40,7 @@ def architecture_from_hf(hf: Mapping[str, Any]) -> Architecture:
     name = str(hf["model_type"])
     if hf.get("quantization_config"):
         raise ValueError("The checkpoint is quantized; pruning needs the weights in fp32, bf16 or fp16.")
-    layers = hf.get("num_hidden_layers")
-    if isinstance(layers, int) and layers > MAX_LAYERS:  # transformers makes lists of that length
-        raise ValueError(f"num_hidden_layers is {layers} in the HF config; expected at most {MAX_LAYERS}.")
+    check_layers(hf)
     family, given = FAMILIES[name], hf
     reject_unknown(hf, {*_defaults(name), *_ROPE_KEYS, *_KNOWN})
     hf = _with_defaults(hf)
@@ -62,6 +60,17 @@ def architecture_from_hf(hf: Mapping[str, Any]) -> Architecture:
     values.setdefault("n_kv_heads", values["n_heads"])
     values.setdefault("head_dim", values["d_model"] // values["n_heads"])
     return Architecture(family=name, **values)
+
+
+def check_layers(hf: Mapping[str, Any]) -> None:
+    """Check how many layers an HF config announces, of which transformers makes lists.
+
+    Raises:
+        ValueError: when they are too many.
+    """
+    layers = hf.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MAX_LAYERS:
+        raise ValueError(f"num_hidden_layers is {layers} in the HF config; expected at most {MAX_LAYERS}.")
 
 
 def architecture_to_hf(arch: Architecture, base: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A file holds one record a line, or one JSON list of records.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ ROLES = {
     "system": "system",
 }
 _FORMS = (("conversations", "from", "value"), ("messages", "role", "content"))
+_HALF = re.compile("[\ud800-\udfff]")  # which JSON can hold and no text in UTF-8
 Turn = dict[str, str]
 Conversation = list[Turn]
 
@@ -125,6 +127,8 @@ def _turns(record: Any) -> Conversation:
                 raise ValueError(f"with a turn that is not {role_key} and {text_key}")
             if role not in ROLES:
                 raise ValueError("with a role other than user, assistant and system")
+            if _HALF.search(text):
+                raise ValueError("with half a character (a lone surrogate)")
             found.append({"role": ROLES[role], "content": text})
         return found
     raise ValueError("with neither conversations nor messages")
@@ -138,14 +142,14 @@ def _records(path: Path, found: Read) -> Iterator[tuple[str, Any]]:
             yield from (
                 (f"{path}, record {number}", record) for number, record in _numbered(json.loads(text))
             )
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} begins as a JSON list but is not one ({error}).") from error
         return
     for number, line in _numbered(text.splitlines()):
         if line.strip():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 found.skip("that are not JSON", f"{path}, line {number}")
                 continue
             yield f"{path}, line {number}", record

@@ -8,9 +8,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llmshearing import cli
+from llmshearing.data.patience import tokenized, within
+from llmshearing.files import first_line
 from llmshearing.tuning.conversations import Conversation
 
 IGNORED = -100
+RENDERING_SECONDS = 60.0  # that a template may take for a conversation
 _SYSTEM = "{% set s = messages[0].role == 'system' %}"
 # Templates for tokenizers that have none. Each ends an answer with the tokenizer's own end of text, so that a
 # base model needs no new token.
@@ -60,13 +63,20 @@ def with_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> PreTr
             raise ValueError(f"The tokenizer has no eos_token, with which template={name} ends an answer.")
         tokenizer.chat_template = TEMPLATES[name]
     elif Path(name).is_file():
-        tokenizer.chat_template = Path(name).read_text(encoding="utf-8")
+        tokenizer.chat_template = _read(Path(name))
     else:
         raise ValueError(
             f"template is {name}, which is neither a file nor one of {', '.join(TEMPLATES)}"
             f"{cli.nearest(name, TEMPLATES)}"
         )
     return tokenizer
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"template is {path}, which is not text in UTF-8 ({error}).") from error
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, turns: Conversation, max_length: int) -> Example | None:
@@ -76,7 +86,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, turns: Conversation, max_length: 
     turn: its text and the token that ends it. A token counts if it lies in there whole.
 
     Raises:
-        ValueError: when the template changes earlier turns as a conversation goes on.
+        ValueError: when the template fails, or changes earlier turns as a conversation goes on.
     """
     text = _render(tokenizer, turns)
     spans = [
@@ -84,9 +94,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, turns: Conversation, max_length: 
         for index, turn in enumerate(turns)
         if turn["role"] == "assistant"
     ]
-    encoded: Any = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=max_length
-    )
+    encoded = _tokens(tokenizer, text, return_offsets_mapping=True, truncation=True, max_length=max_length)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     labels = [
         token if any(begin <= first and last <= end and first < last for begin, end in spans) else IGNORED
@@ -96,8 +104,32 @@ def encode(tokenizer: PreTrainedTokenizerBase, turns: Conversation, max_length: 
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, turns: Conversation, prompt: bool = False) -> str:
-    text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-    return text
+    """A conversation as the template writes it.
+
+    Raises:
+        ValueError: when the template fails, or does not end.
+    """
+
+    def render() -> Any:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+
+    try:
+        return within(render, RENDERING_SECONDS)
+    except Exception as error:  # a template is a program, which may raise anything
+        said = " ".join(str(turns[-1]["content"]).split())[:60] if turns else ""
+        raise ValueError(
+            f"The chat template cannot write a conversation that ends with {said!r} "
+            f"({type(error).__name__}: {first_line(error)[:200]}): name another with template=, or take such "
+            "conversations out."
+        ) from error
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> Any:
+    """What the tokenizer makes of a conversation."""
+    where = f"the conversation that begins with {text[:60]!r}"
+    return tokenized(
+        lambda: tokenizer(text, add_special_tokens=False, **options), len(text), where, "of the model"
+    )
 
 
 def _span(tokenizer: PreTrainedTokenizerBase, turns: Conversation, index: int, text: str) -> tuple[int, int]:
@@ -114,8 +146,7 @@ def _span(tokenizer: PreTrainedTokenizerBase, turns: Conversation, index: int, t
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: Conversation) -> list[int]:
     """The tokens after which the model is to answer."""
-    text = _render(tokenizer, turns, prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+    return _tokens(tokenizer, _render(tokenizer, turns, prompt=True))["input_ids"]
 
 
 def last_token(examples: Sequence[Example]) -> int:

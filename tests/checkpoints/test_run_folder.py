@@ -1,6 +1,8 @@
 """Checkpoints of a folder: complete or absent, latest first, checked against their manifests."""
 
 import errno
+import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -279,6 +281,39 @@ def test_damage_is_described(tmp_path, name, contents, message):
     else:
         file.write_bytes(contents)
     assert message in run_folder.damage(checkpoint, [file.name])[0]
+
+
+GOOD = {"step": 1, "written": 1.0, "files": {"a": {"bytes": 7, "sha256": "0"}}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": 3},
+        {"files": ["a"]},
+        {"files": {"a": 3}},
+        {"files": {"a": {}}},
+        {"files": {"a": {"bytes": "x"}}},
+        {"files": {"../a": {"bytes": 7, "sha256": "0"}}},
+        {"step": "x"},
+        {"step": [1]},
+    ],
+)
+def test_a_manifest_of_another_form_is_none(tmp_path, changes):
+    checkpoint = write(tmp_path, "ep0-ba1-rank0.pt")
+    (tmp_path / "ep0-ba1-rank0.pt.json").write_text(json.dumps(GOOD))
+    assert run_folder.read_manifest(checkpoint) == GOOD
+    (tmp_path / "ep0-ba1-rank0.pt.json").write_text(json.dumps({**GOOD, **changes}))
+    assert run_folder.read_manifest(checkpoint) is None
+
+
+def test_a_manifest_without_end_or_that_is_a_pipe_is_none(tmp_path):
+    checkpoint = write(tmp_path, "ep0-ba1-rank0.pt")
+    (tmp_path / "ep0-ba1-rank0.pt.json").write_text("[" * 100_000)
+    assert run_folder.read_manifest(checkpoint) is None
+    (tmp_path / "ep0-ba1-rank0.pt.json").unlink()
+    os.mkfifo(tmp_path / "ep0-ba1-rank0.pt.json")
+    assert run_folder.read_manifest(checkpoint) is None
 
 
 @pytest.mark.parametrize(("count", "kept"), [(2, [3, 2]), (0, [3]), (9, [3, 2, 1])])

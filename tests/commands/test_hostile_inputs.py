@@ -269,6 +269,15 @@ def test_ids_around_a_text_stay(tmp_path, tokenized, capsys, kind):
     assert "id 100000 around or behind a text" in said
 
 
+def test_a_regular_expression_that_gives_up_is_named(tmp_path, tokenized, capsys):
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    hf = tokenized(pre_tokenizer=split)
+    (tmp_path / "text.txt").write_text("a" * 40 + "!")
+    words = [hf, tmp_path / "out", "--data", tmp_path / "text.txt", "--keep", 300]
+    said = rejected(capsys, "trim_vocabulary", *words)
+    assert f"a text of {tmp_path / 'text.txt'}: tokenizer {hf} cannot tokenize the text" in said
+
+
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
 @pytest.mark.parametrize("ids", [[[1]], [{}], {"a": 1}, "x"])
 def test_odd_token_ids_are_left_out(tmp_path, tokenized, file, ids):

@@ -7,8 +7,8 @@ import time
 import pytest
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from llmshearing.data import stages
-from llmshearing.data.job import within
+from llmshearing.data import patience, stages
+from llmshearing.data.patience import within
 from llmshearing.datasets.manifest import read_manifest
 from tests.data.preparing import SEQ_LEN, read_documents, run, start, tree_hash
 from tests.data.texts import documents, write_jsonl
@@ -142,8 +142,8 @@ def test_in_a_worker_too(tmp_path, text, catastrophe):
 
 
 def test_a_tokenizer_that_does_not_end_is_given_up(monkeypatch, tmp_path, text, tokenizer_folder):
-    monkeypatch.setattr(stages, "PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr(stages, "SLOWEST_RATE", 1e9)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "SLOWEST_RATE", 1e9)
     monkeypatch.setattr("llmshearing.data.tokenizer._encode_fast", lambda *_: time.sleep(3600))
     with pytest.raises(ValueError, match=r"book/all\.jsonl, documents 1 to 250: .*it did not end in 0 s.*"):
         run(monkeypatch, text, tmp_path / "out", tokenizer_folder)
