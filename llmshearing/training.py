@@ -53,7 +53,6 @@ from llmshearing.models.distillation import Teacher, held_in
 from llmshearing.models.model_registry import model_class
 from llmshearing.planning.prepared import Prepared, prepare
 from llmshearing.planning.sizes import planned_steps
-from llmshearing.planning.teacher import OpenedTeacher
 from llmshearing.planning.text import describe, describe_fit
 from llmshearing.report import write_report
 from llmshearing.sharding import parallelize, shard_frozen
@@ -382,15 +381,20 @@ def _record(prepared: Prepared) -> dict[str, Any]:
         "config": to_yaml(prepared.config),
         "hf_files": prepared.hf_files,
         "data": manifest.sha256 if manifest is not None else None,
-        **({"teacher": _teacher_record(prepared.teacher)} if prepared.teacher is not None else {}),
+        **({"teacher": _teacher_record(prepared)} if prepared.teacher is not None else {}),
     }
 
 
-def _teacher_record(teacher: OpenedTeacher) -> dict[str, str]:
-    """Where the teacher is and the hash of its weights, which one process computes."""
+def _teacher_record(prepared: Prepared) -> dict[str, str]:
+    """Where the teacher is, as the file says it, and the hash of its weights, which one process computes."""
+    config, teacher = prepared.config, prepared.teacher
+    assert config.distillation is not None
+    assert teacher is not None
+    place = ("distillation", "teacher") if config.distillation.teacher else ("model", "path")
+    path = config.written[place].text if place in config.written else str(Path(teacher.path).absolute())
     first = dist.get_global_rank() == 0
     shares = dist.all_gather_object(weights_sha256(teacher.checkpoint.weights) if first else "")
-    return {"path": str(Path(teacher.path).absolute()), "sha256": shares[0]}
+    return {"path": path, "sha256": shares[0]}
 
 
 def _supersede(config: Config, folder: Path, trainer: Trainer) -> None:

@@ -6,6 +6,8 @@ import yaml
 
 from llmshearing.checkpoints.describing import run_config
 from llmshearing.checkpoints.opening import open_checkpoint
+from llmshearing.checkpoints.writing import write_checkpoint
+from llmshearing.commands.oneshot import oneshot
 from llmshearing.config import as_model_config
 from llmshearing.config.plain import parse
 from llmshearing.config.reading import load_config, parse_record, read_record
@@ -13,8 +15,8 @@ from llmshearing.config.resuming import changes
 from llmshearing.config.writing import to_yaml
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.training import train
+from runs import SEQ_LEN, SIZES, run_values, write_data
 from runs import run_config as tiny_run
-from runs import run_values, write_data
 
 SECRET = "hunter2-e4c1"
 
@@ -87,6 +89,28 @@ def test_no_file_of_a_run_holds_a_text_of_the_environment(path, tmp_path):
     written = read_record(tmp_path / "run/config.yaml")
     assert written.run_name == "${oc.env:LS_SECRET}"
     assert (written.max_duration, written.eval_interval, written.save_interval) == ("21ba", "21ba", "21ba")
+
+
+def test_no_file_of_a_run_holds_where_its_teacher_and_scores_came_from(tmp_path, monkeypatch):
+    """The place is a text of the environment, all the way to the hash of the teacher."""
+    monkeypatch.setenv("LS_PLACE", str(tmp_path / SECRET))
+    model = ComposerMosaicLlama(as_model_config({**SIZES, "max_seq_len": SEQ_LEN}))
+    config = yaml.safe_dump({"model": {**SIZES, "max_seq_len": SEQ_LEN}})
+    write_checkpoint(tmp_path / SECRET / "teacher.pt", model.state_dict(), {"config": config, "hf_files": {}})
+    scores = tmp_path / SECRET / "scores"
+    made = {"method": "random", "scores": str(scores), "sizes": {"d_model": 24}}
+    oneshot(scores.with_name("teacher.pt"), tmp_path / "x.pt", **made)
+    values = run_values(write_data(tmp_path / "data"), tmp_path / "run")
+    values |= {"distillation": {"teacher": "${oc.env:LS_PLACE}/teacher.pt"}, "max_duration": "2ba"}
+    values["model"] |= {"path": "${oc.env:LS_PLACE}/teacher.pt"}
+    values["model"]["l0_module"]["init"] = "${oc.env:LS_PLACE}/scores"
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    train(load_config(tmp_path / "run.yaml"))
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file() and not file.is_symlink()]
+    assert len(files) > 3
+    assert [file.name for file in files if SECRET.encode() in file.read_bytes()] == []
+    record = torch.load(tmp_path / "run" / "ep0-ba2-rank0.pt", weights_only=False)["state"]["callbacks"]
+    assert record["RunRecord"]["teacher"]["path"] == "${oc.env:LS_PLACE}/teacher.pt"
 
 
 def test_a_value_that_the_program_set_is_recorded_in_place_of_the_files(path):
