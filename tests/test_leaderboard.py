@@ -60,6 +60,37 @@ def test_every_method_chooses_among_the_trials_by_the_first_seed(board):
     assert {round(c["loss"], 4) for c in cells if c["method"] == "good"} == {3.001, 2.001, 2.002}
 
 
+def test_a_cell_whose_commands_changed_is_run_again(board, tmp_path):
+    def losses():
+        cells = run_all(read_leaderboard(board), jobs=1, only=["good"])
+        return sorted(cell["loss"] for cell in cells if cell["trial"] == 0)
+
+    before = losses()
+    ran = len((tmp_path / "out" / "ran").read_text().splitlines())
+    board.write_text(board.read_text().replace("lr: 3", "lr: 4"))
+    assert losses() == pytest.approx([loss + 1 for loss in before])
+    assert len((tmp_path / "out" / "ran").read_text().splitlines()) == ran + len(before)
+    (cell,) = (tmp_path / "out").rglob("good/trial0-seed1/cell.json")
+    cell.write_text("{")
+    assert losses() == pytest.approx([loss + 1 for loss in before])
+
+
+def test_a_loss_that_is_not_finite_is_a_failure_and_never_the_best(board, tmp_path):
+    board.write_text(board.read_text().replace("lr: 3", "lr: nan"))
+    cells = run_all(read_leaderboard(board), jobs=1, only=["good"])
+    assert [cell.get("failed") for cell in cells if cell["trial"] == 0] == ["the loss is nan"]
+    assert all(cell["trial"] == 1 for cell in cells if cell["chosen"])
+
+
+@pytest.mark.parametrize("other", ["good", "Good!", "-good"])
+def test_names_that_share_a_folder_are_rejected(board, other):
+    values = yaml.safe_load(board.read_text())
+    values["methods"][1]["name"] = other
+    board.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=r"methods 'good' and .* have the same folder, good"):
+        read_leaderboard(board)
+
+
 def test_a_finished_cell_is_kept_and_a_failed_one_is_shown_and_repeated(board, tmp_path):
     (tmp_path / "full").touch()
     cells = run_all(read_leaderboard(board), jobs=1)

@@ -1,10 +1,11 @@
 """Runs the cells of a leaderboard through the public commands and keeps what each measured.
 
-A cell's folder gets `cell.json` when it is finished; a launch skips finished cells and repeats all others
-from their beginning.
+A cell's folder gets `cell.json` when it is finished; a launch skips finished cells whose commands are still
+the same, and repeats all others from their beginning.
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -58,8 +59,8 @@ def run_all(board: Leaderboard, jobs: int, only: Sequence[str] = ()) -> list[dic
 def run_cell(cell: Cell, domains: Sequence[str], jobs: int) -> dict[str, Any]:
     """What a cell measured, from its file or by running it; with `failed`, the reason, where it could not."""
     file = cell.folder / "cell.json"
-    if file.exists():
-        return json.loads(file.read_text())
+    if (finished := _finished(file, cell)) is not None:
+        return finished
     shutil.rmtree(cell.folder, ignore_errors=True)
     cell.folder.mkdir(parents=True)
     result: dict[str, Any] = {
@@ -75,11 +76,27 @@ def run_cell(cell: Cell, domains: Sequence[str], jobs: int) -> dict[str, Any]:
         if failed:
             _say(f"FAILED {cell.folder}: {failed}")
             return {**result, "failed": failed}
-    result |= measured(cell.runs, domains)
+    found = measured(cell.runs, domains)
+    if not math.isfinite(found["loss"]):
+        return {**result, "failed": f"the loss is {found['loss']}"}
+    result |= found
     with replacing(file) as draft:
         draft.write_text(json.dumps(result, indent=1) + "\n")
     _say(f"{cell.target}: {cell.method}, trial {cell.trial}, seed {cell.seed}: {result['loss']:.4f}")
     return result
+
+
+def _finished(file: Path, cell: Cell) -> dict[str, Any] | None:
+    """What a finished cell measured; None where it is not, or was run by other commands."""
+    try:
+        found = json.loads(file.read_text())
+        ran = [each["command"] for each in found["commands"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if ran == [" ".join(words) for words in cell.commands]:
+        return found
+    _say(f"{cell.folder} was run by other commands: it is repeated")
+    return None
 
 
 def measured(runs: Sequence[Path], domains: Sequence[str]) -> dict[str, Any]:

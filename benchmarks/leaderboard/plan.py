@@ -14,7 +14,7 @@ the cell defines:
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ def read_leaderboard(path: Path) -> Leaderboard:
     """Read a leaderboard's file, strictly.
 
     Raises:
-        ValueError: for unknown or missing keys, or a method without its shape in a target.
+        ValueError: for unknown or missing keys, a method without its shape in a target, or names that share
+            a folder.
     """
     values = yaml.safe_load(path.read_text())
     _check_keys(path, values, _KEYS, _KEYS - {"trials", "define"})
@@ -120,6 +121,8 @@ def read_leaderboard(path: Path) -> Leaderboard:
         Method(m["name"], m["about"], m["shape"], tuple(m["commands"]), tuple(m["runs"]))
         for m in values["methods"]
     )
+    _check_folders(path, "methods", [method.name for method in methods])
+    _check_folders(path, "targets", list(values["targets"]))
     for target, shapes in values["targets"].items():
         if lacking := sorted({m.shape for m in methods} - shapes.keys()):
             raise ValueError(f"{path}: target {target!r} has no shape {', '.join(lacking)}.")
@@ -142,6 +145,15 @@ def _check_keys(path: Path, values: Any, known: set[str], needed: set[str]) -> N
         raise ValueError(f"{path}: unknown key {unknown[0]}; known: {', '.join(sorted(known))}.")
     if missing := sorted(needed - found):
         raise ValueError(f"{path}: {missing[0]} is missing.")
+
+
+def _check_folders(path: Path, what: str, names: Sequence[str]) -> None:
+    for number, name in enumerate(names):
+        for other in names[:number]:
+            if _plain(name) == _plain(other):
+                raise ValueError(
+                    f"{path}: {what} {other!r} and {name!r} have the same folder, {_plain(name)}; rename one."
+                )
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.describing import completed
 from llmshearing.checkpoints.opening import Checkpoint, open_checkpoint, read_checkpoint
-from llmshearing.checkpoints.weights import check_weights
+from llmshearing.checkpoints.weights import check_finite, check_weights
 from llmshearing.config import Config, ModelConfig
 from llmshearing.data.tokenizer import vocabulary_sha256
 from llmshearing.datasets.manifest import Manifest
@@ -109,6 +109,8 @@ def _opened(path: str, config: Config, own: Checkpoint | None, starts: bool) -> 
     if checkpoint is not own:
         section = completed(section, checkpoint)
         check_weights(checkpoint.weights, architecture_of(section), checkpoint.path)
+        if starts:
+            check_finite(checkpoint.weights, f"The teacher {path}")
     return OpenedTeacher(path, checkpoint, section)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models
 
+from llmshearing.checkpoints.opening import open_checkpoint
 from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.commands.plan import render
 from llmshearing.config import DistillationConfig, ModelConfig, build
@@ -106,6 +107,21 @@ def test_what_is_missing_or_contradicts(data: Path, changes: dict[str, Any], pro
     problems = prepared(data, **{"teacher": None, **changes}).problems
     assert sum(problem in each for each in problems) == 1
     assert len(problems) == len(set(problems))
+
+
+def test_a_teacher_that_is_not_finite_is_named_when_a_run_starts(tmp_path: Path, data: Path) -> None:
+    """A plan does not read all weights."""
+    path = Path(write_model(tmp_path / "teacher.pt", d_model=64))
+    found = open_checkpoint(path)
+    spoiled = found.weights["model.transformer.ln_f.weight"].clone()
+    spoiled[3] = float("nan")
+    weights = {**found.weights, "model.transformer.ln_f.weight": spoiled}
+    write_checkpoint(path, weights, found.record or {})
+    section = asdict(DistillationConfig(str(path)))
+    config = run_config(data, None, prune=False, distillation=section)
+    (problem,) = prepare(config, starts=True).problems
+    assert problem.startswith(f"The teacher {path} has weights that are NaN or infinite")
+    assert prepare(config).problems == []
 
 
 def test_a_teacher_with_another_vocabulary(tmp_path: Path, data: Path) -> None:
