@@ -18,7 +18,7 @@ from llmshearing.files import FULL
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.I)  # YAML 1.1 reads 5e5 as a text
 _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
-USER_ERRORS = (ValueError, OSError, ImportError)
+USER_ERRORS = (ValueError, OSError, ImportError, MemoryError)
 DEBUG_HELP = "--debug shows the traceback of an error."
 
 

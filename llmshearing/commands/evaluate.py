@@ -103,7 +103,7 @@ def evaluate(args: argparse.Namespace) -> None:
             cli.say(f"{model.name}: {len(left)} of {len(jobs)} to run")
         for score in run(model, found, left, tasks, text, args):
             found.scores[score.task] = score
-            results.write(path, kept)
+            results.keep(path, found)
     cli.say(results.as_text(*results.score_rows(entries, [name for job in jobs for name in job.names])))
     limit = f" At most {args.limit:,} examples of each task." if args.limit else ""
     cli.say(f"Accuracies in percent, with standard errors.{limit} Kept in {path}.")

@@ -70,7 +70,7 @@ def main() -> None:
             beside = shapes[name][index] if index else {}
             entry.speeds[name] = {**values, **beside, **machine}
         entries.append(entry)
-    results.write(path, kept)
+        results.keep(path, entry)
     cli.say(results.as_text(*results.speed_rows(entries, [setting.name for setting in settings])))
     cli.say(f"{machine['machine']}; medians of {args.rounds}, {args.new} tokens decoded. Kept in {path}.")
 

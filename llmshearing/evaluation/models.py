@@ -14,8 +14,10 @@ from transformers import (
 
 from llmshearing.checkpoints.travelling import CONFIG, parse_config
 from llmshearing.files import first_line
-from llmshearing.shapes.hf_config import check_layers
+from llmshearing.shapes.counts import parameters
+from llmshearing.shapes.hf_config import architecture_from_hf, check_layers
 
+_MOST_PER_BYTE = 8  # parameters, of the most quantized models
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,8 +40,9 @@ def load_model(folder: Path, dtype: str, attention: str = "sdpa") -> PreTrainedM
 
     Raises:
         ValueError: when transformers cannot load it, or a parameter of it is not among the weights.
+        MemoryError: when it does not fit in memory.
     """
-    check_layers(parse_config((folder / CONFIG).read_bytes(), folder / CONFIG))
+    _check_announced(folder)
     load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know of the second result
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -55,7 +58,7 @@ def load_model(folder: Path, dtype: str, attention: str = "sdpa") -> PreTrainedM
         )
     except Exception as error:  # what a broken folder makes of its classes can be anything
         if is_out_of_memory(error):
-            raise
+            raise MemoryError(f"The model in {folder} does not fit in memory.") from error
         raise ValueError(f"transformers cannot load the model in {folder} ({_in_a_line(error)}).") from error
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
@@ -63,6 +66,26 @@ def load_model(folder: Path, dtype: str, attention: str = "sdpa") -> PreTrainedM
             "do not match its config.json."
         )
     return model.to(device()).eval()
+
+
+def _check_announced(folder: Path) -> None:
+    """Check that a config announces no more than the weights beside it can hold, before room is made for it.
+
+    Raises:
+        ValueError: when it does.
+    """
+    hf = parse_config((folder / CONFIG).read_bytes(), folder / CONFIG)
+    check_layers(hf)
+    try:
+        announced = parameters(architecture_from_hf(hf))
+    except ValueError:  # transformers may know a model that is not known here
+        return
+    held = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    if announced > _MOST_PER_BYTE * held:
+        raise ValueError(
+            f"{folder / CONFIG} announces {announced:,} parameters, and the weights beside it have {held:,} "
+            "bytes: they do not belong together."
+        )
 
 
 def load_tokenizer(folder: Path, model: str) -> PreTrainedTokenizerBase:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmshearing.files import replacing
+from llmshearing.files import lock, replacing
 
 T = TypeVar("T")
 
@@ -110,6 +110,20 @@ def write(path: Path, models: Sequence[Measured]) -> None:
     text = json.dumps({"models": [asdict(each) for each in models]}, indent=1) + "\n"
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def keep(path: Path, found: Measured) -> None:
+    """Add what was measured of a model to a file that other processes may add to at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = path.with_name(f".{path.name}.lock")
+    with lock(held, wait=True):
+        models = read(path)
+        kept = entry(models, found.model, found.place, found.stamp)
+        kept.parameters = found.parameters
+        kept.scores |= found.scores
+        kept.speeds |= found.speeds
+        write(path, models)
+        held.unlink()
 
 
 def entry(models: list[Measured], model: str, place: str, stamp: str) -> Measured:

@@ -62,7 +62,7 @@ def sparse_weights(
             outputs = [run(x_BSD) for x_BSD in streams]
         for parts in groups:
             total = sums[parts[0]]
-            if total is not None and not total.isfinite().all():
+            if isinstance(total, Tensor) and not total.isfinite().all():
                 raise ValueError(
                     f"Layer {layer}, {parts[0]}: its inputs on the calibration data are NaN, infinite or too "
                     "large to compute with, so no weight is more important than another."

@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from command_line import status, status_of
 from hostile import edit_json
 from llmshearing.commands import evaluate, speed
-from llmshearing.evaluation import results
+from llmshearing.evaluation import models, results
 from tests.data.texts import WORDS
 
 
@@ -42,6 +42,8 @@ def rejected(monkeypatch, capsys, *arguments, module=evaluate):
     ("changes", "message"),
     [
         ({"num_hidden_layers": 10**10}, r"num_hidden_layers is 10000000000 .* at most 10000"),
+        ({"hidden_size": 10**9}, r"announces [\d,]+ parameters, and the weights beside it have [\d,]+ bytes"),
+        ({"vocab_size": 10**12}, r"announces [\d,]+ parameters"),
         ({"num_hidden_layers": 3}, "would fill with random numbers"),
         ({"hidden_size": "x"}, "cannot load the model in"),
         ({"num_attention_heads": 0}, "cannot load the model in .*ZeroDivisionError"),
@@ -61,7 +63,7 @@ def test_a_config_that_no_model_has_is_reported(folder, monkeypatch, capsys, cha
     [
         ("config.json", "[1]", "config.json holds a list; expected an object"),
         ("config.json", "[" * 100_000, "config.json is not JSON"),
-        ("model.safetensors", "x", "cannot load the model in"),
+        ("model.safetensors", "x" * 100_000, "cannot load the model in"),
         ("tokenizer.json", "{}", "tokenizer in .* cannot be loaded"),
         ("tokenizer.json", "[]", "tokenizer in .* cannot be loaded"),
         ("tokenizer_config.json", "[" * 100_000, "tokenizer in .* cannot be loaded"),
@@ -75,6 +77,15 @@ def test_a_config_that_no_model_has_is_reported(folder, monkeypatch, capsys, cha
 def test_a_broken_file_of_a_model_is_reported(folder, monkeypatch, capsys, file, content, message):
     (folder / file).write_text(content)
     assert re.search(message, rejected(monkeypatch, capsys, *words(folder)))
+
+
+def test_a_model_that_does_not_fit_in_memory_is_named(folder, monkeypatch, capsys):
+    def out_of_memory(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", out_of_memory)
+    said = rejected(monkeypatch, capsys, *words(folder))
+    assert said == f"error: The model in {folder} does not fit in memory."
 
 
 def test_a_tokenizer_of_a_different_model_is_named(folder, monkeypatch, capsys):

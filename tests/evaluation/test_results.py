@@ -1,6 +1,8 @@
 """What is kept, what is reused, and the table."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -38,6 +40,36 @@ def test_results_come_back_as_they_were_written(tmp_path):
     results.write(tmp_path / "e.json", models)
     assert repr(results.read(tmp_path / "e.json")) == repr(models)  # NaN is not equal to itself
     assert results.read(tmp_path / "none.json") == []
+
+
+def test_what_another_process_kept_meanwhile_stays(tmp_path):
+    path = tmp_path / "new" / "e.json"
+    results.keep(path, measured("a", x=0.5))
+    results.keep(path, measured("b", x=0.7))
+    results.keep(path, measured("a", y=0.2))  # by a process that began before the others
+    assert {each.place: list(each.scores) for each in results.read(path)} == {
+        "/models/a": ["x", "y"],
+        "/models/b": ["x"],
+    }
+    assert [file.name for file in path.parent.iterdir()] == ["e.json"]
+
+
+KEEPER = """
+import sys
+from pathlib import Path
+from llmshearing.evaluation.results import Measured, keep
+
+for number in range(20):
+    keep(Path(sys.argv[1]), Measured("m", f"/{sys.argv[2]}/{number}", "1"))
+"""
+
+
+def test_processes_that_keep_at_the_same_time_lose_nothing(tmp_path):
+    command = [sys.executable, "-c", KEEPER, str(tmp_path / "e.json")]
+    running = [subprocess.Popen([*command, str(number)]) for number in range(3)]
+    assert [process.wait(120) for process in running] == [0, 0, 0]
+    assert len(results.read(tmp_path / "e.json")) == 60
+    assert [file.name for file in tmp_path.iterdir()] == ["e.json"]
 
 
 def test_a_model_whose_files_changed_loses_its_results():
