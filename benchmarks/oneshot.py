@@ -72,7 +72,6 @@ def write_text(folder: Path) -> tuple[Path, Path]:
     return places
 
 
-@torch.no_grad()
 def calibration_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """What is asked for, with the arguments about samples added."""
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
@@ -99,6 +98,7 @@ def opened(folder: Path, method: str, args: argparse.Namespace) -> tuple[Task, P
     return Task(method, checkpoint, source, source), calibration, evaluated
 
 
+@torch.no_grad()
 def loss_of(task: Task, ids_NS: Tensor, gates: Gates) -> float:
     """Nats a token of the task's source, cut by gates."""
     weights, smaller = cut(task.checkpoint.weights, gates, task.source)
