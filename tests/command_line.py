@@ -35,6 +35,12 @@ def status(words: Sequence[str]) -> int:
     return 0
 
 
+def error_line(capsys) -> str:
+    """The one line in which a command that failed says why."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
 def _file(name: str) -> Path:
     """train.py, or what `python -m name` runs."""
     path = ROOT / name.replace(".", "/")

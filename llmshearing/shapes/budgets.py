@@ -111,12 +111,12 @@ def _candidates(source: Architecture, budget: Budget, multiple: int) -> Iterator
                 )
                 if _width_ratio(source, shape) > math.log(_LEANING) or not _loads(source, shape):
                     continue
-                for size in _solved(source, shape, budget, multiple):
+                if (size := _solved(source, shape, budget, multiple)) is not None:
                     yield shape.resized(intermediate_size=size)
 
 
-def _solved(source: Architecture, shape: Architecture, budget: Budget, multiple: int) -> list[int]:
-    """The F with which `shape` comes nearest to the budget and F shrinks about as D and H do; [] without one.
+def _solved(source: Architecture, shape: Architecture, budget: Budget, multiple: int) -> int | None:
+    """The F with which `shape` comes nearest to the budget and that shrinks about as D and H do, if any.
 
     Found on the line through two points.
     """
@@ -127,8 +127,8 @@ def _solved(source: Architecture, shape: Architecture, budget: Budget, multiple:
     wanted = 1 + (budget.limit - one) / (two - one)
     count = max(fewest, min(most, math.floor(wanted) if budget.strict else round(wanted)))
     if count > most or count < 1:
-        return []
-    return [min(count * multiple, source.intermediate_size)]
+        return None
+    return min(count * multiple, source.intermediate_size)
 
 
 def _leaning(source: Architecture, shape: Architecture) -> float:

@@ -49,6 +49,10 @@ class _Bar(TrainerCallback):
             self.bar.close()
 
 
+_RATIO = "warmup_ratio"  # until transformers 5, whose warmup_steps below 1 are a ratio
+_WARMUP = _RATIO if _RATIO in SFTConfig.__dataclass_fields__ else "warmup_steps"
+
+
 def is_first() -> bool:
     """Whether this is the process that speaks and writes."""
     return PartialState().is_main_process
@@ -58,10 +62,6 @@ def dtype_of(folder: Path) -> torch.dtype:
     """The type in which a model's weights were stored."""
     found = getattr(AutoConfig.from_pretrained(folder), "torch_dtype", None)
     return found if isinstance(found, torch.dtype) else torch.float32
-
-
-_RATIO = "warmup_ratio"  # until transformers 5, whose warmup_steps below 1 are a ratio
-_WARMUP = _RATIO if _RATIO in SFTConfig.__dataclass_fields__ else "warmup_steps"
 
 
 def attention() -> str:

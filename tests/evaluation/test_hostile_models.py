@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from command_line import status, status_of
+from command_line import error_line, status, status_of
 from hostile import edit_json
 from llmshearing.commands import evaluate, speed
 from llmshearing.evaluation import models, results
@@ -18,12 +19,8 @@ from tests.data.texts import WORDS
 @pytest.fixture
 def folder(hf, tmp_path):
     """A copy of the tiny model, to be spoiled."""
-    copy = tmp_path / "model"
-    copy.mkdir()
-    for file in hf.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
     (tmp_path / "text.txt").write_text(" ".join(WORDS[i % 11] for i in range(200)))
-    return copy
+    return shutil.copytree(hf, tmp_path / "model")
 
 
 def words(folder):
@@ -34,8 +31,7 @@ def words(folder):
 def rejected(monkeypatch, capsys, *arguments, module=evaluate):
     """What a command that must fail says, in its one line."""
     assert status_of(monkeypatch, module, *arguments) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
+    return error_line(capsys)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Conversations, templates and models of others given to `llmshearing tune`, and a training that diverges."""
 
 import json
+import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from command_line import status
+from command_line import error_line, status
 from hostile import edit_json
 from llmshearing.tuning import templates
 
@@ -17,12 +18,8 @@ GOOD = [{"conversations": [{"from": "human", "value": "w1 w2"}, {"from": "gpt", 
 @pytest.fixture
 def folder(hf, tmp_path):
     """A copy of the tiny model, to be spoiled."""
-    copy = tmp_path / "model"
-    copy.mkdir()
-    for file in hf.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, GOOD)))
-    return copy
+    return shutil.copytree(hf, tmp_path / "model")
 
 
 def tune(folder, *settings, steps=1):
@@ -38,8 +35,7 @@ def tune(folder, *settings, steps=1):
 def rejected(capsys, folder, *settings, steps=1):
     """What a command that must fail says, in its one line."""
     assert tune(folder, *settings, steps=steps) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
+    return error_line(capsys)
 
 
 @pytest.mark.parametrize(
