@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.common import positive, write_result
 from benchmarks.oneshot import calibration_arguments, loss_of, opened, spread
 from llmshearing import cli
-from llmshearing.commands.oneshot import SHAPES
+from llmshearing.commands.oneshot_methods import SHAPES
 from llmshearing.config.model import SCHEMES
 from llmshearing.shapes.units import Gates
 

@@ -30,7 +30,7 @@ from benchmarks.common import positive, write_result
 from llmshearing import cli
 from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
-from llmshearing.commands.oneshot import SHAPES, Task
+from llmshearing.commands.oneshot_methods import SHAPES, Task
 from llmshearing.data.samples import read_samples
 from llmshearing.models.calibration import batches
 from llmshearing.pruning.cut import cut

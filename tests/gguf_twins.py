@@ -1,5 +1,6 @@
 """Tiny GGUF files, laid out as llama.cpp's converter lays out an HF model."""
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,9 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedModel
 
-from twins import older_config
+from twins import CONFIGS, make, older_config
+
+WORDS = 300  # a vocabulary of all bytes and some pairs
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -166,3 +169,11 @@ def rope_factors(frequencies: torch.Tensor, base: float, size: int) -> np.ndarra
     """What divides the plain frequencies to give these, as `rope_freqs.weight` holds it."""
     plain = base ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
     return (plain / frequencies).numpy().astype(np.float32)
+
+
+def twin(name: str, **changes: Any) -> PreTrainedModel:
+    """A tiny model of `CONFIGS` whose vocabulary is `WORDS`, with changes to its config."""
+    config = copy.deepcopy(CONFIGS[name])
+    for key, value in {"vocab_size": WORDS, **changes}.items():
+        setattr(config, key, value)
+    return make(config)

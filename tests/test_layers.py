@@ -11,6 +11,7 @@ ROOMS = [
     ["utils", "__main__"],
     ["commands"],
     ["training"],
+    ["building"],
     ["report"],
     ["evaluation", "tuning"],
     ["planning"],

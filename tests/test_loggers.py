@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from llmshearing import training
+from llmshearing import building, training
 from llmshearing.callbacks import components
 from llmshearing.callbacks.components import REGISTRIES, build_components, named
 from runs import DOMAINS, run_config, write_data
@@ -95,6 +95,6 @@ def test_wandb_is_offline_by_default(given: str | None, mode: str, monkeypatch: 
         monkeypatch.delenv("WANDB_MODE")
     config = run_config(Path("nowhere"))
     config.loggers = {"wandb": {"project": "shearing"}}
-    training.build_loggers(config)
+    building.build_loggers(config)
     assert made == [{"project": "shearing"}]
     assert os.environ["WANDB_MODE"] == mode

@@ -11,7 +11,8 @@ import logging
 from pathlib import Path
 
 from llmshearing import cli
-from llmshearing.data.tokenizer import TextTokenizer, check_tokenizer, load_tokenizer
+from llmshearing.data.text_tokenizer import TextTokenizer, check_tokenizer
+from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.datasets.manifest import Manifest, read_manifest
 from llmshearing.datasets.mds_index import INDEX
 from llmshearing.datasets.sequence_folder import TOKEN_DTYPES, SequenceFolder

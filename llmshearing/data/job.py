@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.data.sources import Task
-from llmshearing.data.tokenizer import TextTokenizer
+from llmshearing.data.text_tokenizer import TextTokenizer
 
 MAX_BROKEN_SHARE = 0.05
 _PROGRESS_SECONDS = 0.5

@@ -30,7 +30,8 @@ from llmshearing.data.job import MAX_BROKEN_SHARE, Job
 from llmshearing.data.sources import list_tasks, open_folder, sha256
 from llmshearing.data.splits import SPLITS
 from llmshearing.data.stages import EVAL_MERGE, pack_tasks
-from llmshearing.data.tokenizer import TextTokenizer, load_tokenizer
+from llmshearing.data.text_tokenizer import TextTokenizer
+from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.datasets.manifest import MANIFEST, Manifest, read_manifest
 from llmshearing.files import occupied
 

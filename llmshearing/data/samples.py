@@ -22,7 +22,8 @@ from torch import Tensor
 from llmshearing.data.patience import tokenized
 from llmshearing.data.records import DocumentReader
 from llmshearing.data.sources import holds_records, is_hidden, open_folder
-from llmshearing.data.tokenizer import TextTokenizer, is_made_with, load_tokenizer
+from llmshearing.data.text_tokenizer import TextTokenizer, is_made_with
+from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.datasets.manifest import MANIFEST, read_manifest
 from llmshearing.datasets.mds_index import INDEX
 from llmshearing.datasets.sequence_folder import SequenceFolder

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from llmshearing.config import Config, LoaderConfig
 from llmshearing.config.checks import domain_problems
-from llmshearing.data.tokenizer import check_tokenizer, is_made_with, load_tokenizer
+from llmshearing.data.text_tokenizer import check_tokenizer, is_made_with
+from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.datasets.load_text_dataloader import build_mixture, evaluated_sequences
 from llmshearing.datasets.manifest import Manifest
 from llmshearing.datasets.mixture import Mixture, check_exhausted

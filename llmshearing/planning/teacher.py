@@ -9,7 +9,7 @@ from llmshearing.checkpoints.describing import completed
 from llmshearing.checkpoints.opening import Checkpoint, open_checkpoint, read_checkpoint
 from llmshearing.checkpoints.weights import check_finite, check_weights
 from llmshearing.config import Config, ModelConfig
-from llmshearing.data.tokenizer import vocabulary_sha256
+from llmshearing.data.text_tokenizer import vocabulary_sha256
 from llmshearing.datasets.manifest import Manifest
 from llmshearing.planning.findings import Findings
 from llmshearing.pruning import method_class, without_method

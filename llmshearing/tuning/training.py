@@ -25,6 +25,9 @@ from llmshearing.progress import bar
 from llmshearing.tuning.settings import TuneConfig
 from llmshearing.tuning.templates import IGNORED, Example
 
+_RATIO = "warmup_ratio"  # until transformers 5, whose warmup_steps below 1 are a ratio
+_WARMUP = _RATIO if _RATIO in SFTConfig.__dataclass_fields__ else "warmup_steps"
+
 
 class _Bar(TrainerCallback):
     """Progress and loss of the training, in this package's bars."""
@@ -47,10 +50,6 @@ class _Bar(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-_RATIO = "warmup_ratio"  # until transformers 5, whose warmup_steps below 1 are a ratio
-_WARMUP = _RATIO if _RATIO in SFTConfig.__dataclass_fields__ else "warmup_steps"
 
 
 def is_first() -> bool:

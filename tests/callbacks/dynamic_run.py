@@ -10,7 +10,8 @@ from typing import Any
 
 from composer.utils import dist
 
-from tests.callbacks.test_dynamic_loading_callback import build, callback
+from tests.callbacks.loading import callback
+from tests.callbacks.test_dynamic_loading_callback import build
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from composer.core import Time, Timestamp
 
-from llmshearing import training
+from llmshearing import building, training
 from llmshearing.callbacks import progress_lines
 from llmshearing.callbacks.progress_lines import ProgressLines, evaluation_line, step_line
 from runs import DOMAINS, run_config, write_data
@@ -103,9 +103,9 @@ def test_run_without_a_terminal_writes_lines(tmp_path: Path, capfd: pytest.Captu
 def test_either_bar_or_lines(
     bar: bool, console: bool, terminal: bool, lines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(building.sys.stderr, "isatty", lambda: terminal, raising=False)
     config = run_config(Path("nowhere"), progress_bar=bar, log_to_console=console)
-    assert sum(isinstance(made, ProgressLines) for made in training.build_loggers(config)) == lines
+    assert sum(isinstance(made, ProgressLines) for made in building.build_loggers(config)) == lines
 
 
 def test_first_evaluation_before_the_first_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 from command_line import status
 from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.opening import read_checkpoint
-from llmshearing.commands import oneshot as module
+from llmshearing.commands import oneshot_methods as module
 from llmshearing.commands.equality import load_ours
-from llmshearing.commands.oneshot import SHAPES, Task, oneshot
+from llmshearing.commands.oneshot import oneshot
+from llmshearing.commands.oneshot_methods import SHAPES, Task
 from llmshearing.shapes.units import to_z
 from tests.datasets.folders import write_folder
 from twins import BY_FAMILY, CONFIGS, make, masked_checkpoint, save, shares_kv_heads, tokens

@@ -14,7 +14,8 @@ from llmshearing.checkpoints.trained_method import load_method
 from llmshearing.checkpoints.writing import load_weights, write_checkpoint
 from llmshearing.commands.convert import save_composer_to_hf, save_hf_to_composer
 from llmshearing.commands.equality import load_ours, load_theirs
-from llmshearing.commands.oneshot import SHAPES, Task, oneshot
+from llmshearing.commands.oneshot import oneshot
+from llmshearing.commands.oneshot_methods import SHAPES, Task
 from llmshearing.commands.prune import prune_and_save_model
 from llmshearing.commands.trim_vocabulary import trim_vocabulary
 from llmshearing.config import L0Config, ModelConfig, TargetConfig

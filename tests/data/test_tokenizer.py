@@ -10,7 +10,8 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from llmshearing.data.tokenizer import check_tokenizer, load_tokenizer
+from llmshearing.data.text_tokenizer import check_tokenizer
+from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.datasets.manifest import Manifest
 from tests.data.texts import documents
 

@@ -13,7 +13,8 @@ from llmshearing.checkpoints.writing import write_checkpoint
 from llmshearing.commands.plan import render
 from llmshearing.config import DistillationConfig, ModelConfig, build
 from llmshearing.config.writing import to_yaml
-from llmshearing.data.tokenizer import load_tokenizer, vocabulary_sha256
+from llmshearing.data.text_tokenizer import vocabulary_sha256
+from llmshearing.data.tokenizer import load_tokenizer
 from llmshearing.datasets.manifest import Manifest
 from llmshearing.models.composer_llama import ComposerMosaicLlama
 from llmshearing.planning import estimates, text
