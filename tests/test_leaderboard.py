@@ -169,3 +169,11 @@ def test_committed_leaderboards_name_only_what_they_define(path):
         for target in plan.targets:
             for trial in range(len(plan.trials)):
                 plan.cell(method, target, trial, plan.seeds[0])
+
+
+def test_definitions_can_be_changed_without_editing_the_file(board):
+    changed = read_leaderboard(board, {"train": "python {cell} {seed}"})
+    words = changed.cell(changed.methods[0], "half", 0, 1).commands[0]
+    assert (words[0], words[2]) == ("python", "1")
+    with pytest.raises(ValueError, match=r"does not define trian; it defines train\."):
+        read_leaderboard(board, {"trian": "x"})

@@ -1,10 +1,12 @@
 """Compare methods on the same sources, shapes, data, budgets and seeds, as one YAML file names them.
 
-    python -m benchmarks.leaderboard CONFIG [--jobs N] [--only METHOD ...] [--show]
+    python -m benchmarks.leaderboard CONFIG [--define KEY=VALUE ...] [--name NAME] [--jobs N]
+        [--only METHOD ...] [--show]
 
 Runs every cell (method x target x trial or seed) through the public commands. A finished cell is kept;
 started again, it repeats the others. Writes `benchmarks/results/leaderboard-NAME.json`, and tables and plots
-to docs/evidence.md, where NAME is that of the file.
+to docs/evidence.md, where NAME is that of the file if no other is given. `--define` changes what the file
+defines, such as the number of steps where there is a GPU.
 
 Example:
 
@@ -26,6 +28,14 @@ def main() -> None:
     parser = cli.parser("benchmarks.leaderboard", __doc__)
     parser.add_argument("config", type=Path, help="the leaderboard's file")
     parser.add_argument(
+        "--define",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="in place of the file's definitions",
+    )
+    parser.add_argument("--name", help="of the result, in place of the file's name")
+    parser.add_argument(
         "--jobs",
         type=positive,
         default=1,
@@ -37,7 +47,8 @@ def main() -> None:
         "--show", action="store_true", help="run nothing; write the page from the result file"
     )
     arguments = parser.parse_args()
-    board, name = read_leaderboard(arguments.config), arguments.config.stem
+    board = read_leaderboard(arguments.config, dict(each.split("=", 1) for each in arguments.define))
+    name = arguments.name or arguments.config.stem
     if unknown := [each for each in arguments.only if each not in [m.name for m in board.methods]]:
         known = ", ".join(method.name for method in board.methods)
         raise ValueError(f"--only {unknown[0]}: no such method in {arguments.config}; known: {known}.")

@@ -106,15 +106,21 @@ class Leaderboard:
         )
 
 
-def read_leaderboard(path: Path) -> Leaderboard:
+def read_leaderboard(path: Path, changes: Mapping[str, str] | None = None) -> Leaderboard:
     """Read a leaderboard's file, strictly.
 
+    Args:
+        changes: texts in place of those that the file defines.
+
     Raises:
-        ValueError: for unknown or missing keys, a method without its shape in a target, or names that share
-            a folder.
+        ValueError: for unknown or missing keys, changes of what the file does not define, a method without
+            its shape in a target, or names that share a folder.
     """
     values = yaml.safe_load(path.read_text())
     _check_keys(path, values, _KEYS, _KEYS - {"trials", "define"})
+    defined = _texts(values.get("define") or {})
+    if unknown := sorted(set(changes or {}) - set(defined)):
+        raise ValueError(f"{path} does not define {unknown[0]}; it defines {', '.join(sorted(defined))}.")
     for method in values["methods"]:
         _check_keys(path, method, _METHOD_KEYS, _METHOD_KEYS)
     methods = tuple(
@@ -130,7 +136,7 @@ def read_leaderboard(path: Path) -> Leaderboard:
         title=values["title"],
         out=Path(values["out"]),
         seeds=tuple(values["seeds"]),
-        define=_texts(values.get("define") or {}),
+        define={**defined, **(changes or {})},
         prepare=tuple(values["prepare"]),
         targets=values["targets"],
         trials=tuple(map(_texts, values.get("trials") or [{}])),
