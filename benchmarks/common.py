@@ -98,6 +98,13 @@ def median_ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> fl
 
 def write_result(name: str, config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Write `results/{name}.json` with the machine and the versions the values were measured on."""
+    RESULTS.mkdir(exist_ok=True)
+    result = {"benchmark": name, **measured_on(), "config": config, "values": values}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measured_on() -> dict[str, Any]:
+    """This machine and the versions of what a result depends on."""
     machine = {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -107,9 +114,7 @@ def write_result(name: str, config: Mapping[str, Any], values: Mapping[str, Any]
     }
     packages = ("torch", "transformers", "mosaicml", "mosaicml-streaming", "numpy")
     versions = {"python": platform.python_version(), **{p: version(p) for p in packages}}
-    RESULTS.mkdir(exist_ok=True)
-    result = {"benchmark": name, "machine": machine, "versions": versions, "config": config, "values": values}
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    return {"machine": machine, "versions": versions}
 
 
 def processor() -> str:

@@ -2,13 +2,15 @@
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
-from benchmarks.leaderboard.cells import measured, run_all
-from benchmarks.leaderboard.page import block, insert, loss_at
+from benchmarks.evidence import EVIDENCE, filled, parts
+from benchmarks.leaderboard.cells import finished, measured, run_all
+from benchmarks.leaderboard.page import block, loss_at
 from benchmarks.leaderboard.plan import read_leaderboard
 
 # Stands for a training run: writes the metrics and configuration of one whose loss is LR + SEED / 1000.
@@ -94,10 +96,13 @@ def test_names_that_share_a_folder_are_rejected(board, other):
 def test_a_finished_cell_is_kept_and_a_failed_one_is_shown_and_repeated(board, tmp_path):
     (tmp_path / "full").touch()
     cells = run_all(read_leaderboard(board), jobs=1)
-    result = {"config": {"title": "Tiny", "domains": ["web"], "jobs": 1, "trials": [{}]}, "values": {}}
+    assert finished(read_leaderboard(board), jobs=1) == [cell for cell in cells if "loss" in cell]
+    result = {"config": {"title": "Tiny", "domains": ["web"], "trials": [{}]}, "values": {}}
     shown = block("tiny", {**result, "values": {"cells": cells}})
     assert "| frail | FAILED: status 1: no room |" in shown
     assert "| good | 2.002 ± 0.001 | 9.000 ± 0.000 | 80 | 10 | 2.002 ± 0.001 | 2.002 | 2 |" in shown
+    assert shown.count("Cells ran on ") == 1
+    assert f"(torch {version('torch')}, transformers {version('transformers')}): 6." in shown
     (tmp_path / "full").unlink()
     cells = run_all(read_leaderboard(board), jobs=1)
     assert all("loss" in cell for cell in cells)
@@ -132,11 +137,15 @@ def test_loss_at_a_second_lies_between_its_evaluations():
     assert [loss_at(curve, seconds) for seconds in (0, 5, 10, 15, 20, 99)] == [8, 7, 7, 6, 5, 5]
 
 
-def test_page_keeps_what_stands_around_a_leaderboard():
-    text = "before\n<!-- leaderboard x -->\nold\n<!-- end of x -->\nafter"
-    assert insert(text, "x", "new") == "before\n<!-- leaderboard x -->\n\nnew\n\n<!-- end of x -->\nafter"
-    with pytest.raises(ValueError, match="lacks the lines <!-- leaderboard y -->"):
-        insert(text, "y", "new")
+def test_evidence_is_what_its_result_files_give():
+    text = EVIDENCE.read_text()
+    assert parts(text)
+    assert filled(text) == text, "run python -m benchmarks.evidence"
+
+
+def test_a_part_of_the_evidence_without_an_end_is_reported():
+    with pytest.raises(ValueError, match="has <!-- constraints --> without <!-- end of constraints -->"):
+        filled("before\n<!-- constraints -->\nafter")
 
 
 @pytest.mark.parametrize(

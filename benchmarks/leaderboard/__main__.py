@@ -1,27 +1,37 @@
 """Compare methods on the same sources, shapes, data, budgets and seeds, as one YAML file names them.
 
     python -m benchmarks.leaderboard CONFIG [--define KEY=VALUE ...] [--name NAME] [--jobs N]
-        [--only METHOD ...] [--show]
+        [--only METHOD ...] [--finished]
 
 Runs every cell (method x target x trial or seed) through the public commands. A finished cell is kept;
-started again, it repeats the others. Writes `benchmarks/results/leaderboard-NAME.json`, and tables and plots
-to docs/evidence.md, where NAME is that of the file if no other is given. `--define` changes what the file
-defines, such as the number of steps where there is a GPU.
+started again, it repeats the others. Writes `benchmarks/results/leaderboard-NAME.json`, where NAME is
+that of the file if no other is given, and its part of docs/evidence.md where that has one. `--define`
+changes what the file defines, such as the number of steps where there is a GPU.
 
 Example:
 
     python -m benchmarks.leaderboard benchmarks/leaderboard/small.yaml
 """
 
+import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.common import RESULTS, positive, write_result
-from benchmarks.leaderboard.cells import run_all
-from benchmarks.leaderboard.page import EVIDENCE, block, draw, insert
+from benchmarks.evidence import EVIDENCE, filled, parts
+from benchmarks.leaderboard.cells import finished, run_all
+from benchmarks.leaderboard.page import block, draw
 from benchmarks.leaderboard.plan import read_leaderboard
 from llmshearing import cli
+
+
+def definition(word: str) -> tuple[str, str]:
+    """`KEY=VALUE` on the command line."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{word!r} is not KEY=VALUE")
+    return key, value
 
 
 def main() -> None:
@@ -30,6 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--define",
         nargs="+",
+        type=definition,
         default=[],
         metavar="KEY=VALUE",
         help="in place of the file's definitions",
@@ -44,32 +55,31 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="run these methods alone")
     parser.add_argument(
-        "--show", action="store_true", help="run nothing; write the page from the result file"
+        "--finished", action="store_true", help="run nothing; make the result of the cells that are finished"
     )
     arguments = parser.parse_args()
-    board = read_leaderboard(arguments.config, dict(each.split("=", 1) for each in arguments.define))
+    board = read_leaderboard(arguments.config, dict(arguments.define))
     name = arguments.name or arguments.config.stem
     if unknown := [each for each in arguments.only if each not in [m.name for m in board.methods]]:
         known = ", ".join(method.name for method in board.methods)
         raise ValueError(f"--only {unknown[0]}: no such method in {arguments.config}; known: {known}.")
     file = RESULTS / f"leaderboard-{name}.json"
-    if not arguments.show:
-        cells = run_all(board, arguments.jobs, arguments.only)
-        config = {
-            "title": board.title,
-            "jobs": arguments.jobs,
-            "seeds": board.seeds,
-            "targets": board.targets,
-            "trials": board.trials,
-            "domains": board.domains,
-            "define": board.define,
-            "methods": [asdict(method) for method in board.methods],
-        }
-        write_result(file.stem, config, {"cells": cells})
+    run = finished if arguments.finished else run_all
+    config = {
+        "title": board.title,
+        "seeds": board.seeds,
+        "targets": board.targets,
+        "trials": board.trials,
+        "domains": board.domains,
+        "define": board.define,
+        "methods": [asdict(method) for method in board.methods],
+    }
+    write_result(file.stem, config, {"cells": run(board, arguments.jobs, arguments.only)})
     result = json.loads(file.read_text())
-    draw(name, result, EVIDENCE.parent)
-    EVIDENCE.write_text(insert(EVIDENCE.read_text(), name, block(name, result)))
-    cli.say(block(name, result))
+    if file.stem in parts(EVIDENCE.read_text()):
+        draw(file.stem, result, EVIDENCE.parent)
+        EVIDENCE.write_text(filled(EVIDENCE.read_text()))
+    cli.say(block(file.stem, result))
 
 
 if __name__ == "__main__":

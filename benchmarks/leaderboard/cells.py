@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import measured_on
 from benchmarks.leaderboard.plan import Cell, Leaderboard, Method
 from llmshearing.config.reading import load_values
 from llmshearing.files import replacing
@@ -36,21 +37,39 @@ def run_all(board: Leaderboard, jobs: int, only: Sequence[str] = ()) -> list[dic
         RuntimeError: when a command of the preparation fails.
     """
     _prepare(board)
-    methods = [method for method in board.methods if not only or method.name in only]
-    first, *others = board.seeds
-    pairs = [(method, target) for target in board.targets for method in methods]
     with ThreadPoolExecutor(jobs) as pool:
 
         def measured(cells: list[Cell]) -> list[dict[str, Any]]:
             return list(pool.map(lambda cell: run_cell(cell, board.domains, jobs), cells))
 
-        tried = measured(
-            [board.cell(*pair, trial, first) for pair in pairs for trial in range(len(board.trials))]
-        )
-        chosen = {(m.name, target): _best(tried, m, target) for m, target in pairs}
-        rest = measured(
-            [board.cell(m, target, chosen[m.name, target], seed) for m, target in pairs for seed in others]
-        )
+        return _chosen(board, only, measured)
+
+
+def finished(board: Leaderboard, jobs: int, only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What the cells that are finished measured; nothing is run. Arguments as for `run_all`."""
+    return _chosen(
+        board,
+        only,
+        lambda cells: [
+            found for cell in cells if (found := _finished(cell.folder / "cell.json", cell)) is not None
+        ],
+    )
+
+
+def _chosen(
+    board: Leaderboard, only: Sequence[str], measured: Callable[[list[Cell]], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The trials of the first seed, the best of each method marked, and the other seeds with that one."""
+    methods = [method for method in board.methods if not only or method.name in only]
+    first, *others = board.seeds
+    pairs = [(method, target) for target in board.targets for method in methods]
+    tried = measured(
+        [board.cell(*pair, trial, first) for pair in pairs for trial in range(len(board.trials))]
+    )
+    chosen = {(m.name, target): _best(tried, m, target) for m, target in pairs}
+    rest = measured(
+        [board.cell(m, target, chosen[m.name, target], seed) for m, target in pairs for seed in others]
+    )
     for result in tried:
         result["chosen"] = result["trial"] == chosen[result["method"], result["target"]]
     return tried + [{**result, "chosen": True} for result in rest]
@@ -68,6 +87,8 @@ def run_cell(cell: Cell, domains: Sequence[str], jobs: int) -> dict[str, Any]:
         "target": cell.target,
         "trial": cell.trial,
         "seed": cell.seed,
+        "on": measured_on(),
+        "jobs": jobs,
         "commands": [],
     }
     for words in cell.commands:

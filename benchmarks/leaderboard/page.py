@@ -1,6 +1,7 @@
-"""A leaderboard's result as tables and plots, and their place in docs/evidence.md."""
+"""A leaderboard's result as tables and plots."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,29 +12,45 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence.md"
 Result = Mapping[str, Any]
 
 
 def block(name: str, result: Result) -> str:
-    """The generated part of docs/evidence.md about one leaderboard."""
+    """A leaderboard's tables, each with its plot.
+
+    Args:
+        name: of the result file, without its suffix.
+    """
     cells = result["values"]["cells"]
     parts = []
     for target in dict.fromkeys(cell["target"] for cell in cells):
         mine = [cell for cell in cells if cell["target"] == target]
         parts += [f"### {result['config']['title']}: {target}", table(mine, result["config"])]
         parts.append(f"![Evaluation loss against tokens and seconds]({picture_name(name, target)})")
+    places = Counter(map(place, cells))
+    parts.append("Cells ran on " + "; ".join(f"{name}: {count}" for name, count in places.items()) + ".")
     trials = result["config"]["trials"]
     if len(trials) > 1:
         parts.append(f"Every method chose among {len(trials)} trials, by the first seed: {trials}.")
     return "\n\n".join(parts)
 
 
+def place(cell: Result) -> str:
+    """The machine and versions of a cell, in words."""
+    machine, versions = cell["on"]["machine"], cell["on"]["versions"]
+    device = machine["gpu"] or f"{machine['cores']} cores of {machine['processor']}"
+    return f"{device} (torch {versions['torch']}, transformers {versions['transformers']})"
+
+
+def ran_alone(cells: Sequence[Result]) -> bool:
+    """Whether one cell ran at a time, so that its seconds mean something."""
+    return all(cell["jobs"] == 1 for cell in cells)
+
+
 def table(cells: Sequence[Result], config: Mapping[str, Any]) -> str:
     """Methods by their mean loss: the mean and standard deviation over seeds, tokens, seconds, by domain."""
     domains = config["domains"]
-    timed = config["jobs"] == 1
-    common = _common_seconds(cells) if timed else None
+    common = _common_seconds(cells) if ran_alone(cells) else None
     head = ["method", "loss", "after the cut", "tokens", *domains, "seeds"]
     if common is not None:
         head[4:4] = ["seconds of training", f"loss after {common:.0f} s"]
@@ -45,15 +62,26 @@ def table(cells: Sequence[Result], config: Mapping[str, Any]) -> str:
             reason = next(cell["failed"] for cell in chosen if "failed" in cell)
             rows.append((float("inf"), [name, f"FAILED: {reason}", *[""] * (len(head) - 3), len(good)]))
             continue
-        row = [name, _spread([c["loss"] for c in good]), _spread([c["cut"] for c in good])]
+        row = [name, spread([c["loss"] for c in good]), spread([c["cut"] for c in good])]
         row.append(f"{statistics.mean(c['tokens'] for c in good):,.0f}")
         if common is not None:
             row.append(f"{statistics.mean(c['seconds'] for c in good):.0f}")
-            row.append(_spread([loss_at(c["curve"], common) for c in good]))
+            row.append(spread([loss_at(c["curve"], common) for c in good]))
         row += [f"{statistics.mean(c['losses'][d] for c in good):.3f}" for d in domains]
         rows.append((statistics.mean(c["loss"] for c in good), [*row, len(good)]))
-    lines = [head, ["---"] * len(head), *(row for _, row in sorted(rows, key=lambda r: r[0]))]
+    return markdown([head, *(row for _, row in sorted(rows, key=lambda r: r[0]))])
+
+
+def markdown(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows, the first of them the head, as a table."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean and, of several values, their standard deviation."""
+    mean = f"{statistics.mean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 def loss_at(curve: Sequence[Sequence[float]], seconds: float) -> float:
@@ -76,7 +104,7 @@ def draw(name: str, result: Result, folder: Path) -> None:
         mine = [cell for cell in cells if cell["target"] == target]
         methods = sorted({c["method"] for c in mine}, key=lambda m: _mean_loss(mine, m))
         axes_names = [(1, "tokens of re-training")]
-        if result["config"]["jobs"] == 1:
+        if ran_alone(mine):
             axes_names.append((2, "seconds of training"))
         figure, axes = plt.subplots(1, len(axes_names), figsize=(6 * len(axes_names), 5), squeeze=False)
         colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
@@ -102,33 +130,11 @@ def draw(name: str, result: Result, folder: Path) -> None:
 
 def picture_name(name: str, target: str) -> str:
     """The file of a target's plot, beside docs/evidence.md."""
-    return f"evidence-{name}-{''.join(c for c in target if c.isalnum())}.svg"
-
-
-def insert(text: str, name: str, content: str) -> str:
-    """`text` with the part between the marks of leaderboard `name` replaced.
-
-    Raises:
-        ValueError: when the marks are missing.
-    """
-    begin, end = marks(name)
-    if begin not in text or end not in text:
-        raise ValueError(f"docs/evidence.md lacks the lines {begin} and {end}; add them where it belongs.")
-    return text[: text.index(begin) + len(begin)] + f"\n\n{content}\n\n" + text[text.index(end) :]
-
-
-def marks(name: str) -> tuple[str, str]:
-    """The lines between which a leaderboard's part of docs/evidence.md stands."""
-    return f"<!-- leaderboard {name} -->", f"<!-- end of {name} -->"
+    return f"{name}-{''.join(c for c in target if c.isalnum())}.svg"
 
 
 def _mean_loss(cells: Sequence[Result], method: str) -> float:
     return statistics.mean(cell["loss"] for cell in cells if cell["method"] == method)
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 def _common_seconds(cells: Sequence[Result]) -> float | None:

@@ -1,0 +1,105 @@
+"""docs/evidence.md from the result files: a table stands between marks that name its file.
+
+    python -m benchmarks.evidence
+
+`<!-- NAME -->` begins what `benchmarks/results/NAME.json` gives, `<!-- end of NAME -->` ends it.
+
+Example:
+
+    python -m benchmarks.evidence
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+from benchmarks.leaderboard import page
+from llmshearing import cli
+
+EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence.md"
+Result = Mapping[str, Any]
+
+
+def constraints(result: Result) -> str:
+    """What `benchmarks.constraints` measured, a line for each constraint."""
+    distance = "largest distance of the overall sparsity from its target"
+    rows = [["constraint", "just pruned", "after continued pre-training", distance]]
+    for name, found in result["values"].items():
+        runs = found["runs"]
+        columns = [[run[what] for run in runs] for what in ("just pruned", "after continued pre-training")]
+        rows.append([name, *map(page.spread, columns), f"{max(run[distance] for run in runs):.4f}"])
+    return page.markdown(rows)
+
+
+def oneshot(result: Result) -> str:
+    """What `benchmarks.oneshot` measured: methods by shapes."""
+    shapes = result["config"]["shapes"]
+    methods = [name for name in result["values"] if name != "source"]
+    rows = [["shape", "parameters", *methods]]
+    for name, sizes in shapes.items():
+        found = [page.spread(result["values"][method][name]["values"]) for method in methods]
+        rows.append([name, f"{sizes['parameters'] / 1e6:.1f}M", *found])
+    return f"The source: {result['values']['source']:.3f}.\n\n" + page.markdown(rows)
+
+
+def layer_schemes(result: Result) -> str:
+    """What `benchmarks.layer_schemes` measured: schemes by layers that stay."""
+    kept = [str(each) for each in result["config"]["kept"]]
+    rows = [["scheme", *(f"{each} layers" for each in kept)]]
+    for name, found in result["values"].items():
+        if name != "source":
+            rows.append([name, *(page.spread(found[each]["values"]) for each in kept)])
+    return f"The source: {result['values']['source']:.3f}.\n\n" + page.markdown(rows)
+
+
+def sparsity_quality(result: Result) -> str:
+    """What `benchmarks.sparsity_quality` measured, a line for each way to find masks."""
+    rows = [["mask", "loss"]]
+    for name, found in result["values"].items():
+        rows.append([name, page.spread(found if isinstance(found, list) else [found])])
+    return page.markdown(rows)
+
+
+TABLES: dict[str, Callable[[Result], str]] = {
+    "constraints": constraints,
+    "oneshot": oneshot,
+    "layer_schemes": layer_schemes,
+    "sparsity_quality": sparsity_quality,
+}
+
+
+def content(name: str) -> str:
+    """The generated part of a result file."""
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    return TABLES[name](result) if name in TABLES else page.block(name, result)
+
+
+def parts(text: str) -> Sequence[str]:
+    """The names of the results that a page shows, in its order."""
+    return re.findall(r"<!-- ([\w-]+) -->\n", text)
+
+
+def filled(text: str) -> str:
+    """A page with every part made anew from its result file.
+
+    Raises:
+        ValueError: when a part has no end.
+    """
+    for name in parts(text):
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        if end not in text:
+            raise ValueError(f"{EVIDENCE} has {begin} without {end}; add it where the part ends.")
+        text = text[: text.index(begin) + len(begin)] + f"\n\n{content(name)}\n\n" + text[text.index(end) :]
+    return text
+
+
+def main() -> None:
+    cli.parser("benchmarks.evidence", __doc__).parse_args()
+    EVIDENCE.write_text(filled(EVIDENCE.read_text()))
+
+
+if __name__ == "__main__":
+    cli.run(main)
