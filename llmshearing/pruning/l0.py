@@ -193,7 +193,13 @@ class L0Module(Method):
 
     @torch.no_grad()
     def after_step(self, decoder: nn.Module | None = None) -> None:
-        """Clamp log-alphas to +-log 100, in place (released code), or project them on the next target."""
+        """Clamp log-alphas to +-log 100, in place (released code), or project them on the next target.
+
+        Before the first step a schedule from 0 leaves masks where they start: all of them at their limits is
+        the nearest to a sparsity of 0, and would lose the order of `init`.
+        """
+        if self.projects and self.done == 0 and self.start_sparsity == 0:
+            return
         if self.projects:
             for kind, projected in self._projected(self.done).items():
                 local(cast(Mask, self.masks[kind]).z_loga).copy_(projected)

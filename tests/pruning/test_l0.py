@@ -213,9 +213,10 @@ def scores_file(path, source, seed=0, weights=None):
     return scores
 
 
+@pytest.mark.parametrize("constraint", ["lagrangian", "projection"])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_masks_start_in_the_order_of_scores_and_all_but_open(tmp_path, kv_heads):
-    cfg = config({**TARGET, "n_kv_heads": kv_heads // 2}, init=str(tmp_path / "s"))
+def test_masks_start_in_the_order_of_scores_and_all_but_open(tmp_path, kv_heads, constraint):
+    cfg = config({**TARGET, "n_kv_heads": kv_heads // 2}, init=str(tmp_path / "s"), constraint=constraint)
     cfg["n_kv_heads"] = kv_heads
     scores = scores_file(tmp_path / "s", architecture_of(as_model_config(cfg)))
     l0 = L0Module(cfg)
@@ -225,7 +226,7 @@ def test_masks_start_in_the_order_of_scores_and_all_but_open(tmp_path, kv_heads)
         assert by_row.max() == hc.LOG_ALPHA_LIMIT
         assert hc.keep_probability(mask.z_loga).min() > 0.98
     before = {kind: mask.z_loga.clone() for kind, mask in l0.masks.items()}
-    l0.after_step()
+    l0.after_step()  # as before the first step of a run
     assert all(torch.equal(mask.z_loga, before[kind]) for kind, mask in l0.masks.items())
 
 
