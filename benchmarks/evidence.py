@@ -1,4 +1,4 @@
-"""docs/evidence.md from the result files: a table stands between marks that name its file.
+"""Tables of docs/evidence.md and README.md from the result files, between marks that name these.
 
     python -m benchmarks.evidence
 
@@ -19,7 +19,9 @@ from benchmarks.common import RESULTS
 from benchmarks.leaderboard import page
 from llmshearing import cli
 
-EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence.md"
+ROOT = Path(__file__).parents[1]
+EVIDENCE = ROOT / "docs" / "evidence.md"
+PAGES = (ROOT / "README.md", EVIDENCE)
 Result = Mapping[str, Any]
 
 
@@ -63,11 +65,17 @@ def sparsity_quality(result: Result) -> str:
     return page.markdown(rows)
 
 
+def quickstart(result: Result) -> str:
+    """What `scripts/quickstart.sh` printed at its end."""
+    return "\n".join(["```", *result["values"]["table"], "```"])
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "constraints": constraints,
     "oneshot": oneshot,
     "layer_schemes": layer_schemes,
     "sparsity_quality": sparsity_quality,
+    "quickstart": quickstart,
 }
 
 
@@ -91,14 +99,15 @@ def filled(text: str) -> str:
     for name in parts(text):
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if end not in text:
-            raise ValueError(f"{EVIDENCE} has {begin} without {end}; add it where the part ends.")
+            raise ValueError(f"{begin} stands without {end}; add it where the part ends.")
         text = text[: text.index(begin) + len(begin)] + f"\n\n{content(name)}\n\n" + text[text.index(end) :]
     return text
 
 
 def main() -> None:
     cli.parser("benchmarks.evidence", __doc__).parse_args()
-    EVIDENCE.write_text(filled(EVIDENCE.read_text()))
+    for page_file in PAGES:
+        page_file.write_text(filled(page_file.read_text()))
 
 
 if __name__ == "__main__":
