@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 Result = Mapping[str, Any]
 
@@ -98,34 +99,56 @@ def loss_at(curve: Sequence[Sequence[float]], seconds: float) -> float:
 
 
 def draw(name: str, result: Result, folder: Path) -> None:
-    """Write the pictures that `block` refers to."""
+    """Write the pictures that `block` refers to: a dot for each seed's loss, and its way there."""
     cells = [cell for cell in result["values"]["cells"] if cell["chosen"] and "loss" in cell]
     for target in dict.fromkeys(cell["target"] for cell in cells):
         mine = [cell for cell in cells if cell["target"] == target]
         methods = sorted({c["method"] for c in mine}, key=lambda m: _mean_loss(mine, m))
-        axes_names = [(1, "tokens of re-training")]
-        if ran_alone(mine):
-            axes_names.append((2, "seconds of training"))
-        figure, axes = plt.subplots(1, len(axes_names), figsize=(6 * len(axes_names), 5), squeeze=False)
-        colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-        for axis, (place, label) in zip(axes[0], axes_names, strict=True):
-            for number, method in enumerate(methods):
-                for cell in (c for c in mine if c["method"] == method):
-                    points = [point for point in cell["curve"] if point[0] == cell["curve"][-1][0]]
-                    axis.plot(
-                        [p[place] for p in points],
-                        [p[3] for p in points],
-                        color=colours[number % 20],
-                        linewidth=1,
-                        label=method if cell["seed"] == mine[0]["seed"] else None,
-                    )
+        palette = plt.get_cmap("turbo")
+        colours = {method: palette(i / len(methods)) for i, method in enumerate(methods)}
+        ways = [(1, "tokens of re-training"), (2, "seconds of training")][: 2 if ran_alone(mine) else 1]
+        size = (5 + 5 * len(ways), 1.5 + 0.22 * max(len(methods), 12))
+        figure, (dots, *axes) = plt.subplots(1, 1 + len(ways), figsize=size)
+        least, most = _limits([cell["loss"] for cell in mine])
+        _draw_dots(dots, mine, methods, colours, most)
+        dots.set_xlim(least, most)
+        for axis, (place, label) in zip(axes, ways, strict=True):
+            for cell in mine:
+                points = [point for point in cell["curve"] if point[0] == cell["curve"][-1][0]]
+                axis.plot(
+                    [p[place] for p in points], [p[3] for p in points], color=colours[cell["method"]], lw=1
+                )
+            axis.set_xlim(0, 1.05 * statistics.median(cell["curve"][-1][place] for cell in mine))
+            axis.set_ylim(least, most)
+            axis.locator_params(axis="x", nbins=4)
             axis.set_xlabel(label)
             axis.set_ylabel("evaluation loss, nats a token")
             axis.grid(alpha=0.3)
-        axes[0][0].legend(fontsize=7)
         figure.tight_layout()
         figure.savefig(folder / picture_name(name, target), metadata={"Date": None})
         plt.close(figure)
+
+
+def _draw_dots(
+    axis: Axes, cells: Sequence[Result], methods: Sequence[str], colours: Mapping[str, Any], most: float
+) -> None:
+    """A row for each method, a dot for each seed; a mean beyond `most` is written at the edge."""
+    for row, method in enumerate(methods):
+        losses = [cell["loss"] for cell in cells if cell["method"] == method]
+        axis.scatter(losses, [row] * len(losses), color=[colours[method]], s=18)
+        if (mean := statistics.mean(losses)) > most:
+            axis.text(most, row, f"{mean:.2f} \N{RIGHTWARDS ARROW} ", ha="right", va="center", fontsize=8)
+    axis.set_yticks(range(len(methods)), methods, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("loss at the end, nats a token")
+    axis.grid(alpha=0.3)
+
+
+def _limits(losses: Sequence[float]) -> tuple[float, float]:
+    """Of the axis of losses: from the best to as far beyond the median as shows most of them."""
+    least, middle = min(losses), statistics.median(losses)
+    span = max(middle - least, 0.01)
+    return least - 0.2 * span, middle + 2.5 * span
 
 
 def picture_name(name: str, target: str) -> str:
