@@ -27,7 +27,9 @@ def block(name: str, result: Result) -> str:
     for target in dict.fromkeys(cell["target"] for cell in cells):
         mine = [cell for cell in cells if cell["target"] == target]
         parts += [f"### {result['config']['title']}: {target}", table(mine, result["config"])]
-        parts.append(f"![Evaluation loss against tokens and seconds]({picture_name(name, target)})")
+        parts.append(
+            f"![Loss of every seed, and evaluation loss during the training]({picture_name(name, target)})"
+        )
     places = Counter(map(place, cells))
     parts.append("Cells ran on " + "; ".join(f"{name}: {count}" for name, count in places.items()) + ".")
     trials = result["config"]["trials"]
@@ -52,7 +54,7 @@ def table(cells: Sequence[Result], config: Mapping[str, Any]) -> str:
     """Methods by their mean loss: the mean and standard deviation over seeds, tokens, seconds, by domain."""
     domains = config["domains"]
     common = _common_seconds(cells) if ran_alone(cells) else None
-    head = ["method", "loss", "after the cut", "tokens", *domains, "seeds"]
+    head = ["method", "loss", "before the last run", "tokens", *domains, "seeds"]
     if common is not None:
         head[4:4] = ["seconds of training", f"loss after {common:.0f} s"]
     rows = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from huggingface_hub import constants, snapshot_download, split_torch_state_dict_into_shards
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor
@@ -267,6 +267,13 @@ def _only_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
     raise ValueError(f"{path} holds more than tensors by name; expected the weights of an HF model.")
 
 
+def _reason(error: Exception) -> str:
+    """Why the hub gave nothing, in a line."""
+    if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+        return "it is not in the local cache, and HF_HUB_OFFLINE=1 forbids downloads"
+    return first_line(error)[:200]
+
+
 def download(name: str) -> Path:
     """The cached folder of a hub model; pickled weights are downloaded only where there are no others."""
     fetch: Callable[..., str] = snapshot_download
@@ -277,6 +284,5 @@ def download(name: str) -> Path:
         return folder
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"{name} is neither a folder or file nor a model on the Hugging Face hub "
-            f"({first_line(error)[:200]})."
+            f"{name} is neither a folder or file nor a model on the Hugging Face hub ({_reason(error)})."
         ) from error

@@ -15,6 +15,7 @@ from llmshearing.commands.oneshot_methods import PATTERNS, SHAPES, Pattern, Row,
 from llmshearing.commands.plain_models import check_place, read_model, write_model
 from llmshearing.commands.prune import cut_checkpoint, masks_beside
 from llmshearing.config import TargetConfig
+from llmshearing.config.model import SCHEMES
 from llmshearing.config.strict import build
 from llmshearing.files import check_writable
 from llmshearing.pruning import patterns as nm
@@ -153,7 +154,19 @@ def _row(method: str, pattern: str | None) -> Row:
     rows: Mapping[str, Row] = SHAPES if pattern is None else PATTERNS
     if method not in rows:
         which = "" if pattern is None else " with --pattern"
-        known = ", ".join(rows) or "none"
+        known = ", ".join(rows)
+        if method in PATTERNS:
+            raise ValueError(
+                f"--method {method} masks single weights: give --pattern, such as --pattern 2:4."
+            )
+        if method in SHAPES:
+            raise ValueError(
+                f"--method {method} removes whole units: leave --pattern out, or give one of {known}."
+            )
+        if method in SCHEMES:
+            raise ValueError(
+                f"--method is {method!r}, which is a scheme: give --method layerchop --scheme {method}."
+            )
         raise ValueError(
             f"--method is {method!r}{cli.nearest(method, rows) or ';'} expected one of{which}: {known}."
         )

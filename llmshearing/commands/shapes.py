@@ -98,8 +98,12 @@ def shapes(
     cli.say("\n".join(_table(header, rows)))
     cli.say(_NOTES)
     if (part := counts.parameters(found[0]) / counts.parameters(arch)) < 2 / 3:
-        rounds = "two rounds" if part < 1 / 2 else "more than a third at once"
-        cli.say(f"The first shape has {part:.0%} of the source's parameters: {rounds}.")
+        advice = (
+            "prune in two rounds, with continued pre-training in between"
+            if part < 1 / 2
+            else "more than a third is removed at once"
+        )
+        cli.say(f"The first shape has {part:.0%} of the source's parameters: {advice}.")
     cli.say("\n".join(["\ntarget_model:", *(f"  {name}: {getattr(found[0], name)}" for name in _SIZES)]))
 
 
@@ -156,8 +160,8 @@ def _nothing_meets(
     sizes = " ".join(f"{size}={getattr(near, size)}" for size in _SIZES)
     return (
         f"No shape meets --{name} {text} with widths in multiples of {multiple}, half of the layers and a "
-        f"quarter of the widths at least. The nearest is {sizes}, with {_in_words(near, use)}. Change "
-        f"--{name}, or give a smaller --multiple."
+        "quarter of the widths at least, and widths that shrink alike to within a third. The nearest is "
+        f"{sizes}, with {_in_words(near, use)}. Change --{name}, or give a smaller --multiple."
     )
 
 

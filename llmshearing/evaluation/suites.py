@@ -67,7 +67,8 @@ def choose(suites: Sequence[str], tasks: Sequence[str]) -> list[Choice]:
     for name in suites:
         if name not in known:
             raise ValueError(
-                f"Suite {name} does not exist{cli.nearest(name, known) or ';'} there are {', '.join(known)}."
+                f"Suite {name} does not exist{cli.nearest(name, known) or ';'} "
+                f"expected one of {', '.join(known)}."
             )
     chosen = [choice for name in suites for choice in SUITES.get(name, ())]
     usual = {choice.task: choice for choice in SUITES[OFFLINE]}
