@@ -106,7 +106,8 @@ def evaluate(args: argparse.Namespace) -> None:
             results.keep(path, found)
     cli.say(results.as_text(*results.score_rows(entries, [name for job in jobs for name in job.names])))
     limit = f" At most {args.limit:,} examples of each task." if args.limit else ""
-    cli.say(f"Accuracies in percent, with standard errors.{limit} Kept in {path}.")
+    unit = "Accuracies in percent, with standard errors." if any(job.choice for job in jobs) else ""
+    cli.say(f"{unit}{limit} Kept in {path}.".strip())
 
 
 def run(

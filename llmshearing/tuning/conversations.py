@@ -63,7 +63,7 @@ class Read:
         total = len(self.conversations) + self.bad.total()
         if not self.conversations or self.bad.total() > max_bad * total:
             raise ValueError(
-                f"{self.in_words()}; at most {max_bad:.0%} may be bad: mend the files, or set max_bad."
+                f"{self.in_words()}; at most {max_bad:.0%} may be bad: correct the files, or set max_bad."
             )
 
 

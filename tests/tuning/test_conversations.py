@@ -57,7 +57,7 @@ def test_lines_and_lists_are_read_and_bad_records_counted(tmp_path):
     assert said.startswith("3 of 13 conversations can be used; skipped: ")
     assert f"1 that are not JSON (first: {lines}, line 11)" in said
     assert f"2 with neither conversations nor messages (first: {lines}, line 8)" in said
-    with pytest.raises(ValueError, match=r"at most 5% may be bad: mend the files, or set max_bad"):
+    with pytest.raises(ValueError, match=r"at most 5% may be bad: correct the files, or set max_bad"):
         found.check(0.05)
     found.check(0.8)
 
