@@ -253,7 +253,7 @@ def _check_made_so(origin: Origin, task: Task) -> None:
     asked["seed"] = task.seed or None
     made = {"method": origin.method, **origin.settings}
     off = [
-        f"{key} {made.get(key)} ({value})"
+        f"{key} is {made.get(key)} in the file and {value} on the command line"
         for key, value in asked.items()
         if value not in (None, made.get(key))
     ]

@@ -97,9 +97,9 @@ def test_scores_of_another_model_shape_or_making_are_refused(tmp_path, data, cap
         assert status(["llmshearing", "oneshot", *words]) == 2
         assert match in capsys.readouterr().err
     for given, match in (
-        ({"method": "random"}, r"method activation \(random\)"),
-        ({"method": "activation", "samples": 5}, r"samples 6 \(5\)"),
-        ({"method": "activation", "seed": 3}, r"seed 0 \(3\)"),
+        ({"method": "random"}, "method is activation in the file and random on the command line"),
+        ({"method": "activation", "samples": 5}, "samples is 6 in the file and 5 on the command line"),
+        ({"method": "activation", "seed": 3}, "seed is 0 in the file and 3 on the command line"),
     ):
         with pytest.raises(ValueError, match=match):
             oneshot(hf, tmp_path / "b", **given, scores=kept, sizes={"d_model": 16})
