@@ -11,5 +11,4 @@ if [ "$STACK" = declared ]; then # the same text; types are those of this stack'
   ruff check .
   pyright
 fi
-# Tests of several processes wait for each other: three at a time keep two cores busy.
-python -m pytest -n "${TEST_PROCESSES:-3}" --dist loadfile "$@"
+python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"
