@@ -25,6 +25,11 @@ NOT_RUN = {
     "python -m benchmarks.growth": "takes minutes",
     "python -m benchmarks.open_units": "takes minutes",
     "python -m benchmarks.leaderboard benchmarks/leaderboard/small.yaml": "takes hours",
+    "python -m benchmarks.leaderboard benchmarks/leaderboard/longer.yaml": "takes an hour",
+    "python -m benchmarks.layer_schemes --evaluated 32": "takes minutes",
+    "python -m benchmarks.sparsity_quality runs/leaderboard/small/source.pt runs/leaderboard/small/mds "
+    "runs/sparsity --steps 100": "takes minutes",
+    "python -m benchmarks.evidence": "run by tests/test_leaderboard.py",
     "llmshearing prune runs/masks/latest-rank0.pt --hf models/sparse-7b": "run by tests/test_sparse_runs.py",
     "llmshearing prune runs/masks/latest-rank0.pt dense.pt --dense_weights": "run by the same tests",
     "llmshearing apply_masks models/Llama-2-7b-hf dense.masks.npz models/sparse-7b": "run by "
@@ -32,6 +37,8 @@ NOT_RUN = {
     "llmshearing train": "a name in a sentence",
     "llmshearing prune": "a name in a sentence",
     "llmshearing oneshot": "a name in a sentence",
+    "llmshearing shapes": "a name in a sentence",
+    "llmshearing trim_vocabulary": "a name in a sentence",
     "python -m benchmarks.gpu": "needs a GPU",
     "python -m benchmarks.gpu --check": "needs a GPU",
     "PYTHONPATH=site:. python -m benchmarks.gpu --check": "needs a GPU",
