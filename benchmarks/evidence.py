@@ -25,28 +25,6 @@ PAGES = (ROOT / "README.md", EVIDENCE)
 Result = Mapping[str, Any]
 
 
-def constraints(result: Result) -> str:
-    """What `benchmarks.constraints` measured, a line for each constraint."""
-    distance = "largest distance of the overall sparsity from its target"
-    rows = [["constraint", "just pruned", "after continued pre-training", distance]]
-    for name, found in result["values"].items():
-        runs = found["runs"]
-        columns = [[run[what] for run in runs] for what in ("just pruned", "after continued pre-training")]
-        rows.append([name, *map(page.spread, columns), f"{max(run[distance] for run in runs):.4f}"])
-    return page.markdown(rows)
-
-
-def oneshot(result: Result) -> str:
-    """What `benchmarks.oneshot` measured: methods by shapes."""
-    shapes = result["config"]["shapes"]
-    methods = [name for name in result["values"] if name != "source"]
-    rows = [["shape", "parameters", *methods]]
-    for name, sizes in shapes.items():
-        found = [page.spread(result["values"][method][name]["values"]) for method in methods]
-        rows.append([name, f"{sizes['parameters'] / 1e6:.1f}M", *found])
-    return f"The source: {result['values']['source']:.3f}.\n\n" + page.markdown(rows)
-
-
 def layer_schemes(result: Result) -> str:
     """What `benchmarks.layer_schemes` measured: schemes by layers that stay."""
     kept = [str(each) for each in result["config"]["kept"]]
@@ -71,8 +49,6 @@ def quickstart(result: Result) -> str:
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
-    "constraints": constraints,
-    "oneshot": oneshot,
     "layer_schemes": layer_schemes,
     "sparsity_quality": sparsity_quality,
     "quickstart": quickstart,

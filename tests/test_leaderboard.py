@@ -96,7 +96,7 @@ def test_names_that_share_a_folder_are_rejected(board, other):
 def test_a_finished_cell_is_kept_and_a_failed_one_is_shown_and_repeated(board, tmp_path):
     (tmp_path / "full").touch()
     cells = run_all(read_leaderboard(board), jobs=1)
-    assert finished(read_leaderboard(board), jobs=1) == [cell for cell in cells if "loss" in cell]
+    assert finished(read_leaderboard(board)) == [cell for cell in cells if "loss" in cell]
     result = {"config": {"title": "Tiny", "domains": ["web"], "trials": [{}]}, "values": {}}
     shown = block("tiny", {**result, "values": {"cells": cells}})
     assert "| frail | FAILED: status 1: no room |" in shown

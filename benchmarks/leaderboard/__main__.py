@@ -64,7 +64,10 @@ def main() -> None:
         known = ", ".join(method.name for method in board.methods)
         raise ValueError(f"--only {unknown[0]}: no such method in {arguments.config}; known: {known}.")
     file = RESULTS / f"leaderboard-{name}.json"
-    run = finished if arguments.finished else run_all
+    if arguments.finished:
+        cells = finished(board, arguments.only)
+    else:
+        cells = run_all(board, arguments.jobs, arguments.only)
     config = {
         "title": board.title,
         "seeds": board.seeds,
@@ -74,7 +77,7 @@ def main() -> None:
         "define": board.define,
         "methods": [asdict(method) for method in board.methods],
     }
-    write_result(file.stem, config, {"cells": run(board, arguments.jobs, arguments.only)})
+    write_result(file.stem, config, {"cells": cells})
     result = json.loads(file.read_text())
     if file.stem in parts(EVIDENCE.read_text()):
         draw(file.stem, result, EVIDENCE.parent)

@@ -45,8 +45,8 @@ def run_all(board: Leaderboard, jobs: int, only: Sequence[str] = ()) -> list[dic
         return _chosen(board, only, measured)
 
 
-def finished(board: Leaderboard, jobs: int, only: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """What the cells that are finished measured; nothing is run. Arguments as for `run_all`."""
+def finished(board: Leaderboard, only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What the cells that are finished measured; nothing is run. `only` as for `run_all`."""
     return _chosen(
         board,
         only,
