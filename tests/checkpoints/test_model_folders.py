@@ -242,3 +242,9 @@ def test_large_numbers_are_finite(tmp_path):
     hf = make(CONFIGS[NAME]).to(torch.bfloat16)
     hf.model.embed_tokens.weight.data.fill_(3e38)
     save_hf_to_composer(save(hf, tmp_path / "hf"), tmp_path / "c.pt")
+
+
+def test_a_hub_model_that_may_not_be_downloaded_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(hf_files.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=r"not in the local cache, and HF_HUB_OFFLINE=1 forbids"):
+        hf_files.download("nobody/nothing")
