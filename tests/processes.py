@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from runs import run_values
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["llmshearing.training"])
+_SERVER.set_forkserver_preload(["preloaded"])
 os.environ["OMP_NUM_THREADS"] = "1"  # read by the server's torch when it starts
 
 
@@ -57,7 +58,8 @@ class Ranks:
             own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             log = str(self.log / f"{rank}.txt")
             process = _SERVER.Process(target=_run, args=(list(arguments), own, log, fault))
-            process.start()
+            with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):  # the server's, to import
+                process.start()
             self.processes.append(process)
 
     def wait(self, timeout: float = 120) -> list[int]:

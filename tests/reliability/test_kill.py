@@ -10,8 +10,8 @@ import pytest
 from processes import Ranks, assert_same, metrics, run, write_config
 
 KILLS, FEW = 20, 3
-STEPS = 36
-SETTINGS = {"max_duration": f"{STEPS}ba", "eval_interval": "3ba", "save_interval": "2ba"}
+STEPS = {KILLS: 36, FEW: 20}
+SETTINGS = {"eval_interval": "3ba", "save_interval": "2ba"}
 
 
 def random_fault(generator, step):
@@ -33,14 +33,14 @@ def steps_done(folder):
 
 def kill_at_random_moments(tmp_path, data, world_size, wanted, prune=True, **changes):
     """Compare runs that were killed `wanted` times in all with one that never was."""
-    settings = {**SETTINGS, **changes}
+    settings = {**SETTINGS, "max_duration": f"{STEPS[wanted]}ba", **changes}
     run([write_config(tmp_path / "whole", data, prune, **settings)], world_size, timeout=300)
     generator = random.Random(world_size)
     kills, runs = 0, 0
     while kills < wanted:
         folder = tmp_path / f"killed-{runs}"
         arguments = [write_config(folder, data, prune, **settings), "autoresume=true"]
-        while kills < wanted and steps_done(folder) < STEPS - 6:
+        while kills < wanted and steps_done(folder) < STEPS[wanted] - 6:
             ranks = Ranks(arguments, world_size, random_fault(generator, steps_done(folder)))
             ranks.processes[0].join(300)
             ranks.kill()  # as a launcher does when one rank is gone
@@ -71,7 +71,7 @@ def test_killed_while_it_learns_masks_on_single_weights(tmp_path, data, table, w
 CHOPS = {
     "layers one after another": {
         "model__n_layers": 5,
-        "model__layerchop": {"n_layers": 3, "warm_steps": "8ba", "layers_per_cut": 1, "interval": "12ba"},
+        "model__layerchop": {"n_layers": 3, "warm_steps": "4ba", "layers_per_cut": 1, "interval": "6ba"},
     },
     "units by scores": {
         "model__dimchop": {"target_model": {"d_model": 16, "n_heads": 2}, "window": 5, "warm_steps": "4ba"}
