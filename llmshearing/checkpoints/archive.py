@@ -1,14 +1,19 @@
 """Checks that the archive that torch.save writes holds what its pickle promises.
 
 torch reads as many bytes from the start of a member as the pickle says. A member that is shorter would be
-filled silently with whatever follows it in the file or in memory.
+filled silently with whatever follows it in the file or in memory. The members are read by `zipfile` here, so
+a file in which torch would find others is rejected.
 """
 
 import io
 import pickle
+import struct
 import zipfile
 from typing import IO, Any
 
+_MEMBER = b"PK\x03\x04"
+_END, _LOCATOR, _END_64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
+_ENDS = 22 + 20 + 56  # bytes of these records, the last ones of a file
 _HEADER = 30  # bytes of a member's own header before its name and extra field
 _ITEMSIZES = {  # bytes an element, by class of storage; UntypedStorage counts bytes, and later types use it
     "ComplexDouble": 16,
@@ -24,20 +29,27 @@ _ITEMSIZES = {  # bytes an element, by class of storage; UntypedStorage counts b
 }
 
 
+def is_archive(file: IO[bytes]) -> bool:
+    """Whether torch reads a file as a zip file, which it knows by the first bytes alone."""
+    file.seek(0)
+    return file.read(len(_MEMBER)) == _MEMBER
+
+
 def check_archive(file: IO[bytes]) -> None:
     """Compare the members of a zip file of torch.save with its pickle and with each other.
 
     A file that is not a zip file passes: torch reads the older format by the length of each member.
 
     Raises:
-        ValueError: when a member is compressed, duplicated or missing, overlaps the next, or its size
-            is not that of its storage.
+        ValueError: when the directory is not where torch looks for it, or a member is compressed, duplicated
+            or missing, overlaps the next, or its size is not that of its storage.
     """
-    if not zipfile.is_zipfile(file):
+    if not is_archive(file):
         return
+    _check_directory(file)
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
-        if len(members) < len(archive.infolist()):
+        if len({name.lower() for name in members}) < len(archive.infolist()):  # torch ignores the case
             raise ValueError("a name occurs twice in the archive")
         starts = _starts(file, archive)
     pickles = [name for name in members if name.endswith("/data.pkl")]
@@ -52,6 +64,28 @@ def check_archive(file: IO[bytes]) -> None:
         if found is None or found.file_size != size:
             held = "nothing" if found is None else f"{found.file_size:,} bytes"
             raise ValueError(f"storage {key} has {held}; its tensors need {size:,}")
+
+
+def _check_directory(file: IO[bytes]) -> None:
+    """Check that the directory lies at its recorded offset and up to its end records, these ending the file.
+
+    torch takes the directory at that offset, zipfile the one before the end records.
+
+    Raises:
+        ValueError: when the two may differ.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _ENDS))
+    ends = file.read().rjust(_ENDS, b"\0")
+    end, locator, end_64 = ends[-22:], ends[-42:-22], ends[:-42]
+    length, start, comment = struct.unpack("<2IH", end[12:])
+    stop, found = size - len(end), end.startswith(_END) and not comment
+    if locator.startswith(_LOCATOR):
+        length, start = struct.unpack("<2Q", end_64[40:])
+        stop = size - _ENDS
+        found &= end_64.startswith(_END_64) and struct.unpack("<Q", locator[8:16])[0] == stop
+    if not found or start + length != stop:
+        raise ValueError("its directory is not where its end records say")
 
 
 def _starts(file: IO[bytes], archive: zipfile.ZipFile) -> dict[str, int]:

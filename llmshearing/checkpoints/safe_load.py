@@ -13,7 +13,6 @@ import datetime
 import pickle
 import re
 import typing
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, nodes
 from omegaconf.base import ContainerMetadata, Metadata
 from torch.torch_version import TorchVersion
 
-from llmshearing.checkpoints.archive import check_archive
+from llmshearing.checkpoints.archive import check_archive, is_archive
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # its module's name depends on numpy's version
 COMPOSER_CLASSES: list[Any] = [
@@ -98,8 +97,9 @@ def _load(path: Path, allowed: list[Any]) -> Any:
     try:
         with path.open("rb") as file:
             check_archive(file)
+            mapped = is_archive(file)
         with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise ValueError(_rejection(path, str(error))) from None
     except Exception as error:  # broken bytes can raise anything: KeyError, EOFError, RuntimeError

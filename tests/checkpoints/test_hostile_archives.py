@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import re
+import struct
 import zipfile
 from collections import OrderedDict
 
@@ -61,6 +63,97 @@ def test_members_that_overlap_are_reported(tmp_path):
     (tmp_path / "c.pt").write_bytes(content)
     with pytest.raises(ValueError, match="overlaps what follows it"):
         load_tensors(tmp_path / "c.pt")
+
+
+def divided(path):
+    """Members and directory of an archive, and how many members there are."""
+    with zipfile.ZipFile(path) as archive:
+        start, count = archive.start_dir, len(archive.infolist())
+    content = path.read_bytes()
+    return content[:start], content[start:-22], count
+
+
+def shifted(directory, distance):
+    """A directory whose members all lie `distance` further on."""
+    moved = bytearray(directory)
+    for found in re.finditer(b"PK\x01\x02", directory):
+        place = found.start() + 42
+        offset = int.from_bytes(directory[place : place + 4], "little") + distance
+        moved[place : place + 4] = offset.to_bytes(4, "little")
+    return bytes(moved)
+
+
+def end_of_64(length, start, place, count):
+    """The end records of a large archive, their own at `place`."""
+    record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, length, start)
+    return record + struct.pack("<4sIQI", b"PK\6\7", 0, place, 1)
+
+
+def end_of(length, start, count, comment=b""):
+    return struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, length, start, len(comment)) + comment
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """The parts of a sound archive and of one whose first member is short, which begins a file."""
+    torch.save({"a": torch.ones(1000), "b": torch.full((5000,), 7.0)}, tmp_path / "c.pt")
+    sound = divided(rewritten(tmp_path / "c.pt", lambda n, c: (c, STORED)))
+    sizes = {"c/data/0": 100, "c/data/1": 30_000}
+    lying = divided(rewritten(tmp_path / "c.pt", lambda n, c: ((c * 2)[: sizes.get(n, len(c))], STORED)))
+    assert len(sound[1]) == len(lying[1])
+    return sound, lying
+
+
+def two_directories(sound, lying):
+    """zipfile takes the last directory and moves its members, torch the first one as it is."""
+    (members, directory, count), (false, taken, _) = sound, lying
+    moved = shifted(directory, len(false) - len(members))
+    return false + taken + members + moved + end_of(len(taken), len(false), count)
+
+
+def two_directories_of_64(sound, lying):
+    (members, directory, count), (false, taken, _) = sound, lying
+    content = false + taken + members + shifted(directory, len(false) - len(members))
+    return content + end_of_64(len(taken), len(false), len(content), count) + end_of(0, 0, count)
+
+
+def two_ends_of_64(sound, lying):
+    """zipfile takes the end record before the last two, torch the one that is pointed to."""
+    (members, directory, count), (false, taken, _) = sound, lying
+    first = false + taken
+    led = end_of_64(len(taken), len(false), len(first), count)
+    content = first + led + members
+    content += shifted(directory, len(first + led))
+    own = end_of_64(len(directory), len(first + led + members), len(first), count)
+    return content + own + end_of(0, 0, count)
+
+
+def an_end_in_a_comment(sound, lying):
+    """zipfile finds no archive at all, torch the end record before the comment."""
+    members, directory, count = lying
+    return members + directory + end_of(len(directory), len(members), count, b"PK\5\6")
+
+
+@pytest.mark.parametrize(
+    "build", [two_directories, two_directories_of_64, two_ends_of_64, an_end_in_a_comment]
+)
+def test_an_archive_that_torch_reads_in_another_way_is_reported(tmp_path, archives, build):
+    (tmp_path / "d.pt").write_bytes(build(*archives))
+    with pytest.raises(ValueError, match="its directory is not where its end records say"):
+        load_tensors(tmp_path / "d.pt")
+
+
+def test_names_that_differ_in_case_are_one_name_to_torch(tmp_path):
+    torch.save({"a": torch.ones(1000)}, tmp_path / "c.pt")
+    with zipfile.ZipFile(tmp_path / "c.pt", "a") as archive:
+        archive.writestr("c/DATA/0", b"x")
+    with pytest.raises(ValueError, match="a name occurs twice"):
+        load_tensors(tmp_path / "c.pt")
+
+
+def test_a_file_of_the_older_format_is_read(tmp_path):
+    torch.save({"a": torch.ones(3)}, tmp_path / "c.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_tensors(tmp_path / "c.pt")["a"], torch.ones(3))
 
 
 @pytest.mark.parametrize(
