@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tokenizers import Tokenizer
 from yaml import YAMLError
@@ -15,7 +14,7 @@ from llmshearing.checkpoints.opening import Checkpoint
 from llmshearing.checkpoints.safe_load import load_omegaconf
 from llmshearing.checkpoints.special_tokens import special_token_ids
 from llmshearing.checkpoints.travelling import parse_config
-from llmshearing.checkpoints.weights import check_weights, sizes_of
+from llmshearing.checkpoints.weights import check_weights, query_rows, sizes_of
 from llmshearing.config import ModelConfig, as_model_config
 from llmshearing.config.reading import load_values, parse_record
 from llmshearing.config.references import resolve_references
@@ -98,8 +97,7 @@ def run_config(checkpoint: Checkpoint) -> ModelConfig | None:
         elif (source := beside / "config.yaml").is_file():
             values = load_values(source)
         elif (source := beside / "config.pt").is_file():
-            loaded: Any = OmegaConf.to_container(load_omegaconf(source))
-            values = resolve_references(loaded)
+            values = resolve_references(load_omegaconf(source))
         else:
             return None
         if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
@@ -179,10 +177,7 @@ def _head_dim(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> int:
             "there is no config.yaml or config.pt beside it. Give num_attention_heads=... (in a run: "
             "model.n_heads) and whatever else differs from Llama 2, such as rope_theta=... ."
         )
-    weights = checkpoint.weights
-    fused = weights.get(f"{PREFIX}blocks.0.attn.query_key_value.weight")
-    rows = weights[f"{PREFIX}blocks.0.attn.wq.weight"].shape[0] if fused is None else fused.shape[0] // 3
-    return rows // overrides["num_attention_heads"]
+    return query_rows(checkpoint.weights, checkpoint.path) // overrides["num_attention_heads"]
 
 
 def _check_overrides(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmshearing.checkpoints.safe_load import load_tensors, plain_file_name
 from llmshearing.checkpoints.travelling import CONFIG, TRAVELLING, parse_config, read_travelling, with_config
-from llmshearing.checkpoints.weights import FLOATS, check_weights, total_bytes
+from llmshearing.checkpoints.weights import FLOATS, check_weights, only_weights, total_bytes
 from llmshearing.files import first_line, replacing_folder, save_tensors
 from llmshearing.progress import writing
 from llmshearing.shapes.architecture import Architecture
@@ -260,11 +260,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _only_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(loaded, Mapping) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
-    ):
-        return dict(loaded)
-    raise ValueError(f"{path} holds more than tensors by name; expected the weights of an HF model.")
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}; expected the weights of an HF model.")
+    return only_weights(loaded, path)
 
 
 def _reason(error: Exception) -> str:

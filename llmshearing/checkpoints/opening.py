@@ -11,7 +11,7 @@ from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.hf_files import from_hf, is_hf, read_hf
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.travelling import CONFIG, checked, parse_config
-from llmshearing.checkpoints.weights import section_of
+from llmshearing.checkpoints.weights import only_weights, section_of
 from llmshearing.shapes.key_map import PREFIX
 
 RECORD_KEY = "llmshearing"
@@ -97,15 +97,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     state = state if isinstance(state, Mapping) else {}
     weights = state.get("model", loaded)
     weights = weights if isinstance(weights, Mapping) else {}
-    strange = [name for name, value in weights.items() if not isinstance(value, Tensor)]
-    if strange or f"{PREFIX}wte.weight" not in weights:
+    if f"{PREFIX}wte.weight" not in weights:
         found = ", ".join(map(str, list(weights or loaded)[:4])) or "nothing"
         raise ValueError(
             f"{path} has no weights of a model under state.model or at its top, where {PREFIX}wte.weight is "
             f"expected; found {found}."
         )
-    record = loaded.get(RECORD_KEY) or (state.get("callbacks") or {}).get("RunRecord")
-    return Checkpoint(path, dict(weights), _checked_record(record, path), opened)
+    record = loaded.get(RECORD_KEY)
+    if record is None:
+        record = _callbacks(state, path).get("RunRecord")
+    return Checkpoint(path, only_weights(weights, path), _checked_record(record, path), opened)
 
 
 def in_pieces(checkpoint: Checkpoint, size: int = 2**28) -> Iterator[dict[str, Tensor]]:
@@ -141,6 +142,17 @@ def _check_unchanged(path: Path, stamp: Any) -> None:
         raise ValueError(f"{path} was replaced or written to while it was read: start the command again.")
 
 
+def _callbacks(state: Mapping[Any, Any], source: Path) -> Mapping[Any, Any]:
+    """What the callbacks of a run saved, by their names; empty where there were none."""
+    callbacks = state.get("callbacks")
+    if not isinstance(callbacks, Mapping | None):
+        raise ValueError(
+            f"{source}: found a {type(callbacks).__name__} as state.callbacks, expected a mapping; take an "
+            "earlier checkpoint of the run."
+        )
+    return callbacks or {}
+
+
 def _checked_record(record: Any, source: Path) -> dict[str, Any] | None:
     """The record, its files checked; None when there is none.
 
@@ -154,7 +166,8 @@ def _checked_record(record: Any, source: Path) -> dict[str, Any] | None:
     config = record.get("config")
     if not (config is None or isinstance(config, str)):
         raise ValueError(f"{source} carries a {type(config).__name__} as configuration; expected YAML.")
-    return {**record, "hf_files": checked(record.get("hf_files") or {}, source)}
+    files = record.get("hf_files")
+    return {**record, "hf_files": checked({} if files is None else files, source)}
 
 
 def _load_sharded(path: Path) -> Any:

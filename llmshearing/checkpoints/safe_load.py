@@ -14,15 +14,16 @@ import pickle
 import re
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, ListConfig, nodes
+from omegaconf import DictConfig, ListConfig, OmegaConf, nodes
 from omegaconf.base import ContainerMetadata, Metadata
 from torch.torch_version import TorchVersion
 
 from llmshearing.checkpoints.archive import check_archive, is_archive
+from llmshearing.config.plain import copied
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # its module's name depends on numpy's version
 COMPOSER_CLASSES: list[Any] = [
@@ -65,16 +66,22 @@ def load_tensors(path: Path) -> Any:
     return _load(path, COMPOSER_CLASSES)
 
 
-def load_omegaconf(path: Path) -> DictConfig:
-    """The configuration in an original run's `config.pt`.
+def load_omegaconf(path: Path) -> dict[str, Any]:
+    """The values of the configuration in an original run's `config.pt`, references as they are written.
 
     Raises:
-        ValueError: when it holds anything but an OmegaConf mapping.
+        ValueError: when it holds anything but a sound OmegaConf mapping.
     """
     loaded = _load(path, _OMEGACONF)
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"{path} holds a {type(loaded).__name__}; expected an OmegaConf configuration.")
-    return loaded
+    try:
+        return copied({**cast(Any, OmegaConf.to_container(loaded))})
+    except Exception as error:  # the attributes of its objects can be anything
+        reason = type(error).__name__
+        raise ValueError(
+            f"{path} holds an OmegaConf configuration that is damaged ({reason}); copy it again."
+        ) from None
 
 
 def plain_file_name(name: Any, source: str | Path) -> str:

@@ -113,6 +113,11 @@ def _content(name: str, content: Any, source: str | Path) -> str | bytes:
 def _without_code(name: str, files: Mapping[str, str | bytes], source: str | Path) -> str | bytes:
     """One of the configs without the keys that make a reader look for code that is not there."""
     config = parse_config(files[name], f"{source}: {name}")
+    if not isinstance(config.get("model_type"), str | None):
+        raise ValueError(
+            f"{source}: {name}: model_type is {str(config['model_type'])[:100]}; expected a text, such as "
+            "'llama': correct it there."
+        )
     kernels = [key for key in _KERNELS if "/" in str(config.get(key))]
     dropped = [key for key in (*_CODE, *kernels) if key in config]
     kept = {key: value for key, value in config.items() if key not in dropped}

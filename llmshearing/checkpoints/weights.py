@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from llmshearing.shapes.units import weight_shapes
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _LISTED = 8
+_FUSED = f"{PREFIX}blocks.0.attn.query_key_value.weight"
 
 
 def section_of(name: str) -> str | None:
@@ -26,13 +28,34 @@ def section_of(name: str) -> str | None:
     return next((section for section, method in METHODS.items() if leaf in method.inside), None)
 
 
+def only_weights(found: Mapping[Any, Any], source: str | Path) -> dict[str, Tensor]:
+    """What a file holds as weights, which may be anything, as tensors by name.
+
+    Raises:
+        ValueError: for anything else, and for a tensor that announces more numbers than are stored.
+    """
+    for name, value in found.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise ValueError(
+                f"{source}: found a {type(value).__name__} named {str(name)[:100]!r} ({type(name).__name__}) "
+                "among the weights, expected tensors named by texts; save it again with tensors alone."
+            )
+        if value.layout == torch.strided and value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(
+                f"{source}: found {value.untyped_storage().nbytes():,} bytes for {name} of shape "
+                f"{list(value.shape)}, expected {value.nbytes:,}; save the tensor whole, by `.contiguous()`."
+            )
+    return dict(found)
+
+
 def sizes_of(weights: Mapping[str, Tensor], head_dim: int, source: str | Path) -> dict[str, int]:
     """The sizes of `Architecture` that follow from the shapes of weights.
 
     Raises:
-        ValueError: when an expected weight is missing or `head_dim` does not divide the projections.
+        ValueError: when an expected weight is missing, or no matrix, or `head_dim` does not divide the
+            projections.
     """
-    fused = f"{PREFIX}blocks.0.attn.query_key_value.weight" in weights
+    fused = _FUSED in weights
     names = ("query_key_value", "query_key_value") if fused else ("wq", "wk")
     vocab_size, d_model = _shape(weights, "wte.weight", source)
     queries, keys = (_shape(weights, f"blocks.0.attn.{name}.weight", source)[0] for name in names)
@@ -51,6 +74,17 @@ def sizes_of(weights: Mapping[str, Tensor], head_dim: int, source: str | Path) -
         "n_layers": len({name for name in weights if name.endswith(".mlp.down_proj.weight")}),
         "intermediate_size": _shape(weights, "blocks.0.mlp.up_proj.weight", source)[0],
     }
+
+
+def query_rows(weights: Mapping[str, Tensor], source: str | Path) -> int:
+    """The rows of the queries of all heads.
+
+    Raises:
+        ValueError: when the weight is missing, or no matrix.
+    """
+    if _FUSED in weights:
+        return _shape(weights, "blocks.0.attn.query_key_value.weight", source)[0] // 3
+    return _shape(weights, "blocks.0.attn.wq.weight", source)[0]
 
 
 def check_weights(weights: Mapping[str, Tensor], arch: Architecture, source: str | Path) -> None:
@@ -126,13 +160,20 @@ def total_bytes(weights: Mapping[str, Tensor]) -> int:
     return sum(weight.nbytes for weight in weights.values())
 
 
-def _shape(weights: Mapping[str, Tensor], name: str, source: str | Path) -> tuple[int, ...]:
+def _shape(weights: Mapping[str, Tensor], name: str, source: str | Path) -> tuple[int, int]:
+    """Rows and columns of a matrix."""
     if PREFIX + name not in weights:
         some = ", ".join(list(weights)[:3]) or "none"
         raise ValueError(
             f"{source} has no weight {PREFIX + name}; it has {len(weights)} tensors: {some}, ..."
         )
-    return tuple(weights[PREFIX + name].shape)
+    shape = tuple(weights[PREFIX + name].shape)
+    if len(shape) != 2:
+        raise ValueError(
+            f"{source}: found shape {list(shape)} for {PREFIX + name}, expected rows and columns; take "
+            "another copy of the model."
+        )
+    return shape
 
 
 def _listing(what: str, names: Iterable[str]) -> str:

@@ -37,6 +37,8 @@ def parse(text: str) -> Any:
         return copied(yaml.load(text, _Loader))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except OverflowError:
+        raise ValueError("it names a character that there is not") from None
 
 
 def dump(values: Any) -> str:
@@ -93,19 +95,23 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+            name = key.value if isinstance(key.value, str) else id(key)
+            if key.tag != "tag:yaml.org,2002:merge" and name in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key.value} is there twice", key.start_mark
                 )
-            seen.add(key.value if isinstance(key.value, str) else id(key))
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
-        return Plain(node.value) if node.style is None else str(node.value)
+        text = yaml.constructor.BaseConstructor.construct_scalar(self, node)  # rejects lists and mappings
+        return Plain(text) if node.style is None else str(text)
 
 
 for _tag in ("bool", "int", "float", "timestamp", "str", "value"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_text)
+for _tag in ("binary", "omap", "pairs", "set"):  # no configuration holds these
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_undefined)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -70,7 +70,7 @@ def read_manifest(root: Path | str) -> Manifest | None:
         object.__setattr__(manifest, "sha256", hashlib.sha256(data).hexdigest())
         _check(manifest)
         return manifest
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a manifest of prepared data ({type(error).__name__}: {error}): prepare the data "
             "again"

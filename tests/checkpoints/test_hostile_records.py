@@ -5,8 +5,9 @@ import time
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from command_line import status_of
+from command_line import error_line, status, status_of
 from hostile import NAME, checkpoint, edit_json
 from llmshearing.checkpoints.describing import describe, run_config
 from llmshearing.checkpoints.hf_files import read_hf
@@ -46,6 +47,7 @@ CONFIG_TEXT = json.dumps(CONFIGS[NAME].to_dict())
         ({"hf_files": {"config.json": '{"model_type": ["llama"]}'}}, "model_type is "),
         ({"hf_files": {}, "config": {"model": 1}}, "carries a dict as configuration; expected YAML"),
         ({"hf_files": {}, "config": "a: [b"}, "configuration in .* cannot be read"),
+        ({"hf_files": {}, "config": "? [a]\n: 1"}, "configuration in .* cannot be read"),
         ({"hf_files": {}, "config": "- 1"}, "configuration in .* cannot be read"),
         ({"hf_files": {}, "config": "model: 3"}, "it has no section `model`"),
         ({"hf_files": {}, "config": "model: {d_model: '${nowhere}'}"}, "configuration in .* cannot be read"),
@@ -70,6 +72,112 @@ def test_a_record_that_is_not_a_mapping_is_rejected(tmp_path, record):
     torch.save({"state": {"model": weights}, "llmshearing": record}, tmp_path / "d.pt")
     with pytest.raises(ValueError, match="as its record; expected"):
         read_checkpoint(tmp_path / "d.pt")
+
+
+WTE, HEAD = "model.transformer.wte.weight", "model.transformer.output.weight"
+WQ, UP = (f"model.transformer.blocks.0.{name}.weight" for name in ("attn.wq", "mlp.up_proj"))
+
+
+def has(key, value):
+    """A checkpoint with `value` at a place; `key` may be a weight's name, which has dots."""
+
+    def edit(loaded):
+        if key == "callbacks":  # where there is no record at the top
+            del loaded["llmshearing"]
+            loaded["state"][key] = value
+        else:
+            loaded["llmshearing"][key] = value
+
+    return edit
+
+
+def weighs(**weights):
+    return lambda loaded: loaded["state"]["model"].update(weights)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (has("callbacks", [1]), "found a list as state.callbacks, expected a mapping"),
+        (has("callbacks", torch.ones(3)), "found a Tensor as state.callbacks, expected a mapping"),
+        (lambda loaded: loaded.update(llmshearing=torch.ones(3)), "carries a Tensor as its record"),
+        (has("hf_files", torch.ones(3)), "carries a Tensor as hf_files"),
+        (weighs(**{WQ: torch.tensor(1.0)}), "found shape [] for " + WQ),
+        (weighs(**{UP: torch.tensor(1.0)}), "found shape [] for " + UP),
+        (weighs(**{WTE: torch.ones(3)}), "found shape [3] for " + WTE),
+        (weighs(**{WTE: torch.tensor(1.0)}), "found shape [] for " + WTE),
+        (weighs(**{WTE: torch.ones(2, 2, 2)}), "found shape [2, 2, 2] for " + WTE),
+        (weighs(**{WTE: 3}), f"found a int named '{WTE}' (str) among the weights"),
+        (lambda loaded: loaded["state"]["model"].update({1: torch.ones(2)}), "a Tensor named '1' (int)"),
+        (lambda loaded: loaded["state"]["model"].update({("a", 1): torch.ones(2)}), '1)" (tuple)'),
+        (lambda loaded: loaded["state"]["model"].update({None: torch.ones(2)}), "'None' (NoneType)"),
+        (
+            weighs(**dict.fromkeys((WTE, HEAD), torch.ones(1, 1).expand(10**9, 32))),
+            f"found 4 bytes for {WTE} of shape [1000000000, 32], expected 128,000,000,000",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_types_ends_in_one_line(tmp_path, monkeypatch, capsys, edit, message):
+    loaded = torch.load(checkpoint(tmp_path / "c.pt"), weights_only=False)
+    edit(loaded)
+    torch.save(loaded, tmp_path / "d.pt")
+    words = (tmp_path / "d.pt", tmp_path / "out")
+    assert status_of(monkeypatch, composer_to_hf, "save_composer_to_hf", *words) == 2
+    line = error_line(capsys)
+    assert line.startswith(f"error: {tmp_path / 'd.pt'}")
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_heads_are_counted_only_where_there_are_queries(tmp_path):
+    weights = dict(read_checkpoint(checkpoint(tmp_path / "c.pt")).weights)
+    del weights[WQ]
+    torch.save(weights, tmp_path / "d.pt")
+    with pytest.raises(ValueError, match=r"d\.pt has no weight .*wq\.weight"):
+        describe(read_checkpoint(tmp_path / "d.pt"), {"num_attention_heads": 4})
+
+
+def test_pickled_weights_of_an_hf_folder_are_stored_whole(tmp_path):
+    folder = save(make(CONFIGS[NAME]), tmp_path / "hf")
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": torch.ones(1).expand(10**9)}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: found 4 bytes for model\.norm\.weight"):
+        read_hf(folder)
+
+
+@pytest.mark.parametrize("model_type", [["llama"], {}, 3])
+@pytest.mark.parametrize("command", ["convert", "shapes", "export"])
+def test_a_model_type_that_is_no_text_is_reported(tmp_path, capsys, model_type, command):
+    hf = save(make(CONFIGS[NAME]), tmp_path / "hf")
+    edit_json(hf / "config.json", architectures=["X"], model_type=model_type)
+    source, rest = hf, [tmp_path / "out"] if command != "shapes" else ["--parameters", "1k"]
+    if command == "export":
+        source = checkpoint(tmp_path / "c.pt", hf_files={"config.json": (hf / "config.json").read_text()})
+    capsys.readouterr()
+    assert status(["llmshearing", command, *map(str, (source, *rest))]) == 2
+    line = error_line(capsys)
+    assert line.startswith(f"error: {source}: config.json: model_type is ")
+    assert "expected a text" in line
+
+
+def damaged(**attributes):
+    """A configuration of omegaconf with other attributes, as a pickle can set them."""
+    config = OmegaConf.create({"model": {"d_model": 32}})
+    vars(config).update(attributes)
+    return config
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"_content": None}, {"_content": [1]}, {"_content": 5}, {"_content": {"model": 5}}],
+)
+def test_a_damaged_configuration_of_the_original_is_reported(tmp_path, monkeypatch, capsys, attributes):
+    path = checkpoint(tmp_path / "c.pt", hf_files={})
+    torch.save(damaged(**attributes), tmp_path / "config.pt")
+    assert status_of(monkeypatch, composer_to_hf, "save_composer_to_hf", path, tmp_path / "out") == 2
+    line = error_line(capsys)
+    assert f"{tmp_path / 'config.pt'} holds an OmegaConf configuration that is damaged" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_in_a_record_that_is_none_is_reported(tmp_path):

@@ -7,7 +7,7 @@ import yaml
 
 from llmshearing.config import Config, DataLoadingConfig, OptimizerConfig, build
 from llmshearing.config.plain import parse
-from llmshearing.config.reading import load_config
+from llmshearing.config.reading import load_config, load_values
 from llmshearing.config.writing import to_yaml
 from runs import run_values
 
@@ -230,6 +230,15 @@ def test_a_value_that_yaml_reads_as_another_type_is_reported_with_the_way_to_wri
 def test_a_key_given_twice_is_reported(tmp_path):
     with pytest.raises(ValueError, match="is not plain YAML: key seed is there twice"):
         load_config(write(tmp_path, "seed: 1\nmodel: {}\nseed: 2\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["? [a]\n: 1", "? {a: 1}\n: 1", "a: !!int [1]", "a: !!str {b: 1}", "a: !!set {b}", 'a: "\\UFFFFFFFF"'],
+)
+def test_what_no_configuration_holds_is_reported(tmp_path, text):
+    with pytest.raises(ValueError, match=r"run\.yaml is not plain YAML: "):
+        load_values(write(tmp_path, text))
 
 
 def test_anchors_are_copies(tmp_path):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from command_line import error_line, status
 from llmshearing.data import inspect as inspect_command
 from llmshearing.datasets.manifest import read_manifest
 from tests.data.preparing import read_documents
@@ -64,3 +65,10 @@ def test_an_incomplete_preparation_is_reported(tmp_path):
     (tmp_path / ".prepare-0" / "mds" / "index.json").touch()
     with pytest.raises(FileNotFoundError, match=r"no index.json: expected what `.*` has completed"):
         inspect_command.find_folders(tmp_path)
+
+
+def test_a_manifest_that_is_nested_without_end_is_named(tmp_path, prepared, capsys):
+    data = shutil.copytree(prepared[1], tmp_path / "data")
+    (data / "manifest.json").write_text("[" * 100_000)
+    assert status(["llmshearing", "inspect", str(data)]) == 2
+    assert f"error: {data}/manifest.json is not a manifest" in error_line(capsys)
