@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from llmshearing.callbacks.checkpointing import division
+from llmshearing.callbacks.resumable import check_contents, unfit
 from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.safe_load import load_tensors
 from llmshearing.checkpoints.sharded import is_sharded, load_sharded
@@ -85,12 +86,18 @@ class Resume(Callback):
         if self.weights_only:
             return
         optimizer = state.optimizers[0]
-        optimized = _with_every_state(saved["optimizers"][_name(optimizer)], state)
-        set_optimizer_state_dict(state.model, optimizer, optimized, options=options)
+        try:
+            optimized = _with_every_state(saved["optimizers"][_name(optimizer)], state)
+            set_optimizer_state_dict(state.model, optimizer, optimized, options=options)
+        except Exception as error:  # torch checks nothing, and raises whatever comes
+            raise unfit(self.path, "a state of the optimizer", error) from error
         stateless = "|".join(type(each).__qualname__ for each in state.callbacks if not each.state_dict())
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", f"({stateless}) is not in the state_dict")
-            state.load_state_dict({key: saved[key] for key in _PLAIN if key in saved}, logger)
+            try:
+                state.load_state_dict({key: saved[key] for key in _PLAIN if key in saved}, logger)
+            except (AttributeError, LookupError, TypeError, RuntimeError) as error:
+                raise unfit(self.path, "a state of the trainer", error) from error
         self._rng = contents["rng"]
         self._max_duration = contents.get("max_duration")
         self._check_division(contents.get("division"), state)
@@ -129,10 +136,8 @@ class Resume(Callback):
         check_contents(contents, self.path, _name(state.optimizers[0]), self.weights_only)
         if self.weights_only:
             return
-        saved = contents["state"]
-        saved_record = saved.get("callbacks", {}).get("RunRecord", {})
-        record = saved_record.get("config")
-        changed, differing = ([], []) if record is None else changes(record, self.config)
+        saved_record = contents["state"]["callbacks"]["RunRecord"]
+        changed, differing = changes(saved_record["config"], self.config)
         if saved_record.get("data", self.data) != self.data and dist.get_global_rank() == 0:
             log.warning(
                 "the training data differs from that of the run that wrote %s: its manifest.json has SHA-256 "
@@ -200,24 +205,6 @@ class Resume(Callback):
                 "so the run would continue with different noise: set device_train_microbatch_size="
                 f"{saved['microbatch']}, or start a new run from its weights: load_weights_only=true."
             )
-
-
-def check_contents(contents: Any, path: Path, optimizer: str, weights_only: bool) -> None:
-    """Check that a checkpoint holds weights and, unless `weights_only`, the state of this optimizer.
-
-    Raises:
-        ValueError: naming what is missing.
-    """
-    saved = contents.get("state") if isinstance(contents, Mapping) else None
-    if not isinstance(saved, Mapping) or not saved.get("model"):
-        raise ValueError(f"{path} is not a checkpoint of a run: it has no weights under state.model.")
-    if not weights_only and optimizer not in (saved.get("optimizers") or {}):
-        others = ", ".join(saved.get("optimizers") or {})
-        found = f"its optimizer state belongs to {others}" if others else "it holds no optimizer state"
-        raise ValueError(
-            f"{path} cannot be resumed: {found} (this run uses {optimizer}). Start a new run from its "
-            "weights: load_weights_only=true."
-        )
 
 
 def _with_every_state(saved: Mapping[str, Any], state: State) -> dict[str, Any]:

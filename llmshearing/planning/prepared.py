@@ -14,7 +14,8 @@ import torch
 
 from llmshearing.callbacks.components import REGISTRIES, component_problems
 from llmshearing.callbacks.dynamic_loading_callback import build_dynamic_loading
-from llmshearing.callbacks.resume import check_contents, choose_checkpoint, find_checkpoint
+from llmshearing.callbacks.resumable import check_contents
+from llmshearing.callbacks.resume import choose_checkpoint, find_checkpoint
 from llmshearing.checkpoints.describing import completed
 from llmshearing.checkpoints.hf_files import read_travelling
 from llmshearing.checkpoints.opening import Checkpoint, open_checkpoint, read_checkpoint

@@ -1,9 +1,11 @@
 """What resuming restores, and which checkpoints it rejects."""
 
 import copy
+import json
 
 import pytest
 import torch
+from composer.core import Timestamp
 from composer.utils import reproducibility
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
@@ -11,6 +13,20 @@ from llmshearing.callbacks.resume import Resume
 from stubs import NO_LOGGER, state
 
 CONFIG = "{model: {d_model: 3}, optimizer: {lr: 0.1}, precision: fp32, max_duration: 4ba}"
+
+STREAM = {
+    "names": ["code", "books"],
+    "sizes": [8, 8],
+    "seed": 17,
+    "exhausted": "repeat",
+    "shuffle": True,
+    "since": [0],
+    "weights": [[0.5, 0.5]],
+    "sample": 3,
+    "counts": [2, 1],
+    "epoch_start": 0,
+}
+PARTS = {"callbacks", "dataset_state", "rank_zero_seed", "schedulers", "timestamp"}
 
 
 class Run:
@@ -45,7 +61,10 @@ class Run:
             "model": self.model.state_dict(),
             "optimizers": optimizers,
             "callbacks": {"RunRecord": {"config": CONFIG}},
-            "timestamp": {"batch": 3},
+            "timestamp": {"Timestamp": Timestamp(batch=3).state_dict()},
+            "schedulers": {"LambdaLR": {"base_lrs": [0.1], "last_epoch": 3}},
+            "rank_zero_seed": 17,
+            "dataset_state": {"train": {"mixture": json.dumps(STREAM)}},
             "run_name": "of the run before",
         }
         return copy.deepcopy({"state": saved, "rng": reproducibility.get_rng_state()})
@@ -64,7 +83,7 @@ def test_a_resumed_run_takes_the_next_step_of_the_one_before(tmp_path):
     before.step()
     after.step()
     assert torch.equal(before.model.weight, after.model.weight)
-    assert set(after.loaded) == {"callbacks", "timestamp"}, "a run keeps its own name"
+    assert set(after.loaded) == PARTS, "a run keeps its own name"
 
 
 def test_weights_alone_start_a_new_run(tmp_path):
@@ -107,6 +126,85 @@ def test_what_does_not_fit_is_rejected_by_name_and_nothing_else_is_restored(tmp_
         resume(tmp_path, contents, after, weights_only=weights_only)
     assert not after.loaded
     assert not after.optimizer.state
+
+
+def put(contents, key, value):
+    """Give a part another value, or take it away (None)."""
+    *above, last = key.split(".")
+    for name in above:
+        contents = contents[name]
+    contents.pop(last) if value is None else contents.update({last: value})
+
+
+TENSOR = torch.ones(3)
+RANDOM = reproducibility.get_rng_state()[0]
+WRONG = {
+    "state.callbacks": [None, [1], "x", TENSOR, {"FiniteGuard": 3}, {}],
+    "state.callbacks.RunRecord": [None, "x"],
+    "state.callbacks.RunRecord.config": [None, 3, "a: [b", "? [a]\n: 1", "- 1"],
+    "state.callbacks.RunRecord.data": [3],
+    "state.callbacks.RunRecord.teacher": ["x", {"path": "x"}, {"path": 3, "sha256": "x"}],
+    "state.callbacks.FiniteGuard": [{"skipped": "x"}],
+    "state.callbacks.DynamicLoadingCallback": [{"updated_at": [1]}],
+    "state.callbacks.SpeedMonitor": [{"total_eval_wct": "x"}],
+    "state.optimizers": [[1], TENSOR, "x"],
+    "state.optimizers.AdamW": [3, [1], {}, {"state": {}, "param_groups": 3}],
+    "state.schedulers": [None, TENSOR, {}],
+    "state.schedulers.LambdaLR": [{"last_epoch": "x"}, {"last_epoch": 1, "base_lrs": [0.1], "step": 3}],
+    "state.timestamp": [None, [1], {}, "x", TENSOR],
+    "state.timestamp.Timestamp": [None, {}, [1]],
+    "state.timestamp.Timestamp.batch": [None, "x", -1, TENSOR],
+    "state.timestamp.Timestamp.total_wct": ["x", 3],
+    "state.rank_zero_seed": [None, "x", [1], TENSOR],
+    "state.dataset_state": [None, [1], "x", {}, TENSOR],
+    "state.dataset_state.train": [None, "x", {}],
+    "state.dataset_state.train.mixture": [
+        3,
+        "[",
+        "[" * 100_000,
+        *(json.dumps(STREAM | change) for change in ({"weights": [[0.5]]}, {"counts": [0.5, 1]})),
+        *(json.dumps(STREAM | change) for change in ({"sample": "x"}, {"weights": [[-1, 1]]})),
+    ],
+    "state.scaler": [[1]],
+    "rng": [None, [], [1], {}, "x", TENSOR, *([{**RANDOM, kind: 3}] for kind in RANDOM)],
+    "division": [[1], "x", {"processes": 1}, {"processes": 1, "microbatch": "x"}],
+    "max_duration": [[1], {}, TENSOR, "x", "0ba", "1dur"],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        pytest.param(key, value, id=f"{key}-{number}")
+        for key, values in WRONG.items()
+        for number, value in enumerate(values)
+    ],
+)
+def test_a_part_that_is_missing_or_of_another_type_is_rejected_by_name(tmp_path, key, value):
+    contents, after = Run(steps=1).contents(), Run()
+    put(contents, key, value)
+    place = (
+        "a state of the optimizer" if key.endswith("AdamW") else f"(as {key}|as {key.rpartition('.')[0]},)"
+    )
+    with pytest.raises(ValueError, match=rf"c\.pt cannot be resumed: found .*{place}.*expected .*") as error:
+        resume(tmp_path, contents, after)
+    assert "load_weights_only=true" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not after.loaded
+    resume(tmp_path, contents, Run(), weights_only=True)
+
+
+def test_a_state_that_composer_cannot_take_over_is_reported(tmp_path):
+    def fails(values, logger):
+        raise KeyError("skipped")
+
+    broken = Run().state
+    broken.load_state_dict = fails
+    torch.save(Run(steps=1).contents(), tmp_path / "c.pt")
+    with pytest.raises(
+        ValueError, match=r"c\.pt cannot be resumed: found a state of the trainer that does not"
+    ):
+        Resume(tmp_path / "c.pt", CONFIG).before_load(broken, NO_LOGGER)
 
 
 def test_a_setting_that_a_checkpoint_decides_is_rejected_and_others_are_warned_of(tmp_path, caplog):
