@@ -31,14 +31,20 @@ _HELD: set[int] = set()  # descriptors of locks
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it on success and removed otherwise.
 
-    What a killed process left behind while it wrote `path` is removed first.
+    Where `path` is a link, what it leads to is written. What a killed process left behind while it wrote
+    `path` is removed first.
 
     Raises:
         OSError: when writing fails, whatever the library that wrote raised.
     """
+    path = _end_of_links(path)
     with _draft(path) as temporary:
         yield temporary
         temporary.replace(path)
+
+
+def _end_of_links(path: Path) -> Path:
+    return path.resolve() if path.is_symlink() else path
 
 
 def check_new_folder(path: Path, reason: str = "is not empty") -> None:
@@ -47,6 +53,8 @@ def check_new_folder(path: Path, reason: str = "is not empty") -> None:
     Raises:
         FileExistsError: when `path` exists and is not an empty folder; `reason` says what is wrong with it.
     """
+    if path.is_symlink() and not path.exists():
+        raise FileExistsError(f"{path} is a link to nothing; choose another folder, or remove it first.")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists and {reason}; choose another folder, or remove it first.")
     check_writable(path.parent)
@@ -71,6 +79,8 @@ def check_writable(folder: Path) -> None:
 def replacing_folder(path: Path, marker: str | None = None) -> Iterator[Path]:
     """A temporary folder beside `path`, renamed to it on success and removed otherwise.
 
+    Where `path` is a link, the folder that it leads to is written.
+
     Args:
         marker: file that a folder already at `path` must hold to be replaced; None: it must be new or empty.
 
@@ -80,6 +90,7 @@ def replacing_folder(path: Path, marker: str | None = None) -> Iterator[Path]:
     """
     if marker is None or not (path / marker).is_file():
         check_new_folder(path, f"holds no {marker}" if marker else "is not empty")
+    path = _end_of_links(path)
     with _draft(path) as temporary:
         temporary.mkdir()
         yield temporary

@@ -71,6 +71,28 @@ def test_a_failure_to_write_names_the_file_and_the_room_left(tmp_path, monkeypat
     assert not names(tmp_path)
 
 
+def test_a_link_is_followed(tmp_path):
+    """As the shell does: what it leads to is written, on the disk where that lies."""
+    for name in ("file", "folder"):
+        (tmp_path / "disk" / name).mkdir(parents=True)
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / "disk" / name)
+    (tmp_path / "disk" / "file").rmdir()
+    (tmp_path / "disk" / "file").touch()
+    with replacing(tmp_path / "to-file") as temporary:
+        temporary.write_text("new")
+    with replacing_folder(tmp_path / "to-folder") as temporary:
+        (temporary / "a").touch()
+    assert all((tmp_path / f"to-{name}").is_symlink() for name in ("file", "folder"))
+    assert (tmp_path / "disk" / "file").read_text() == "new"
+    assert names(tmp_path / "disk" / "folder") == ["a"]
+    (tmp_path / "to-nothing").symlink_to("nowhere")
+    with (
+        pytest.raises(FileExistsError, match="to-nothing is a link to nothing"),
+        replacing_folder(tmp_path / "to-nothing"),
+    ):
+        pass
+
+
 def test_what_is_not_allowed_names_the_file_and_not_its_draft(tmp_path):
     for place in (replacing(tmp_path / "a"), replacing_folder(tmp_path / "a", marker="m")):
         with pytest.raises(PermissionError) as found, place as temporary:

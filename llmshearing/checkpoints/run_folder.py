@@ -251,7 +251,7 @@ def supersede(folder: Path, step: int, begin: Path | None, overwrite: bool, auto
         begin: the checkpoint that the run starts from.
     """
     own = begin is not None and begin.parent.resolve() == folder.resolve()
-    moving = _files_of_a_run(folder, step if own and step else -1)
+    moving = files_of_a_run(folder, step if own and step else -1)
     checkpoints_too = any(_NAME.fullmatch(path.name) for path in moving)
     if not checkpoints_too and (own or autoresume):
         for path in moving:
@@ -265,7 +265,7 @@ def supersede(folder: Path, step: int, begin: Path | None, overwrite: bool, auto
         repair(folder)
 
 
-def _files_of_a_run(folder: Path, step: int) -> list[Path]:
+def files_of_a_run(folder: Path, step: int = -1) -> list[Path]:
     """Checkpoints, manifests and masks of steps after `step`; for -1, everything that a run writes."""
     found = [folder / name for name in (CONFIG, METRICS, REPORT) if step < 0 and (folder / name).exists()]
     for path in sorted(folder.iterdir()):

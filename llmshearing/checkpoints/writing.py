@@ -20,7 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_output(out: str | Path, source: str | Path) -> None:
-    """Check that writing to `out` overwrites nothing but a checkpoint that a command wrote.
+    """Check that writing to `out` overwrites nothing but a file of the same kind that a command wrote.
+
+    Args:
+        out: a checkpoint or, when it ends in .npz, a file of masks.
 
     Raises:
         FileExistsError: when `out` is a part of the source, a checkpoint of a run, or anything else.
@@ -34,12 +37,24 @@ def check_output(out: str | Path, source: str | Path) -> None:
         what = f"a part of {origin}, which is read"
     elif path.is_symlink() or run_folder.read_manifest(path):
         what = "a checkpoint of a run" if path.exists() else "a link to nothing"
-    elif not (path.is_file() and zipfile.is_zipfile(path)):
-        what = "not a checkpoint"
+    elif not _is_of_the_kind(path):
+        what = "not a file of masks" if path.suffix == ".npz" else "not a checkpoint"
     else:
         logger.warning("%s exists and is overwritten", path)
         return
     raise FileExistsError(f"{path} exists and is {what}: choose another name, or remove it first.")
+
+
+def _is_of_the_kind(path: Path) -> bool:
+    """Whether `path` is what its name promises, by the names of its members."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+    if path.suffix == ".npz":
+        return all(name.endswith(".mask.npy") for name in members)
+    return any(name.endswith("/data.pkl") for name in members)
 
 
 def write_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

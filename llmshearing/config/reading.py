@@ -179,7 +179,7 @@ def _set(values: dict[str, Any], key: str, value: Any, override: str) -> None:
 
 def _outside(values: dict[str, Any]) -> dict[str, Any]:
     """Values with every `${resolver:...}` replaced by what it gives, such as an environment variable."""
-    if not any("${" in leaf for _, leaf in _leaves(values) if isinstance(leaf, str)):
+    if not any("${" in leaf for _, leaf in leaves(values) if isinstance(leaf, str)):
         return values
     resolved = OmegaConf.to_container(OmegaConf.create(_unmarked(values)), resolve=True)
     return _where_written(values, resolved)
@@ -196,7 +196,7 @@ def _where_written(values: Any, resolved: Any) -> Any:
 
 def _written(values: dict[str, Any], resolved: dict[str, Any]) -> Iterator[tuple[Place, Written]]:
     """The texts with resolvers, and what they gave."""
-    for place, leaf in _leaves(values):
+    for place, leaf in leaves(values):
         if isinstance(leaf, str) and "${" in leaf:
             value: Any = resolved
             for part in place:
@@ -204,11 +204,12 @@ def _written(values: dict[str, Any], resolved: dict[str, Any]) -> Iterator[tuple
             yield place, Written(str(leaf), value)
 
 
-def _leaves(values: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def leaves(values: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """What is no mapping or list, with its place."""
     pairs = values.items() if isinstance(values, dict) else enumerate(values)
     for key, value in pairs:
         if isinstance(value, dict | list):
-            yield from _leaves(value, (*place, key))
+            yield from leaves(value, (*place, key))
         else:
             yield (*place, key), value
 

@@ -6,7 +6,7 @@ collected.
 """
 
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from llmshearing.callbacks.components import REGISTRIES, component_problems
 from llmshearing.callbacks.dynamic_loading_callback import build_dynamic_loading
 from llmshearing.callbacks.resumable import check_contents
 from llmshearing.callbacks.resume import choose_checkpoint, find_checkpoint
+from llmshearing.checkpoints import run_folder
 from llmshearing.checkpoints.describing import completed
 from llmshearing.checkpoints.hf_files import read_travelling
 from llmshearing.checkpoints.opening import Checkpoint, open_checkpoint, read_checkpoint
@@ -25,6 +26,7 @@ from llmshearing.checkpoints.writing import check_masks
 from llmshearing.config import Config, ModelConfig
 from llmshearing.config.checks import config_problems, domain_problems
 from llmshearing.config.durations import parse
+from llmshearing.config.reading import leaves
 from llmshearing.datasets.ranks import current_ranks
 from llmshearing.models.model_registry import model_class
 from llmshearing.planning.data import OpenedData, open_data
@@ -105,6 +107,7 @@ def prepare(config: Config, devices: int = 1, starts: bool = False) -> Prepared:
     _check_precision(config, aim, starts, found)
     _check_updates(config, found)
     saved = _open_saved(config, starts, found)
+    _check_overwritten(config, saved, found)
     _check_compilation(config, found)
     _check_batch(config, devices, found)
     files = _collect_files(config, checkpoint, found)
@@ -221,6 +224,27 @@ def _open_saved(config: Config, starts: bool, found: Findings) -> Saved | None:
         check_contents(contents, path, "AdamW", config.load_weights_only)
         return Saved(path, contents)
     return None
+
+
+def _check_overwritten(config: Config, saved: Saved | None, found: Findings) -> None:
+    """Check that nothing which this run, or its next launch, reads is what `save_overwrite` deletes."""
+    if not (config.save_folder and config.save_overwrite):
+        return
+    folder = Path(config.save_folder)
+    if saved is not None and saved.path.parent == folder.resolve():
+        return  # resumed: nothing is deleted
+    deleted = {folder.resolve() / run_folder.LATEST}
+    deleted |= {path.resolve() for path in (run_folder.files_of_a_run(folder) if folder.is_dir() else ())}
+    for place, value in leaves(asdict(config)):
+        if place != ("load_path",) and isinstance(value, str) and "\0" not in value:
+            path = Path(value).resolve()
+            if not deleted.isdisjoint((path, *path.parents)):
+                found.add(
+                    [
+                        f"{'.'.join(map(str, place))} is {value}, which save_overwrite=true would delete: set another "
+                        "save_folder."
+                    ]
+                )
 
 
 def _check_compilation(config: Config, found: Findings) -> None:

@@ -1,7 +1,9 @@
 """What commands must not write over."""
 
 import json
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,3 +71,22 @@ def test_the_commands_do_not_write_over_their_source(tmp_path, kind):
     with pytest.raises(FileExistsError, match=r"model\.safetensors exists and is a part of"):
         save_hf_to_composer(hf, hf / "model.safetensors")
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".masks.npz"])
+@pytest.mark.parametrize("content", ["archive", "checkpoint", "masks"])
+def test_only_a_file_of_the_same_kind_is_overwritten(tmp_path, suffix, content):
+    out = tmp_path / f"out{suffix}"
+    with out.open("wb") as file:
+        if content == "checkpoint":
+            torch.save({"a": torch.ones(1)}, file)
+        elif content == "masks":
+            np.savez(file, **{"a.mask": np.ones(1, np.uint8)})
+        else:
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr("word/document.xml", "text")
+    if (suffix, content) in ((".pt", "checkpoint"), (".masks.npz", "masks")):
+        check_output(out, tmp_path / "hf")
+    else:
+        with pytest.raises(FileExistsError, match="exists and is not a "):
+            check_output(out, tmp_path / "hf")

@@ -96,6 +96,13 @@ CASES: dict[str, list[Case]] = {
             trained(),
         ),
         Case(
+            "a run over the model that it starts from",
+            TRAIN,
+            "{y} model.path={f}/run/latest-rank0.pt save_overwrite=true",
+            ("model.path is", "which save_overwrite=true would delete", "another save_folder"),
+            trained(),
+        ),
+        Case(
             "resuming from a truncated checkpoint",
             *RESUME,
             ("is damaged", "bytes; ", "were written", "The one before it is", "ep0-ba2-rank0.pt"),

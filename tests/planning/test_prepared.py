@@ -109,6 +109,28 @@ def test_finds_what_would_end_a_run_later(
         assert prepare(run_config(data, **changes)).problems == []
 
 
+def test_what_the_next_launch_reads_is_not_deleted(tmp_path: Path, data: Path) -> None:
+    """Whatever key names it, through a link or not; a file beside the run's own stays, and so may be read."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("ep0-ba2-rank0.pt", "source.pt"):
+        torch.save({"state": {"model": {}}}, folder / name)
+    (folder / "latest-rank0.pt").symlink_to("ep0-ba2-rank0.pt")
+    (tmp_path / "link").symlink_to("run")
+    settings = {"save_folder": str(folder), "save_overwrite": True}
+    for place, name, deleted in (
+        ("model__path", "run/ep0-ba2-rank0.pt", True),
+        ("model__path", "run/latest-rank0.pt", True),
+        ("distillation__teacher", "link/ep0-ba2-rank0.pt", True),
+        ("model__l0_module__init", "link/latest-rank0.pt", True),
+        ("model__path", "run/source.pt", False),
+        ("load_path", "run/ep0-ba2-rank0.pt", False),
+    ):
+        problems = prepare(run_config(data, **settings, **{place: str(tmp_path / name)})).problems
+        said = f"{place.replace('__', '.')} is {tmp_path / name}, which save_overwrite=true would delete"
+        assert bool([problem for problem in problems if said in problem]) is deleted, (place, name)
+
+
 def test_a_warm_up_as_long_as_the_run_is_a_warning(data: Path) -> None:
     config = run_config(data, scheduler__t_warmup="12ba", model__l0_module__lagrangian_warmup_steps="13ba")
     assert [warning.split(" is ")[0] for warning in prepare(config).warnings] == [
