@@ -205,6 +205,8 @@ def _config(
 ) -> dict[str, Any]:
     """The HF config; its sizes are compared with the shapes of the tensors later."""
     family = FAMILIES[name]
+    if not values.take("attention.causal", bool, True):
+        raise ValueError("attention.causal is false: a model that reads its text in both directions.")
     config: dict[str, Any] = {theirs: values.take(key, int) for key, theirs in _SIZES.items()}
     heads = config["num_attention_heads"]
     if heads < 1:

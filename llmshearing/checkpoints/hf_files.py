@@ -73,7 +73,9 @@ def read_hf(path: str | Path) -> HFModel:
     folder = place.resolve() if place.is_dir() else place.parent.resolve()
     files = read_travelling(folder)
     if CONFIG not in files:
-        raise FileNotFoundError(f"{folder} has no {CONFIG}; an HF model has one beside its weights.")
+        raise FileNotFoundError(
+            f"{folder} has no {CONFIG}; an HF model has one beside its weights.{_gguf_advice(folder)}"
+        )
     config = parse_config(files[CONFIG], folder / CONFIG)
     weights = _read_folder(folder) if place.is_dir() else _read_file(folder / place.name)
     return _dequantized(HFModel(str(path), config, weights, files))
@@ -176,9 +178,9 @@ def _dequantized(model: HFModel) -> HFModel:
     Raises:
         ValueError: when weights are quantized.
     """
-    quantization = model.config.get("quantization_config")
-    if quantization is None:
+    if "quantization_config" not in model.config:
         return model
+    quantization = model.config["quantization_config"]
     for name, weight in model.weights.items():
         if is_weight(name) and (weight.dtype not in FLOATS or not name.endswith((".weight", ".bias"))):
             raise ValueError(
@@ -203,9 +205,17 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, in the order of transformers: safetensors first, one file before shards."""
     found = [name for name in _PLACES if (folder / name).is_file()]
     if not found:
-        other = sorted(file.name for file in folder.glob("*.gguf"))
-        advice = f" To convert {other[0]}, give that file." if other else ""
-        raise FileNotFoundError(f"{folder} has no weights; expected one of {', '.join(_PLACES)}.{advice}")
+        shards = sorted(
+            file.name for file in folder.glob("*-of-*") if file.suffix in (".safetensors", ".bin")
+        )
+        if shards:
+            raise FileNotFoundError(
+                f"{folder} has shards such as {shards[0]}, but not their index; copy it, too: one of "
+                f"{', '.join(name for name in _PLACES if name not in _WEIGHT_FILES)}."
+            )
+        raise FileNotFoundError(
+            f"{folder} has no weights; expected one of {', '.join(_PLACES)}.{_gguf_advice(folder)}"
+        )
     if len(found) > 1:
         logger.warning(
             "%s holds weights more than once: %s is read, as in transformers, and %s is not; remove the "
@@ -216,6 +226,11 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         )
     place = folder / found[0]
     return _read_file(place) if found[0] in _WEIGHT_FILES else _read_shards(place)
+
+
+def _gguf_advice(folder: Path) -> str:
+    other = sorted(file.name for file in folder.glob("*.gguf"))
+    return f" To convert {other[0]}, give that file." if other else ""
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

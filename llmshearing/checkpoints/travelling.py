@@ -127,6 +127,14 @@ def _without_code(name: str, files: Mapping[str, str | bytes], source: str | Pat
     if _unknown(kept.get("tokenizer_class"), also="TokenizersBackend") and "tokenizer.json" in files:
         dropped.append("tokenizer_class")
         kept = {**kept, **PLAIN_CLASS}
+    elif _unknown(kept.get("tokenizer_class"), also="TokenizersBackend"):
+        logger.warning(
+            "%s: %s: tokenizer_class %s is code that does not travel with the weights, and there is no "
+            "tokenizer.json: transformers will load no tokenizer from the result; set tokenizer_name",
+            source,
+            name,
+            json.dumps(kept["tokenizer_class"])[:100],
+        )
     if not dropped:
         return files[name]
     logger.warning(

@@ -84,6 +84,11 @@ class DocumentReader(BaseDiskReader):
                         else:
                             self.empty += 1
         except _DAMAGED as error:
+            if "ictionary" in str(error):
+                raise ValueError(
+                    f"{filepath} was compressed with a dictionary, which is not in it: decompress it with "
+                    "`zstd -d -D DICTIONARY` first"
+                ) from None
             raise ValueError(
                 f"{filepath} is damaged or cut off ({error}): copy it again or take it out"
             ) from None

@@ -118,12 +118,17 @@ def holds_records(folder: DataFolder, name: str) -> bool:
 
 
 def _begins_with_a_record(folder: DataFolder, name: str) -> bool:
-    """Whether a file's first line begins an object and does more than that; settings have several lines."""
+    """Whether a file's first line begins an object and does more than that; settings have several lines.
+
+    An array of objects counts, too: its records would be lost, so it is reported when it is read.
+    """
     if folder.info(name)["type"] != "file":
         return True  # which is reported
     with folder.open(name, "rb") as stream:
         head = stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
-    return head[:1] != b"[" and head[:1] != b"" and head[1:2] not in (b"\n", b"\r")
+    if head[:1] == b"[":
+        return head[1:].lstrip()[:1] == b"{"
+    return head[:1] != b"" and head[1:2] not in (b"\n", b"\r")
 
 
 def _source(folder: DataFolder, name: str) -> Source:

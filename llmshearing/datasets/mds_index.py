@@ -124,7 +124,10 @@ def _foreign_problem(entry: Any) -> str | None:
         return None
     for name, encoding in zip(names, encodings, strict=True):
         if name == "tokens" and not _TOKENS.fullmatch(encoding):
-            return f"column 'tokens' is stored as {_shown(encoding)}, expected bytes or ndarray of integers"
+            return (
+                f"column 'tokens' is stored as {_shown(encoding)}, expected bytes or ndarray of integers of "
+                "16, 32 or 64 bits"
+            )
         if name == "set" and encoding != "str":
             return f"column 'set' is stored as {_shown(encoding)}, expected str"
         if encoding not in _PLAIN and not _ARRAY.fullmatch(encoding):

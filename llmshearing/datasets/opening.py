@@ -74,6 +74,11 @@ class DataSection:
         if place not in self._mixed:
             self._mixed[place] = self._open(place)
         found = self._mixed[place].only(domain)
+        if not self._mixed[place].names_domains:
+            raise ValueError(
+                f"{found.path} has no column `set`, which tells the domain of each sequence: write one, put "
+                "each domain in a folder of its own below it, or set no callbacks.data_loading.set_names"
+            )
         if not len(found):
             raise ValueError(
                 f"{found.path} holds no sequences of domain {domain}: prepare more text of it, or omit it"

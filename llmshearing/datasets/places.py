@@ -29,7 +29,7 @@ def places_of(cfg: DatasetConfig, name: str, dynamic: bool = True) -> list[tuple
     """
     local, split = Path(cfg.local), Path(cfg.split)
     own, beside, mixed = (split / name, None), (Path(name), None), (split, name)
-    places = [own, *(place for place in ([beside, mixed] if dynamic else [mixed, beside]) if name)]
+    places = [own, *(place for place in ([beside, mixed] if dynamic else [mixed]) if name)]
     if cfg.remote:
         return list(dict.fromkeys(places))
     return [place for place in places if (local / place[0] / INDEX).is_file()][:1] or [own]

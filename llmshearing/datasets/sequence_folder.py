@@ -90,15 +90,23 @@ class SequenceFolder:
         highest = int(tokens.max())
         if self.vocab_size is not None and highest >= self.vocab_size:
             doubt = "" if self._length_is_known else f", or max_seq_len {self.seq_len} is not its length"
+            signed = int(np.array(highest, self._unsigned).view(f"i{self.dtype.itemsize}"))
+            also = f" ({signed} as a signed number)" if signed < 0 else ""
             raise ValueError(
-                f"{self._shards.file_of(index)}: sequence {index} holds token {highest}, the vocabulary has "
-                f"{self.vocab_size}: the data was made with another tokenizer than the model's{doubt}"
+                f"{self._shards.file_of(index)}: sequence {index} holds token {highest}{also}, the "
+                f"vocabulary has {self.vocab_size}: the data was made with another tokenizer than the "
+                f"model's{doubt}"
             )
         return TokenSequence(tokens.astype(np.int64), sample.get("set", ""))
 
     def domain(self, index: int) -> str:
         """Name of the domain that was written beside this sequence."""
         return self._shards.entry(index).get("set", "")
+
+    @property
+    def names_domains(self) -> bool:
+        """Whether a domain is written beside the sequences."""
+        return "set" in self._shards.entry(0)
 
     def only(self, domain: str) -> "DomainSequences":
         """The sequences of one domain, of a folder that holds several."""

@@ -241,8 +241,8 @@ def _check_overwritten(config: Config, saved: Saved | None, found: Findings) -> 
             if not deleted.isdisjoint((path, *path.parents)):
                 found.add(
                     [
-                        f"{'.'.join(map(str, place))} is {value}, which save_overwrite=true would delete: set another "
-                        "save_folder."
+                        f"{'.'.join(map(str, place))} is {value}, which save_overwrite=true would delete: "
+                        "set another save_folder."
                     ]
                 )
 

@@ -222,6 +222,7 @@ def without(*names):
         ({"block_count": 3}, lambda t: t, "9 missing"),
         ({"attention.head_count_kv": 4}, lambda t: t, "of the wrong shape"),
         ({"expert_count": 8}, lambda t: t, r"settings that are not supported: expert_count \(8\)"),
+        ({"attention.causal": False}, lambda t: t, "attention.causal is false: a model that reads its text"),
         ({"logit_scale": 0.5}, lambda t: t, r"not supported: logit_scale \(0.5\)"),
         (
             {"rope.scaling.type": "longrope"},

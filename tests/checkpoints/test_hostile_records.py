@@ -224,6 +224,14 @@ def test_pointers_to_code_do_not_travel(tmp_path, caplog, file, values, door):
     assert torch.isfinite(load_theirs(tmp_path / "out")(ids).logits).all()
 
 
+def test_a_tokenizer_that_does_not_travel_is_reported(tmp_path, caplog):
+    hf = save(make(CONFIGS[NAME]), tmp_path / "hf")
+    (hf / "tokenizer_config.json").write_text('{"tokenizer_class": "QWenTokenizer"}')
+    save_hf_to_composer(hf, tmp_path / "c.pt")
+    assert 'tokenizer_class "QWenTokenizer" is code that does not travel' in caplog.text
+    assert "transformers will load no tokenizer from the result" in caplog.text
+
+
 def test_classes_that_transformers_lacks_are_replaced_by_its_own(tmp_path, caplog):
     hf = save(make(CONFIGS[NAME]), tmp_path / "hf")
     edit_json(hf / "config.json", architectures=["FlashLlamaForCausalLM"])

@@ -157,6 +157,8 @@ def test_nothing_to_untie_is_an_error(tmp_path, name, message):
         {"quant_method": "bitsandbytes", "load_in_4bit": True},
         {"quant_method": "compressed-tensors", "format": "dense", "config_groups": {}},
         {"quant_method": "gptq", "bits": 4},
+        {},
+        None,
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -167,7 +169,8 @@ def test_a_quantization_config_left_over_is_dropped(tmp_path, caplog, config, dt
     save_composer_to_hf(tmp_path / "c.pt", tmp_path / "out")
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     assert "is obsolete and is dropped" in caplog.text
-    load_theirs(folder)  # the check is not misled by it either
+    if config is not None:  # which transformers itself cannot read
+        load_theirs(folder)  # the check is not misled by it either
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,11 @@ def test_a_malicious_pickle_is_rejected_and_not_run(tmp_path):
 
 def test_folders_without_config_or_weights_are_rejected(tmp_path, monkeypatch, capsys):
     folder = save(make(CONFIGS["llama"]), tmp_path / "hf")
-    (folder / "model.safetensors").unlink()
+    shard = folder / "model-00001-of-00002.safetensors"
+    (folder / "model.safetensors").rename(shard)
+    assert status_of(monkeypatch, composer_to_hf, "save_hf_to_composer", folder, tmp_path / "c.pt") == 2
+    assert f"has shards such as {shard.name}, but not their index; copy it, too" in capsys.readouterr().err
+    shard.unlink()
     assert status_of(monkeypatch, composer_to_hf, "save_hf_to_composer", folder, tmp_path / "c.pt") == 2
     assert "has no weights; expected one of model.safetensors" in capsys.readouterr().err
     (folder / "config.json").write_text("{")
@@ -239,6 +243,9 @@ def test_folders_without_config_or_weights_are_rejected(tmp_path, monkeypatch, c
     (folder / "config.json").unlink()
     assert status_of(monkeypatch, composer_to_hf, "save_hf_to_composer", folder, tmp_path / "c.pt") == 2
     assert "has no config.json" in capsys.readouterr().err
+    (folder / "model.gguf").touch()
+    assert status_of(monkeypatch, composer_to_hf, "save_hf_to_composer", folder, tmp_path / "c.pt") == 2
+    assert "To convert model.gguf, give that file" in capsys.readouterr().err
     assert (
         status_of(monkeypatch, composer_to_hf, "save_hf_to_composer", tmp_path / "absent", tmp_path / "c.pt")
         == 2

@@ -182,6 +182,13 @@ def test_streams_with_padding_between_them_are_read_to_the_end(tmp_path, kind):
     assert texts == [orjson.loads(line)["body"] for line in LINES.splitlines()]
 
 
+def test_a_zstd_dictionary_that_is_needed_is_named(tmp_path):
+    samples = [b'{"body": "document %d of some"}' % number for number in range(500)]
+    packer = zstandard.ZstdCompressor(dict_data=zstandard.train_dictionary(1024, samples))
+    with pytest.raises(ValueError, match=r"a\.jsonl\.zst was compressed with a dictionary.*zstd -d -D"):
+        read(tmp_path, packer.compress(LINES), "a.jsonl.zst")
+
+
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst"])
 def test_bytes_that_belong_to_no_stream_are_an_error(tmp_path, kind):
     """They may be a stream whose beginning is damaged."""

@@ -176,12 +176,12 @@ def test_files_without_documents_are_counted_by_kind(tmp_path, caplog):
 
 
 def test_a_json_file_is_read_where_it_begins_with_a_record(tmp_path, caplog):
-    """Settings and arrays, which lie beside data with the same suffix, are not lines of records."""
+    """Settings, which lie beside data with the same suffix, are no records; an array of them is reported."""
     for name, text in {
         "a.json": '{"text": "some text"}\n',
         "b.json": '\ufeff\n {"text": "more"}',
         "info.json": '{\n "features": {}}',
-        "array.json": '[{"text": "some text"}]',
+        "array.json": "[1, 2]",
         "nothing.json": "",
     }.items():
         (tmp_path / "c4").mkdir(exist_ok=True)
@@ -189,6 +189,12 @@ def test_a_json_file_is_read_where_it_begins_with_a_record(tmp_path, caplog):
     (task,) = list_tasks(str(tmp_path), None)
     assert [file.name for file in task.files] == ["c4/a.json", "c4/b.json"]
     assert "3 .json without a record a line (such as c4/array.json)" in caplog.text
+    for text in ('[{"text": "some text"}]', '[\n  {"text": "some text"}\n]'):
+        (tmp_path / "c4" / "array.json").write_text(text)
+        (task,) = list_tasks(str(tmp_path), None)
+        assert "c4/array.json" in [file.name for file in task.files]
+        with pytest.raises(ValueError, match=r"array\.json holds an array, .*`jq -c \.\[\]`"):
+            list(DocumentReader(str(tmp_path), "text", 0).read_file("c4/array.json"))
 
 
 def test_sharing_out_files_looks_at_each_once(tmp_path, monkeypatch):

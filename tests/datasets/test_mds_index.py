@@ -205,6 +205,8 @@ def test_a_negative_token_is_beyond_the_vocabulary(tmp_path):
     shard = write_folder(tmp_path / "cc", 5, dtype="int64") / "shard.00000.mds"
     shard.write_bytes(shard.read_bytes()[:-8] + b"\xff" * 8)
     with pytest.raises(
-        ValueError, match="sequence 4 holds token 18446744073709551615, the vocabulary has 99"
+        ValueError,
+        match="sequence 4 holds token 18446744073709551615 \\(-1 as a signed number\\), "
+        "the vocabulary has 99",
     ):
         SequenceFolder(tmp_path / "cc", SEQ_LEN, vocab_size=99)[4]

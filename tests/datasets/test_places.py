@@ -108,6 +108,10 @@ def test_remote_data_is_read_in_each_layout(tmp_path, layout, dynamic, caplog):
     is_beside = layout == "beside" or (layout == "beside and flat" and dynamic)
     expected = ELSEWHERE if is_beside else WHOLE
     said = f"train_loader.dataset.split train is ignored: the domains' folders lie in {far} itself"
+    if layout == "beside" and not dynamic:
+        with pytest.raises(OSError, match=r"cannot download \S*far/train/code/index.json"):
+            first_tokens(tmp_path / "near", "train", dynamic=dynamic, remote=far)
+        return
     with caplog.at_level(logging.INFO, "llmshearing"):
         for _ in ("downloaded", "here already"):
             assert first_tokens(tmp_path / "near", "train", dynamic=dynamic, remote=far) == expected
@@ -131,6 +135,16 @@ def test_what_is_nowhere_is_named(tmp_path):
         first_tokens(tmp_path, "train", ["code", "poems"])
     with pytest.raises(FileNotFoundError, match=r"for_ft/code/index.json not found"):
         first_tokens(tmp_path, "for_ft")
+    write_domains(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"for_prnue/code/index.json not found"):
+        first_tokens(tmp_path, "for_prnue", dynamic=False)
+
+
+def test_a_flat_split_without_domains_is_named(tmp_path):
+    with MDSWriter(out=str(tmp_path / "train"), columns={"tokens": "bytes"}) as writer:
+        writer.write({"tokens": np.zeros(SEQ_LEN, np.uint16).tobytes()})
+    with pytest.raises(ValueError, match="train has no column `set`, which tells the domain of each"):
+        first_tokens(tmp_path, "train", ["code"])
 
 
 def test_a_run_trains_on_a_flat_split(tmp_path):
