@@ -43,6 +43,27 @@ def sparsity_quality(result: Result) -> str:
     return page.markdown(rows)
 
 
+def oneshot(result: Result) -> str:
+    """What `benchmarks.oneshot` measured: a line for each shape, methods side by side."""
+    methods = [name for name in result["values"] if name != "source"]
+    rows = [["shape", "parameters", *methods]]
+    for shape, sizes in result["config"]["shapes"].items():
+        losses = [page.spread(result["values"][method][shape]["values"]) for method in methods]
+        rows.append([shape, f"{sizes['parameters']:,}", *losses])
+    return f"The source: {result['values']['source']:.3f}.\n\n" + page.markdown(rows)
+
+
+def constraints(result: Result) -> str:
+    """What `benchmarks.constraints` measured, a line for each constraint."""
+    stages = ("just pruned", "after continued pre-training")
+    off = "largest distance of the overall sparsity from its target"
+    rows = [["constraint", *stages, off]]
+    for name, found in result["values"].items():
+        losses = [page.spread([run[stage] for run in found["runs"]]) for stage in stages]
+        rows.append([name, *losses, f"{max(run[off] for run in found['runs']):.3f}"])
+    return page.markdown(rows)
+
+
 def quickstart(result: Result) -> str:
     """What `scripts/quickstart.sh` printed at its end."""
     return "\n".join(["```", *result["values"]["table"], "```"])
@@ -51,6 +72,8 @@ def quickstart(result: Result) -> str:
 TABLES: dict[str, Callable[[Result], str]] = {
     "layer_schemes": layer_schemes,
     "sparsity_quality": sparsity_quality,
+    "oneshot": oneshot,
+    "constraints": constraints,
     "quickstart": quickstart,
 }
 

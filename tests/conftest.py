@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    # Files with slow tests first: at the end short ones keep every process busy.
-    slow = {item.path for item in items if "slow" in item.keywords or "reliability" in item.keywords}
-    items.sort(key=lambda item: item.path not in slow)
+    # Files with most slow tests first: at the end short ones keep every process busy.
+    slow = Counter(item.path for item in items if "slow" in item.keywords or "reliability" in item.keywords)
+    items.sort(key=lambda item: -slow[item.path])
