@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole method on a plain machine, in six minutes: train a small model on the text that every Python
+# The whole method on a plain machine, in five minutes: train a small model on the text that every Python
 # installation holds, prune it to less than half, continue its pre-training, and compare it with the same
 # shape trained from scratch on as many tokens as these two took (the source's own tokens are not counted).
 # Every command it runs is printed, and is the one you would run yourself (after `source .venv/bin/activate`).
