@@ -11,4 +11,4 @@ if [ "$STACK" = declared ]; then # the same text; types are those of this stack'
   ruff check .
   pyright
 fi
-python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"
+python -m pytest -n "${TEST_PROCESSES:-3}" --dist loadfile "$@"

@@ -19,14 +19,15 @@ import llmshearing.training as training
 
 
 class At(Callback):
-    """Calls `action` at one event of one step."""
+    """Calls `action` at one event of one step, the first time it comes."""
 
     def __init__(self, event: str, step: int, action: Callable[[State], None]) -> None:
-        self.place = (event, step)
+        self.place: tuple[str, int] | None = (event, step)
         self.action = action
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         if (event.value, state.timestamp.batch.value) == self.place:
+            self.place = None
             self.action(state)
 
 
