@@ -25,6 +25,7 @@ NOT_RUN = {
     "python -m benchmarks.growth": "takes minutes",
     "python -m benchmarks.open_units": "takes minutes",
     "python -m benchmarks.constraints": "takes minutes",
+    "python -m benchmarks.oneshot --samples 16 --evaluated 32": "takes an hour",
     "python -m benchmarks.leaderboard benchmarks/leaderboard/small.yaml": "takes hours",
     "python -m benchmarks.leaderboard benchmarks/leaderboard/longer.yaml": "takes an hour",
     "python -m benchmarks.layer_schemes --evaluated 32": "takes minutes",
