@@ -124,10 +124,11 @@ def _without_code(name: str, files: Mapping[str, str | bytes], source: str | Pat
     if _unknown(kept.get("architectures")) and kept.get("model_type") in FAMILIES:
         dropped.append("architectures")
         kept["architectures"] = [hf_class_name(kept["model_type"])]
-    if _unknown(kept.get("tokenizer_class"), also="TokenizersBackend") and "tokenizer.json" in files:
+    foreign = _unknown(kept.get("tokenizer_class"), also="TokenizersBackend")
+    if foreign and "tokenizer.json" in files:
         dropped.append("tokenizer_class")
         kept = {**kept, **PLAIN_CLASS}
-    elif _unknown(kept.get("tokenizer_class"), also="TokenizersBackend"):
+    elif foreign:
         logger.warning(
             "%s: %s: tokenizer_class %s is code that does not travel with the weights, and there is no "
             "tokenizer.json: transformers will load no tokenizer from the result; set tokenizer_name",

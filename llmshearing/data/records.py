@@ -84,7 +84,7 @@ class DocumentReader(BaseDiskReader):
                         else:
                             self.empty += 1
         except _DAMAGED as error:
-            if "ictionary" in str(error):
+            if isinstance(error, zstandard.ZstdError) and "ictionary" in str(error):
                 raise ValueError(
                     f"{filepath} was compressed with a dictionary, which is not in it: decompress it with "
                     "`zstd -d -D DICTIONARY` first"
