@@ -53,7 +53,7 @@ def _is_of_the_kind(path: Path) -> bool:
     except (OSError, ValueError, zipfile.BadZipFile):
         return False
     if path.suffix == ".npz":
-        return all(name.endswith(".mask.npy") for name in members)
+        return bool(members) and all(name.endswith(".mask.npy") for name in members)
     return any(name.endswith("/data.pkl") for name in members)
 
 

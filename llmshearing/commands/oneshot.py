@@ -13,13 +13,12 @@ from llmshearing.checkpoints.weights import shape_in_words
 from llmshearing.checkpoints.writing import check_output
 from llmshearing.commands.oneshot_methods import PATTERNS, SHAPES, Pattern, Row, Shape, Task
 from llmshearing.commands.plain_models import check_place, read_model, write_model
-from llmshearing.commands.prune import cut_checkpoint, masks_beside
+from llmshearing.commands.prune import cut_checkpoint, masks_beside, masks_written
 from llmshearing.config import TargetConfig
 from llmshearing.config.model import SCHEMES
 from llmshearing.config.strict import build
 from llmshearing.files import check_writable
 from llmshearing.pruning import patterns as nm
-from llmshearing.pruning.mask_file import write_masks
 from llmshearing.pruning.maskllm import misfits
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.hf_config import architecture_to_hf
@@ -122,10 +121,8 @@ def oneshot(
     weights, smaller, masks = _made(row, task, pattern)
     for word, arch in (("before", source), ("after", smaller)):
         cli.say(f"{word:<7} {shape_in_words(arch)}")
-    if masks:
-        write_masks(masks_beside(Path(out)), masks)
-        cli.say(f"saved   {masks_beside(Path(out))}")
-    write_model(out, weights, smaller, architecture_to_hf(smaller, config), checkpoint)
+    with masks_written(Path(out), masks):
+        write_model(out, weights, smaller, architecture_to_hf(smaller, config), checkpoint)
 
 
 def _made(

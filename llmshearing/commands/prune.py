@@ -1,6 +1,7 @@
 """From the checkpoint of a pruning run to the smaller model it found: `llmshearing prune`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from llmshearing.checkpoints.trained_method import load_method
 from llmshearing.checkpoints.weights import check_finite, section_of, shape_in_words, total_bytes
 from llmshearing.checkpoints.writing import check_output, write_checkpoint
 from llmshearing.commands.convert import export, record_of, with_dtype
-from llmshearing.files import check_new_folder
+from llmshearing.files import check_new_folder, replacing
 from llmshearing.progress import bar
 from llmshearing.pruning.cut import cut
 from llmshearing.pruning.mask_file import write_masks
@@ -86,13 +87,11 @@ def prune_and_save_model(
     checkpoint = read_checkpoint(checkpoint_path)
     pruned = prune_checkpoint(checkpoint, target or {}, dense_weights)
     report(pruned)
-    if pruned.masks:
-        masks = masks_beside(path)
-        check_output(masks, checkpoint_path)
-        write_masks(masks, pruned.masks)
-        cli.say(f"saved   {masks}")
     record = record_of(checkpoint, with_dtype(pruned.config, pruned.weights))
-    write_checkpoint(path, pruned.weights, record)
+    if pruned.masks:
+        check_output(masks_beside(path), checkpoint_path)
+    with masks_written(path, pruned.masks):
+        write_checkpoint(path, pruned.weights, record)
     cli.say(f"saved   {path}")
     if hf:
         export(pruned.weights, pruned.arch, pruned.config, checkpoint.hf_files, hf)
@@ -161,6 +160,18 @@ def cut_checkpoint(
             progress.update(total_bytes(piece))
     _check_target(smaller, target)
     return weights, smaller
+
+
+@contextmanager
+def masks_written(path: Path, masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Write masks, if there are any, beside the model at `path` that the block writes: both or neither."""
+    if not masks:
+        yield
+        return
+    with replacing(masks_beside(path)) as draft:
+        write_masks(draft, masks)
+        yield
+    cli.say(f"saved   {masks_beside(path)}")
 
 
 def masks_beside(path: Path) -> Path:

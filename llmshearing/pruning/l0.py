@@ -4,7 +4,7 @@ The constraint is either the released code's, Lagrange multipliers that push (`l
 projection that sets the expected sparsity after every step (`projection.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -298,10 +298,17 @@ class L0Module(Method):
         return 1 - expected_parameters(keep, self.arch) / prunable_parameters(keep, self.arch)
 
     def lagrangian(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The constraint's loss at `step`, 0 where it projects, and the sparsities behind it."""
+        """The constraint's loss at `step`, 0 where it projects, and the sparsities behind it.
+
+        Targets are those of the schedule; where the constraint projects, never below what log-alphas at their
+        limit are expected to close.
+        """
         keep = {kind: hard_concrete.keep_probability(a) for kind, a in self._log_alphas().items()}
         overall = self._overall_sparsity(keep)
+        least = projection.sparsity_range()[0] if self.projects else 0.0
         target = self._scheduled(step, self.target_sparsity)
+        if self.target is None:
+            target = max(target, _overall_at(least, list(keep), self.arch))
         sparsities = {kind: 1 - rows(kind, p, self.arch).mean(-1) for kind, p in keep.items()}
         values = {"expected_sparsity": overall.detach(), "target_sparsity": overall.new_tensor(target)}
         values |= {f"expected_{kind}_sparsity": s.mean().detach() for kind, s in sparsities.items()}
@@ -309,7 +316,7 @@ class L0Module(Method):
             return self._penalty("", overall, target), values
         loss = overall.new_zeros(())
         for kind, sparsity in sparsities.items():
-            target = self._scheduled(step, self.kind_target(kind))
+            target = max(self._scheduled(step, self.kind_target(kind)), least)
             loss = loss + self._penalty(f"_{kind}", sparsity, target)
             values[f"target_{kind}_sparsity"] = overall.new_tensor(target)
         return loss, values
@@ -381,8 +388,7 @@ def _out_of_reach(
     """Targets beyond what log-alphas at their limit are expected to close."""
     most = projection.sparsity_range()[1]
     if target is None:
-        keep = {kind: torch.full(KINDS[kind].shape(source), 1 - most).double() for kind in kinds}
-        most = 1 - float(expected_parameters(keep, source)) / prunable_parameters(keep, source)
+        most = _overall_at(most, kinds, source)
         aims = {"the whole model": l0.target_sparsity}
         line = "lower model.l0_module.target_sparsity"
     else:
@@ -394,6 +400,12 @@ def _out_of_reach(
         for name, aim in aims.items()
         if aim > most
     ]
+
+
+def _overall_at(sparsity: float, kinds: Sequence[str], source: Architecture) -> float:
+    """The overall expected sparsity where that of every row is `sparsity`."""
+    keep = {kind: torch.full(KINDS[kind].shape(source), 1 - sparsity).double() for kind in kinds}
+    return 1 - float(expected_parameters(keep, source)) / prunable_parameters(keep, source)
 
 
 def _rank() -> int:

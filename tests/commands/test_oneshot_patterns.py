@@ -1,11 +1,14 @@
 """`llmshearing oneshot --pattern` and `llmshearing apply_masks`, as a user types them."""
 
+import errno
+
 import pytest
 import torch
 
 from command_line import status
 from llmshearing.checkpoints.hf_files import read_hf
 from llmshearing.checkpoints.opening import read_checkpoint
+from llmshearing.commands import plain_models
 from llmshearing.commands.apply_masks import apply_masks
 from llmshearing.commands.equality import load_ours
 from llmshearing.commands.oneshot import oneshot
@@ -89,3 +92,15 @@ def test_masks_of_another_model_are_rejected(tmp_path, hf):
     with pytest.raises(ValueError, match="belongs to another model"):
         apply_masks(hf, tmp_path / "out.masks.npz", tmp_path / "applied")
     assert not (tmp_path / "applied").exists()
+
+
+@pytest.mark.parametrize("out", ["out", "out.pt"])
+def test_masks_are_written_with_their_model_or_not_at_all(tmp_path, hf, monkeypatch, out):
+    def full(*_arguments, **_settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(plain_models, "export", full)
+    monkeypatch.setattr(plain_models, "write_checkpoint", full)
+    with pytest.raises(OSError, match="No space"):
+        oneshot(hf, tmp_path / out, method="magnitude", pattern="2:4")
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["hf"]

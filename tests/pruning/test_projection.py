@@ -62,9 +62,10 @@ def test_every_row_is_on_schedule_after_each_step(grouped):
         loss, values = l0.term()
         assert loss is None
         assert not any(name.startswith("lambda") for name in values)
-        assert values["expected_hidden_sparsity"].item() == pytest.approx(
-            max(LEAST, values["target_hidden_sparsity"].item()), abs=1e-4
-        )
+        for kind in l0.masks:
+            expected, logged = (values[f"{what}_{kind}_sparsity"].item() for what in ("expected", "target"))
+            assert expected == pytest.approx(logged, abs=1e-4)
+            assert logged == pytest.approx(max(LEAST, l0._scheduled(step, l0.kind_target(kind))), abs=1e-6)
         optimizer.step()
         optimizer.zero_grad()
         l0.done = step + 1
@@ -91,6 +92,9 @@ def test_without_a_target_model_one_shift_meets_the_overall_target():
     l0 = module(target=None, target_sparsity=0.4, pruning_modules=kinds)
     randomize(l0)
     before = {kind: l0.masks[kind].z_loga.detach().clone() for kind in kinds}
+    fresh = module(target=None, target_sparsity=0.4, pruning_modules=kinds).lagrangian(0)[1]
+    assert fresh["target_sparsity"].item() > LEAST, "the nearest to 0 that log-alphas allow"
+    assert fresh["expected_sparsity"].item() == pytest.approx(fresh["target_sparsity"].item(), abs=1e-4)
     l0.done = 5  # of 10 steps of warm-up
     l0.after_step()
     values = l0.lagrangian(5)[1]
