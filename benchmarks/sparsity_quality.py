@@ -1,13 +1,14 @@
 """Loss of a model under 2:4 masks, by every way to find them, on held-out text.
 
-    python -m benchmarks.sparsity_quality [SOURCE DATA OUT] [--steps N] [--seeds N ...] [--change k=v ...]
+    python -m benchmarks.sparsity_quality [SOURCE DATA OUT] [--steps N] [--seeds N ...] [--name NAME]
+        [--jobs N] [--change k=v ...]
 
 SOURCE is a trained checkpoint, DATA its prepared data with the splits for_ft and eval_merge, OUT a folder
 for the models; default: those of the quickstart, and runs/sparsity. One-shot masks are calibrated on for_ft,
 learned ones trained on it; all are measured on eval_merge. Learned masks start from SparseGPT's, from those
 by magnitude and from none, with each seed; what follows `--change` changes these runs.
 
-Writes `benchmarks/results/sparsity_quality.json`.
+Writes `benchmarks/results/NAME.json`, by default `sparsity_quality.json`.
 
 Example:
 
@@ -18,6 +19,9 @@ Example:
 import statistics
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +47,20 @@ PLACES = {"source": "runs/quickstart/source.pt", "data": "runs/quickstart/mds", 
 PRIORS = {"SparseGPT": "sparsegpt--dense-inputs.masks.npz", "magnitude": "magnitude", "none": None}
 
 
-def one_shot(source: Path, data: Path, out: Path, samples: int) -> dict[str, Path]:
-    """Sparse checkpoints of the source by every one-shot method."""
-    made = {}
-    for name, options in ONE_SHOT.items():
-        made[name] = out / f"{name.replace(',', '-').replace(' ', '-')}.pt"
-        reads = options["method"] != "magnitude"
-        calibration = {"data": str(data), "samples": samples} if reads else {}
-        oneshot(source, made[name], pattern="2:4", **options, **calibration)
-    return made
+def one_shot_loss(name: str, source: Path, data: Path, out: Path, samples: int) -> float:
+    """Loss of the source under the masks of a one-shot method."""
+    made = out / f"{name.replace(',', '-').replace(' ', '-')}.pt"
+    options = ONE_SHOT[name]
+    reads = options["method"] != "magnitude"
+    calibration = {"data": str(data / "for_ft"), "samples": samples} if reads else {}
+    oneshot(source, made, pattern="2:4", **options, **calibration)
+    return loss(made, data)
 
 
-def learned(
-    source: Path, data: Path, out: Path, prior: str | None, steps: int, seed: int, changes: Sequence[str]
-) -> Path:
-    """The sparse checkpoint of the source under masks learned for `steps` steps."""
+def learned_loss(
+    prior: str | None, seed: int, source: Path, data: Path, out: Path, steps: int, changes: Sequence[str]
+) -> float:
+    """Loss of the source under masks learned for `steps` steps."""
     manifest = read_manifest(data)
     assert manifest is not None
     length, domains = manifest.seq_length, list(manifest.domains)
@@ -88,7 +91,7 @@ def learned(
     train(build(Config, merged))
     sparse = folder.with_suffix(".pt")
     prune_and_save_model(folder / "latest-rank0.pt", sparse)
-    return sparse
+    return loss(sparse, data)
 
 
 def loss(model: Path, data: Path) -> float:
@@ -103,25 +106,30 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, default=200, help="steps of learning (200)")
     parser.add_argument("--samples", type=positive, default=128, help="sequences to calibrate on (128)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19], help="of learning (17 18 19)")
+    parser.add_argument("--name", default="sparsity_quality", help="of the result (sparsity_quality)")
+    parser.add_argument("--jobs", type=positive, default=1, help="ways of finding masks at a time (1)")
     parser.add_argument("--change", metavar="key=value", nargs="+", default=[], help="settings of learning")
     arguments = parser.parse_args()
     source, data, out = arguments.source, arguments.data, arguments.out
     out.mkdir(parents=True, exist_ok=True)
     losses: dict[str, Any] = {"dense": loss(source, data)}
-    calibration = data / "for_ft"
-    for name, model in one_shot(source, calibration, out, arguments.samples).items():
-        losses[name] = loss(model, data)
-        sys.stdout.write(f"{name:36}{losses[name]:.4f}\n")
-    for name, prior in PRIORS.items():
-        place = str(out / prior) if prior and prior.endswith(".npz") else prior
-        found = [
-            loss(learned(source, data, out, place, arguments.steps, seed, arguments.change), data)
-            for seed in arguments.seeds
-        ]
-        losses[f"learned, prior {name}"] = found
-        sys.stdout.write(f"learned, prior {name:20} {found}\n")
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+        found = pool.map(
+            partial(one_shot_loss, source=source, data=data, out=out, samples=arguments.samples), ONE_SHOT
+        )
+        for name, value in zip(ONE_SHOT, found, strict=True):
+            losses[name] = value
+            sys.stdout.write(f"{name:36}{value:.4f}\n")
+        learn = partial(
+            learned_loss, source=source, data=data, out=out, steps=arguments.steps, changes=arguments.change
+        )
+        places = {n: str(out / p) if p and p.endswith(".npz") else p for n, p in PRIORS.items()}
+        runs = {name: [pool.submit(learn, p, seed) for seed in arguments.seeds] for name, p in places.items()}
+        for name, of_seeds in runs.items():
+            losses[f"learned, prior {name}"] = [run.result() for run in of_seeds]
+            sys.stdout.write(f"learned, prior {name:20} {losses[f'learned, prior {name}']}\n")
     settings = {key: str(value) for key, value in vars(arguments).items()}
-    write_result("sparsity_quality", settings | {"pattern": "2:4"}, losses)
+    write_result(arguments.name, settings | {"pattern": "2:4"}, losses)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ in all. Writes `text/{code,docs,readme,legal}/*.jsonl` with a field `text`, and 
 tokenizer of 4,096 tokens trained on it.
 """
 
+import argparse
 import ast
 import json
 import random
@@ -133,4 +134,7 @@ def train_tokenizer(texts: dict[str, list[str]]) -> PreTrainedTokenizerFast:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), installed="--installed" in sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", metavar="OUTPUT_FOLDER", type=Path)
+    parser.add_argument("--installed", action="store_true", help="also from the installed distributions")
+    main(**vars(parser.parse_args()))
