@@ -2,9 +2,9 @@
 
     python -m benchmarks.run_all [--show]
 
-Runs steps, open_units, memory, distillation, overhead, conversion, data_tokenizing and data_loading, about 40
-minutes on two cores.
-Each writes `benchmarks/results/NAME.json`; the table is made from these files.
+Runs steps, open_units, memory, distillation, chop, scoring, mask_learning, overhead, conversion,
+data_tokenizing and data_loading, about 50 minutes on two cores. Each writes
+`benchmarks/results/NAME.json`; the table is made from these files.
 
 Example:
 
@@ -16,18 +16,22 @@ import sys
 from typing import Any
 
 from benchmarks import (
+    chop,
     conversion,
     data_loading,
     data_tokenizing,
     distillation,
+    mask_learning,
     memory,
     open_units,
     overhead,
+    scoring,
     steps,
 )
 from benchmarks.common import RESULTS
 from llmshearing import cli
 
+_LOGITS = "memory beyond the frozen dense pass / 4 tensors of logits"
 _TAUGHT = "step / (step without + teacher's pass)"
 
 # what, result file, key in its values, the bar, and whether the value may not be below it (else: above)
@@ -92,6 +96,22 @@ TABLE: list[tuple[str, str, str, float, bool]] = [
         for words in ("32,000", "128,256")
         for kind in ("dense", "pruning")
     ),
+    ("half of the layers / all", "chop", "LayerCHOP, 4 of 8 layers, vocabulary 4,000", 0.55, False),
+    ("DimCHOP's scores / step", "chop", "DimCHOP's scores, tied, vocabulary 4,000", 0.10, False),
+    ("the same, 32,000 words", "chop", "DimCHOP's scores, tied, vocabulary 32,000", 0.10, False),
+    ("activation scores / forward", "scoring", "activation / forward", 1.10, False),
+    ("Taylor's scores / both passes", "scoring", "taylor / forward and backward", 1.10, False),
+    *(
+        (
+            f"learning 2:4, {tokens} tokens",
+            "mask_learning",
+            f"masks / frozen dense, {tokens} tokens",
+            1.6,
+            False,
+        )
+        for tokens in ("2,048", "4,096")
+    ),
+    ("   memory / 4 tensors", "mask_learning", _LOGITS, 1.05, False),
     ("HF -> Composer / copying", "conversion", "HF -> Composer / copy, time", 2.0, False),
     ("   memory / source", "conversion", "HF -> Composer, memory / source", 1.15, False),
     ("Composer -> HF / copying", "conversion", "Composer -> HF / copy, time", 2.0, False),
@@ -117,6 +137,9 @@ def main() -> None:
             open_units,
             memory,
             distillation,
+            chop,
+            scoring,
+            mask_learning,
             overhead,
             conversion,
             data_tokenizing,

@@ -1,7 +1,7 @@
 """What scores cost: a pass that collects them beside the same pass alone, layers of LLaMA 1.3B's shape.
 
-Each pass is timed in turn with its plain counterpart; ratios are medians of pairs. On a GPU it also compares
-the memory that passes take beyond the model.
+Each pass is timed in turn with its plain counterpart; ratios are medians of pairs. Peaks of memory are
+compared, too, each of a process of its own.
 
 Writes `benchmarks/results/scoring.json`.
 
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import median_ratio, paired_seconds, positive, write_result
+from benchmarks.memory import fresh, resident
 from llmshearing import cli
 from llmshearing.config import as_model_config
 from llmshearing.models.calibration import activation_scores, batches, taylor_scores
@@ -23,20 +24,15 @@ from llmshearing.models.decoder import Decoder
 from llmshearing.shapes.units import Gates
 
 SIZES = {"d_model": 2048, "n_heads": 16, "intermediate_size": 5504, "vocab_size": 32000}
+PAIRS = {"activation": "forward", "taylor": "forward and backward"}
 
 
-def main() -> None:
-    """Measure and write the result."""
-    parser = cli.parser("benchmarks.scoring", __doc__)
-    parser.add_argument("--layers", type=positive, default=2, help="of the model (2; LLaMA 1.3B has 24)")
-    parser.add_argument("--samples", type=positive, default=4, help="of calibration (4)")
-    parser.add_argument("--length", type=positive, default=512, help="tokens of each (512)")
-    parser.add_argument("--rounds", type=positive, default=5, help="pairs (5)")
-    args = parser.parse_args()
+def passes(layers: int, samples: int, length: int) -> dict[str, Callable[[], Any]]:
+    """The two passes that score, and their plain counterparts, of one model."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    config = as_model_config({**SIZES, "n_layers": args.layers, "max_seq_len": args.length})
+    config = as_model_config({**SIZES, "n_layers": layers, "max_seq_len": length})
     decoder = Decoder(config).to(device, dtype).eval()
-    ids_NS = torch.randint(0, SIZES["vocab_size"], (args.samples, args.length))
+    ids_NS = torch.randint(0, SIZES["vocab_size"], (samples, length))
 
     def forward() -> None:
         with torch.no_grad():
@@ -51,19 +47,38 @@ def main() -> None:
             decoder.zero_grad()
         _finish(device)
 
-    passes: dict[str, Callable[[], Any]] = {
+    return {
         "forward": forward,
         "activation": lambda: activation_scores(decoder, ids_NS),
         "forward and backward": backward,
         "taylor": lambda: taylor_scores(decoder, ids_NS),
     }
-    seconds = paired_seconds(passes, args.rounds)
+
+
+def peak_bytes(name: str, layers: int, samples: int, length: int) -> int:
+    """Bytes of memory at the peak of a pass, the model among them; on a GPU, of its memory."""
+    run = passes(layers, samples, length)[name]
+    run()
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident(peak=True)
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = cli.parser("benchmarks.scoring", __doc__)
+    parser.add_argument("--layers", type=positive, default=2, help="of the model (2; LLaMA 1.3B has 24)")
+    parser.add_argument("--samples", type=positive, default=4, help="of calibration (4)")
+    parser.add_argument("--length", type=positive, default=512, help="tokens of each (512)")
+    parser.add_argument("--rounds", type=positive, default=5, help="pairs (5)")
+    args = parser.parse_args()
+    shape = (args.layers, args.samples, args.length)
+    seconds = paired_seconds(passes(*shape), args.rounds)
     values: dict[str, Any] = {
-        "activation / forward": median_ratio(seconds, "activation", "forward"),
-        "taylor / forward and backward": median_ratio(seconds, "taylor", "forward and backward"),
+        f"{scored} / {plain}": median_ratio(seconds, scored, plain) for scored, plain in PAIRS.items()
     }
-    if device == "cuda":
-        values["bytes beyond the model"] = {name: _peak(run) for name, run in passes.items()}
+    for scored, plain in PAIRS.items():
+        values[f"bytes of {scored} beyond {plain}"] = fresh(peak_bytes, scored, *shape) - fresh(
+            peak_bytes, plain, *shape
+        )
     for name, value in values.items():
         cli.say(f"{name}: {value}")
     write_result("scoring", {**SIZES, **vars(args)}, values | {"seconds": seconds})
@@ -72,14 +87,6 @@ def main() -> None:
 def _finish(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _peak(run: Callable[[], Any]) -> int:
-    """Bytes that a pass takes on the GPU at its peak, beyond what is there before it."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    return torch.cuda.max_memory_allocated() - before
 
 
 if __name__ == "__main__":

@@ -134,7 +134,9 @@ def train_tokenizer(texts: dict[str, list[str]]) -> PreTrainedTokenizerFast:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", metavar="OUTPUT_FOLDER", type=Path)
     parser.add_argument("--installed", action="store_true", help="also from the installed distributions")
     main(**vars(parser.parse_args()))
