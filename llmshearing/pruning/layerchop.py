@@ -75,8 +75,7 @@ class LayerChop(Method):
             raise ValueError(f"The gates of {path} do not match its {depth} layers: found {found}.")
         method = cls(config, order=tensors["order"])
         method.load_state_dict(tensors)
-        held = {name: getattr(method.target, name, None) for name in target or {}}
-        if held != (target or {}):
+        if (held := {name: getattr(method.target, name, None) for name in target or {}}) != (target or {}):
             raise ValueError(f"{target} was given, but the layers in {path} make {held}: leave it out.")
         return method.eval()
 
