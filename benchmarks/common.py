@@ -96,10 +96,16 @@ def median_ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> fl
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
 
 
-def write_result(name: str, config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Write `results/{name}.json` with the machine and the versions the values were measured on."""
+def write_result(
+    name: str, config: Mapping[str, Any], values: Mapping[str, Any], on: Mapping[str, Any] | None = None
+) -> None:
+    """Write `results/{name}.json` with the machine and the versions the values were measured on.
+
+    Args:
+        on: these, as `measured_on` gives them; default: here. Empty where each value has its own.
+    """
     RESULTS.mkdir(exist_ok=True)
-    result = {"benchmark": name, **measured_on(), "config": config, "values": values}
+    result = {"benchmark": name, **(measured_on() if on is None else on), "config": config, "values": values}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -2,13 +2,13 @@
 
     python -m benchmarks.stacks OTHER_PYTHON [ROUNDS]
 
-OTHER_PYTHON is the interpreter of the other stack's environment (`STACK=declared bash scripts/setup.sh`).
+OTHER_PYTHON is the interpreter of the other stack's environment (`bash scripts/setup.sh`).
 Each stack has a process of its own; they take turns, one step each. Writes `benchmarks/results/stacks.json`:
 this stack over the other.
 
 Example:
 
-    python -m benchmarks.stacks .venv-declared/bin/python 15
+    python -m benchmarks.stacks .venv/bin/python 15
 """
 
 import json

@@ -28,6 +28,9 @@ NOT_RUN = {
     "python -m benchmarks.oneshot --samples 16 --evaluated 32": "takes an hour",
     "python -m benchmarks.leaderboard benchmarks/leaderboard/small.yaml": "takes hours",
     "python -m benchmarks.leaderboard benchmarks/leaderboard/longer.yaml": "takes an hour",
+    "python -m benchmarks.leaderboard benchmarks/leaderboard/teaching.yaml": "takes an hour",
+    "python -m benchmarks.leaderboard benchmarks/leaderboard/real.yaml --name real-gpu --jobs 8 --define "
+    "prune_steps=60 continue_steps=90 all_steps=150 warmup=12 batch=16 precision=amp_bf16": "needs a GPU",
     "python -m benchmarks.layer_schemes --evaluated 32": "takes minutes",
     "python -m benchmarks.sparsity_quality runs/leaderboard/small/source.pt runs/leaderboard/small/mds "
     "runs/sparsity --steps 100": "takes minutes",

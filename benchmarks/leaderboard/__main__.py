@@ -77,7 +77,7 @@ def main() -> None:
         "define": board.define,
         "methods": [asdict(method) for method in board.methods],
     }
-    write_result(file.stem, config, {"cells": cells})
+    write_result(file.stem, config, {"cells": cells}, on={})
     result = json.loads(file.read_text())
     if file.stem in parts(EVIDENCE.read_text()):
         draw(file.stem, result, EVIDENCE.parent)
