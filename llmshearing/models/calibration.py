@@ -88,8 +88,8 @@ def taylor_scores(decoder: Decoder, samples_NS: Tensor) -> dict[str, Tensor]:
 
     def use(name: str, weight: Tensor) -> None:
         assert weight.grad is not None
-        sums.add(name, (weight.detach().float() * weight.grad.float()).abs())
-        weight.grad = None
+        gradient, weight.grad = weight.grad, None
+        sums.add(name, gradient.float().mul_(weight.detach()).abs_())  # in the gradient's memory
 
     handles = []
     for name, weight in decoder.transformer.named_parameters():
