@@ -66,8 +66,8 @@ def main() -> None:
     """Measure and write the result."""
     parser = cli.parser("benchmarks.scoring", __doc__)
     parser.add_argument("--layers", type=positive, default=2, help="of the model (2; LLaMA 1.3B has 24)")
-    parser.add_argument("--samples", type=positive, default=4, help="of calibration (4)")
-    parser.add_argument("--length", type=positive, default=512, help="tokens of each (512)")
+    parser.add_argument("--samples", type=positive, default=1, help="of calibration (1)")
+    parser.add_argument("--length", type=positive, default=2048, help="tokens of each (2048)")
     parser.add_argument("--rounds", type=positive, default=5, help="pairs (5)")
     args = parser.parse_args()
     shape = (args.layers, args.samples, args.length)
