@@ -23,6 +23,7 @@ NOT_RUN = {
     "python -m benchmarks.data_loading": "takes minutes",
     "python -m benchmarks.data_tokenizing": "takes minutes",
     "python -m benchmarks.growth": "takes minutes",
+    "python -m benchmarks.stacks .venv/bin/python": "takes minutes, and needs both stacks",
     "python -m benchmarks.open_units": "takes minutes",
     "python -m benchmarks.constraints": "takes minutes",
     "python -m benchmarks.oneshot --samples 16 --evaluated 32": "takes an hour",
