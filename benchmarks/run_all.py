@@ -3,8 +3,8 @@
     python -m benchmarks.run_all [--show]
 
 Runs steps, open_units, memory, distillation, chop, scoring, mask_learning, overhead, conversion,
-data_tokenizing and data_loading, about 50 minutes on two cores. Each writes
-`benchmarks/results/NAME.json`; the table is made from these files.
+data_tokenizing and data_loading, about 50 minutes on two cores.
+Each writes `benchmarks/results/NAME.json`; the table is made from these files.
 
 Example:
 

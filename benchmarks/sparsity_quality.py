@@ -8,7 +8,7 @@ for the models; default: those of the quickstart, and runs/sparsity. One-shot ma
 learned ones trained on it; all are measured on eval_merge. Learned masks start from SparseGPT's, from those
 by magnitude and from none, with each seed; what follows `--change` changes these runs.
 
-Writes `benchmarks/results/NAME.json`, by default `sparsity_quality.json`.
+Writes `benchmarks/results/sparsity_quality.json`, or NAME.json there.
 
 Example:
 

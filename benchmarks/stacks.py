@@ -1,6 +1,6 @@
 """Time and memory of our training step on one stack beside the same step on another, in turn.
 
-    python -m benchmarks.stacks OTHER_PYTHON [ROUNDS]
+    python -m benchmarks.stacks [OTHER_PYTHON [ROUNDS]]
 
 OTHER_PYTHON is the interpreter of the other stack's environment (`bash scripts/setup.sh`).
 Each stack has a process of its own; they take turns, one step each. Writes `benchmarks/results/stacks.json`:
@@ -73,7 +73,8 @@ class Stack:
         Raises:
             RuntimeError: when the process has ended.
         """
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write(word + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -108,7 +109,13 @@ def main() -> None:
         work()
         return
     parser = cli.parser("benchmarks.stacks", __doc__)
-    parser.add_argument("other", metavar="OTHER_PYTHON", help="interpreter of the other stack")
+    parser.add_argument(
+        "other",
+        metavar="OTHER_PYTHON",
+        nargs="?",
+        default=".venv/bin/python",
+        help="interpreter of the other stack (.venv/bin/python)",
+    )
     parser.add_argument(
         "rounds", metavar="ROUNDS", nargs="?", type=positive, default=ROUNDS, help="pairs (15)"
     )

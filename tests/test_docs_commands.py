@@ -23,13 +23,11 @@ NOT_RUN = {
     "python -m benchmarks.data_loading": "takes minutes",
     "python -m benchmarks.data_tokenizing": "takes minutes",
     "python -m benchmarks.growth": "takes minutes",
-    "python -m benchmarks.stacks .venv/bin/python": "takes minutes, and needs both stacks",
     "python -m benchmarks.open_units": "takes minutes",
     "python -m benchmarks.constraints": "takes minutes",
     "python -m benchmarks.oneshot --samples 16 --evaluated 32": "takes an hour",
     "python -m benchmarks.leaderboard benchmarks/leaderboard/small.yaml": "takes hours",
     "python -m benchmarks.leaderboard benchmarks/leaderboard/longer.yaml": "takes an hour",
-    "python -m benchmarks.leaderboard benchmarks/leaderboard/teaching.yaml": "takes an hour",
     "python -m benchmarks.leaderboard benchmarks/leaderboard/real.yaml --name real-gpu --jobs 8 --define "
     "prune_steps=60 continue_steps=90 all_steps=150 warmup=12 batch=16 precision=amp_bf16": "needs a GPU",
     "python -m benchmarks.layer_schemes --evaluated 32": "takes minutes",
@@ -67,7 +65,6 @@ NOT_RUN = {
     "template=sheared": "the next line does the same",
     "llmshearing tune models/pruned models/chat-2 --data sharegpt.json template=sheared epochs=2": "run by "
     "tests/tuning/test_tune.py",
-    "EXTRAS=eval bash scripts/setup.sh": "installs",
     "EXTRAS=tune bash scripts/setup.sh": "installs",
 }
 RUNS = "runs/llama2_7b_pruning_1.3b runs/llama2_1.3b_continued"
