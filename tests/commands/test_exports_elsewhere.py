@@ -1,6 +1,6 @@
 """Every family's export is loaded, strictly and with equal logits, by the other stack's transformers.
 
-Needs the environments of both stacks (scripts/setup.sh), as CI has them: .venv and .venv-current.
+Needs the environments of both stacks (scripts/setup.sh): .venv and .venv-current.
 """
 
 import os
@@ -44,6 +44,12 @@ def logits(tmp_path_factory) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
         checkpoint = read_checkpoint(work / name / "c.pt")
         arch = architecture_from_hf(checkpoint.hf_config or {})
         gates = soft_gates(arch)
+        if arch.width_fixes_heads:  # as many hidden dimensions as the heads that stay take
+            by_group = gates["kv_head"] if arch.group_size > 1 else gates["head"]
+            kept = int((by_group != 0).sum(-1).max()) * arch.group_size * arch.head_dim
+            hidden = gates["hidden"].clamp(min=0.2)
+            hidden[: arch.d_model - kept] = 0
+            gates["hidden"] = hidden
         weights, smaller = cut(checkpoint.weights, gates, arch)
         export(weights, smaller, architecture_to_hf(smaller, checkpoint.hf_config), {}, folder / name)
         with torch.no_grad():
