@@ -4,7 +4,7 @@
 
 A step is forward, backward and AdamW, of a body of 25M parameters. That of LayerCHOP, half of whose layers
 are closed, stands beside the same step of the whole model, with a vocabulary of 4,000, where the body is
-most of a step, and of 32,000. DimCHOP's share is the time of its scores over that of the whole step.
+most of a step, and of 32,000. DimCHOP's share is the time of its scores over that of the rest of the step.
 Writes `benchmarks/results/chop.json`.
 
 Example:

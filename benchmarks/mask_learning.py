@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import BODY_25M, median_ratio, paired_seconds, positive, token_batch, write_result
-from benchmarks.memory import _FRESH, resident
+from benchmarks.memory import fresh, resident
 from benchmarks.steps import finish
 from llmshearing import cli
 from llmshearing.models.composer_llama import ComposerMosaicLlama
@@ -96,10 +96,7 @@ def measure(sizes: dict[str, int], vocabulary: int, rounds: int) -> dict[str, An
         )
         values[f"seconds of the frozen dense pass, {tokens}"] = sorted(seconds["dense"])[rounds // 2]
     logits = sum(p.nbytes for p in stepping.parameters() if p.requires_grad)
-    with _FRESH.Pool(1) as pool:
-        base = pool.apply(peak_bytes, (False, sizes, vocabulary, SEQUENCES[0]))
-    with _FRESH.Pool(1) as pool:
-        peak = pool.apply(peak_bytes, (True, sizes, vocabulary, SEQUENCES[0]))
+    base, peak = (fresh(peak_bytes, learns, sizes, vocabulary, SEQUENCES[0]) for learns in (False, True))
     values["bytes of the logits"] = logits
     values["memory beyond the frozen dense pass / 4 tensors of logits"] = (peak - base) / (4 * logits)
     return values
