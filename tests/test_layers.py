@@ -106,7 +106,7 @@ def test_a_second_trainer_could_be_put_under_the_lower_rooms() -> None:
 
 def test_one_method_is_named_only_where_it_is_at_home() -> None:
     """Decoder, optimizer, loss, checkpoints, planner and report know the interface, not the methods."""
-    home = {"pruning", "pruning.l0", "models.l0_module"}
+    home = {"pruning", "pruning.l0", "pruning.l0_aim", "models.l0_module"}
     named = {
         name
         for name in modules()

@@ -4,7 +4,7 @@ The constraint is either the released code's, Lagrange multipliers that push (`l
 projection that sets the expected sparsity after every step (`projection.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from llmshearing.config import L0Config, ModelConfig, OptimizerConfig, TargetConfig, as_model_config
 from llmshearing.config.durations import batches
 from llmshearing.config.strict import build
-from llmshearing.pruning import hard_concrete, lagrangian, projection
+from llmshearing.pruning import hard_concrete, l0_aim, lagrangian, projection
+from llmshearing.pruning.l0_aim import target_sparsity
 from llmshearing.pruning.method import Aim, Convergence, Method, one_step
 from llmshearing.pruning.replicated import local
 from llmshearing.pruning.score_file import check_weights_of, read_scores
 from llmshearing.pruning.scores import ranks
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.counts import expected_parameters, prunable_parameters
-from llmshearing.shapes.model_section import architecture_of, target_of
-from llmshearing.shapes.reachable import export_warnings, pruning_problems
-from llmshearing.shapes.units import KINDS, Gates, chosen_kinds, drive, kept_size, row_size, rows, to_z
+from llmshearing.shapes.model_section import architecture_of
+from llmshearing.shapes.units import KINDS, Gates, drive, kept_size, rows, to_z
 
 
 class Mask(nn.Module):
@@ -51,6 +51,7 @@ class L0Module(Method):
 
     Attributes:
         masks: one `Mask` a kind in `pruning_modules`.
+        floors: what a scheduled target is at least, by kind; empty where nothing is projected.
         lambdas: `lambda_1`, `lambda_2` for the overall sparsity and, with a target model, a pair a kind.
             Those that nothing uses stay 0 and frozen: every checkpoint has the same tensors.
 
@@ -79,6 +80,7 @@ class L0Module(Method):
         self.start_sparsity = l0.start_sparsity
         self.warmup_steps = batches(l0.lagrangian_warmup_steps)
         self.target_sparsity = self._overall_target(l0.target_sparsity, aim.kinds)
+        self.floors = l0_aim.floors(l0, self.arch, self.target) if self.projects else {}
         self.masks = nn.ModuleDict({kind: Mask(KINDS[kind].shape(self.arch), device) for kind in aim.kinds})
         pairs = ["", *(f"_{kind}" for kind in aim.kinds)] if self.target else [""]
         self.lambdas = nn.ParameterDict(
@@ -101,26 +103,8 @@ class L0Module(Method):
 
     @classmethod
     def aim(cls, config: ModelConfig, source: Architecture) -> Aim:
-        l0 = config.l0_module
-        assert l0 is not None
-        target = target_of(source, l0.target_model)
-        kinds = chosen_kinds(l0.pruning_modules, source, target)
-        problems = pruning_problems(source, target, kinds, "model.l0_module")
-        problems += _start_problems(l0, source, kinds)
-        warnings = []
-        if not problems:
-            too_far = _out_of_reach(l0, source, target, kinds)
-            (problems if l0.constraint == "projection" else warnings).extend(too_far)
-            if target:
-                warnings += _falling_targets(l0, source, target, kinds) + export_warnings(target)
-        return Aim(
-            target,
-            kinds,
-            None if target else l0.target_sparsity,
-            problems,
-            warnings,
-            {"model.l0_module.lagrangian_warmup_steps": l0.lagrangian_warmup_steps},
-        )
+        assert config.l0_module is not None
+        return l0_aim.aim(config.l0_module, source)
 
     @classmethod
     def source_problems(cls, config: ModelConfig, weights: Mapping[str, Tensor], path: str) -> list[str]:
@@ -193,13 +177,7 @@ class L0Module(Method):
 
     @torch.no_grad()
     def after_step(self, decoder: nn.Module | None = None) -> None:
-        """Clamp log-alphas to +-log 100, in place (released code), or project them on the next target.
-
-        Before the first step a schedule from 0 leaves masks where they start: all of them at their limits is
-        the nearest to a sparsity of 0, and would lose the order of `init`.
-        """
-        if self.projects and self.done == 0 and self.start_sparsity == 0:
-            return
+        """Clamp log-alphas to +-log 100, in place (released code), or project them on the next target."""
         if self.projects:
             for kind, projected in self._projected(self.done).items():
                 local(cast(Mask, self.masks[kind]).z_loga).copy_(projected)
@@ -285,11 +263,10 @@ class L0Module(Method):
         """Log-alphas by kind, shifted to the targets of `step`: each row, or (without a target) all alike."""
         log_alphas = self._log_alphas()
         if self.target is None:
-            target = self._scheduled(step, self.target_sparsity)
-            return projection.project_together(log_alphas, target, self._overall_sparsity)
+            return projection.project_together(log_alphas, self._scheduled(step), self._overall_sparsity)
         return {
             kind: projection.project_rows(
-                rows(kind, log_alpha, self.arch), self._scheduled(step, self.kind_target(kind))
+                rows(kind, log_alpha, self.arch), self._scheduled(step, kind)
             ).reshape(log_alpha.shape)
             for kind, log_alpha in log_alphas.items()
         }
@@ -298,17 +275,10 @@ class L0Module(Method):
         return 1 - expected_parameters(keep, self.arch) / prunable_parameters(keep, self.arch)
 
     def lagrangian(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The constraint's loss at `step`, 0 where it projects, and the sparsities behind it.
-
-        Targets are those of the schedule; where the constraint projects, never below what log-alphas at their
-        limit are expected to close.
-        """
+        """The constraint's loss at `step`, 0 where it projects, and the sparsities behind it."""
         keep = {kind: hard_concrete.keep_probability(a) for kind, a in self._log_alphas().items()}
         overall = self._overall_sparsity(keep)
-        least = projection.sparsity_range()[0] if self.projects else 0.0
-        target = self._scheduled(step, self.target_sparsity)
-        if self.target is None:
-            target = max(target, _overall_at(least, list(keep), self.arch))
+        target = self._scheduled(step)
         sparsities = {kind: 1 - rows(kind, p, self.arch).mean(-1) for kind, p in keep.items()}
         values = {"expected_sparsity": overall.detach(), "target_sparsity": overall.new_tensor(target)}
         values |= {f"expected_{kind}_sparsity": s.mean().detach() for kind, s in sparsities.items()}
@@ -316,7 +286,7 @@ class L0Module(Method):
             return self._penalty("", overall, target), values
         loss = overall.new_zeros(())
         for kind, sparsity in sparsities.items():
-            target = max(self._scheduled(step, self.kind_target(kind)), least)
+            target = self._scheduled(step, kind)
             loss = loss + self._penalty(f"_{kind}", sparsity, target)
             values[f"target_{kind}_sparsity"] = overall.new_tensor(target)
         return loss, values
@@ -344,68 +314,16 @@ class L0Module(Method):
         first, second = (lagrangian.ascend(local(self.lambdas[f"lambda_{i}{suffix}"])) for i in (1, 2))
         return lagrangian.penalty(sparsity, target, first, second)
 
-    def _scheduled(self, step: int, target: float) -> float:
-        return lagrangian.scheduled_target(step, self.warmup_steps, self.start_sparsity, target)
+    def _scheduled(self, step: int, kind: str = "") -> float:
+        """The target of a kind's rows at `step`, or the overall one."""
+        aimed_at = self.kind_target(kind) if kind else self.target_sparsity
+        target = lagrangian.scheduled_target(step, self.warmup_steps, self.start_sparsity, aimed_at)
+        return max(target, self.floors.get(kind, 0.0))
 
     def _overall_target(self, configured: float, kinds: list[str]) -> float:
         if self.target is None:
             return configured
         return 1 - prunable_parameters(kinds, self.target) / prunable_parameters(kinds, self.arch)
-
-
-def target_sparsity(kind: str, source: Architecture, target: Architecture) -> float:
-    """Sparsity of the units of `kind` when `source` has the shape of `target`."""
-    return 1 - kept_size(kind, source, target) / row_size(kind, source)
-
-
-def _start_problems(l0: L0Config, source: Architecture, kinds: list[str]) -> list[str]:
-    if l0.init is None:
-        return []
-    try:
-        missing = [kind for kind in kinds if kind not in read_scores(l0.init, source).by_kind]
-    except (ValueError, OSError) as error:
-        return [f"model.l0_module.init: {error}"]
-    if missing:
-        return [
-            f"model.l0_module.init is {l0.init}, which has no scores of {', '.join(missing)}; leave init "
-            f"out, or {', '.join(missing)} out of pruning_modules."
-        ]
-    return []
-
-
-def _falling_targets(l0: L0Config, source: Architecture, target: Architecture, kinds: list[str]) -> list[str]:
-    return [
-        f"model.l0_module.start_sparsity is {l0.start_sparsity:g}, above the {aim:.3f} that mask {kind} is "
-        "to reach: its target falls."
-        for kind in kinds
-        if l0.start_sparsity > (aim := target_sparsity(kind, source, target))
-    ]
-
-
-def _out_of_reach(
-    l0: L0Config, source: Architecture, target: Architecture | None, kinds: list[str]
-) -> list[str]:
-    """Targets beyond what log-alphas at their limit are expected to close."""
-    most = projection.sparsity_range()[1]
-    if target is None:
-        most = _overall_at(most, kinds, source)
-        aims = {"the whole model": l0.target_sparsity}
-        line = "lower model.l0_module.target_sparsity"
-    else:
-        aims = {f"mask {kind}": target_sparsity(kind, source, target) for kind in kinds}
-        line = "raise that size of model.l0_module.target_model"
-    return [
-        f"The target sparsity of {name} is {aim:.4f}, but with log-alphas at their limit, -log 100, at most "
-        f"{most:.4f} is expected to close: {line}, or prune in two runs."
-        for name, aim in aims.items()
-        if aim > most
-    ]
-
-
-def _overall_at(sparsity: float, kinds: Sequence[str], source: Architecture) -> float:
-    """The overall expected sparsity where that of every row is `sparsity`."""
-    keep = {kind: torch.full(KINDS[kind].shape(source), 1 - sparsity).double() for kind in kinds}
-    return 1 - float(expected_parameters(keep, source)) / prunable_parameters(keep, source)
 
 
 def _rank() -> int:

@@ -230,6 +230,32 @@ def test_masks_start_in_the_order_of_scores_and_all_but_open(tmp_path, kv_heads,
     assert all(torch.equal(mask.z_loga, before[kind]) for kind, mask in l0.masks.items())
 
 
+@pytest.mark.parametrize("target", [{}, {"intermediate_size": 399}, None])
+def test_masks_in_order_are_projected_on_schedule_and_keep_their_order_from_the_start(tmp_path, target):
+    kinds = ["head", "kv_head", "intermediate", "layer", "hidden"]
+    if target is not None:
+        target = {**TARGET, "n_heads": 1, "n_kv_heads": 1, **target}
+    cfg = config(target, init=str(tmp_path / "s"), constraint="projection", pruning_modules=kinds)
+    cfg["l0_module"] |= {"lagrangian_warmup_steps": "1000ba", "target_sparsity": 0.4}
+    cfg |= {"n_kv_heads": 2, "intermediate_size": 400}
+    scores = scores_file(tmp_path / "s", architecture_of(as_model_config(cfg)))
+    l0 = L0Module(cfg)
+    for step in [*range(6), 900, 1000]:  # at first the schedule asks for less than is closed at the start
+        l0.done = step
+        l0.after_step()
+        values = l0.lagrangian(step)[1]
+        for name in [""] if target is None else [f"{kind}_" for kind in kinds]:
+            expected, scheduled = (values[f"{what}_{name}sparsity"].item() for what in ("expected", "target"))
+            assert expected == pytest.approx(scheduled, abs=1e-5), (step, name)
+        for kind in kinds if step < 900 else []:
+            by_row, score = (rows(kind, x, l0.arch) for x in (l0.masks[kind].z_loga, scores[kind]))
+            rising = by_row.gather(-1, score.argsort(-1)).diff(dim=-1)
+            opens = target is not None and l0.kind_target(kind) < 0.005  # less than is closed at the start
+            assert (rising >= 0 if opens else rising > 0).all(), (step, kind)
+    for kind in kinds if target is not None else []:
+        assert values[f"target_{kind}_sparsity"].item() == pytest.approx(l0.kind_target(kind), abs=1e-6)
+
+
 def test_scores_of_another_model_are_problems_and_an_export_needs_none(tmp_path):
     cfg = as_model_config(config(init=str(tmp_path / "s")))
     source = architecture_of(cfg)
