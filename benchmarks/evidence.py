@@ -72,6 +72,7 @@ def quickstart(result: Result) -> str:
 TABLES: dict[str, Callable[[Result], str]] = {
     "layer_schemes": layer_schemes,
     "sparsity_quality": sparsity_quality,
+    "sparsity_quality_smollm2": sparsity_quality,
     "oneshot": oneshot,
     "constraints": constraints,
     "quickstart": quickstart,
