@@ -64,8 +64,8 @@ def shapes(
     Args:
         source: HF folder, GGUF file or Composer checkpoint.
         parameters: how many, embeddings included, such as 1.3B; to within 5 %.
-        memory: of weights and KV cache in bf16, such as 8GiB; no more, and at least 95 % of it.
-        speed: of generating, against the source, such as 2x; at least.
+        memory: of weights and KV cache in bf16, such as 8GiB; no more.
+        speed: of generating, against the source, such as 2x; no less.
         context: tokens of a text, for KV cache and speed (4096).
         batch: texts at a time, likewise (1).
         multiple: of which d_model and intermediate_size are multiples (128; 64 below d_model 2048).
@@ -122,8 +122,8 @@ def _budget(source: Architecture, use: Use, given: Mapping[str, str]) -> Budget:
         budget = Budget(lambda arch: step_bytes(arch, use), step_bytes(source, use) / _times(text))
     if budget.limit >= budget.cost(source):
         raise ValueError(
-            f"--{name} is {text}, which the source already meets: it has {_in_words(source, use)}. Nothing "
-            "would be pruned."
+            f"--{name} is {text}, which the source already meets: it has "
+            f"{_in_words(source, source, use, given)}. Nothing would be pruned."
         )
     return budget
 
@@ -161,15 +161,21 @@ def _nothing_meets(
     return (
         f"No shape meets --{name} {text} with widths in multiples of {multiple}, half of the layers and a "
         "quarter of the widths at least, and widths that shrink alike to within a third. The nearest is "
-        f"{sizes}, with {_in_words(near, use)}. Change --{name}, or give a smaller --multiple."
+        f"{sizes}, with {_in_words(near, source, use, given)}. Change --{name}, or give a smaller --multiple."
     )
 
 
-def _in_words(arch: Architecture, use: Use) -> str:
-    return (
-        f"{counts.parameters(arch):,} parameters, {memory_bytes(arch, use) / 2**30:.3g} GiB of weights and "
-        f"KV cache for {use.batch} x {use.context} tokens"
-    )
+def _in_words(arch: Architecture, source: Architecture, use: Use, given: Mapping[str, str]) -> str:
+    """What an architecture has of that which the budget limits, in the unit of the budget."""
+    ((name, text),) = given.items()
+    if name == "parameters":
+        return f"{counts.parameters(arch):,} parameters"
+    texts = f"for {use.batch} x {use.context} tokens"
+    if name == "memory":
+        unit = text.lstrip("0123456789. ")
+        return f"{memory_bytes(arch, use) / _BYTES[unit.lower()]:.4g} {unit} of weights and KV cache {texts}"
+    times = step_bytes(source, use) / step_bytes(arch, use)
+    return f"{times:.4g}x the source's speed of generating {texts}"
 
 
 def _row(shape: Architecture, source: Architecture, use: Use) -> list[str]:

@@ -13,7 +13,7 @@ from llmshearing.shapes.reachable import export_warnings, pruning_problems
 from llmshearing.shapes.units import is_grouped, needed_kinds
 
 BYTES = 2  # of a weight, and of a number in the KV cache: bf16
-NEAR = 0.05  # how far a shape may be from its budget
+NEAR = 0.05  # how far from its budget a shape still counts as near
 _NARROWEST, _SHALLOWEST = 0.25, 0.5  # parts of the source's width and depth that are looked at
 _DEPTHS = 8  # numbers of layers that are looked at
 _LEANING = 4 / 3  # how much more one width may shrink than another
@@ -64,7 +64,8 @@ class Budget:
     Attributes:
         cost: of an architecture.
         limit: what it should come near to.
-        strict: whether it must stay below; otherwise it may be on both sides.
+        strict: whether every cost up to the limit meets it, as of memory and of the bytes that a speed
+            leaves; otherwise those near to it do, on both sides.
     """
 
     cost: Cost
@@ -76,15 +77,16 @@ class Budget:
         return abs(self.cost(arch) / self.limit - 1)
 
     def met(self, arch: Architecture) -> bool:
-        """Whether an architecture is near the limit, on the right side."""
-        return self.off(arch) <= NEAR and not (self.strict and self.cost(arch) > self.limit)
+        """Whether an architecture keeps to the limit."""
+        return self.cost(arch) <= self.limit if self.strict else self.off(arch) <= NEAR
 
 
 def shapes_near(source: Architecture, budget: Budget, multiple: int) -> list[Architecture]:
     """Shapes that meet a budget: for each number of layers the one whose widths shrink most alike.
 
-    Each is homogeneous and reachable by pruning, its D and F are those of the source or multiples of
-    `multiple`, and transformers 4 and 5 load it. The deepest come first.
+    Those near to it or, where none is, the nearest. Each is homogeneous and reachable by pruning, its D and F
+    are those of the source or multiples of `multiple`, and transformers 4 and 5 load it. The deepest come
+    first.
     """
     best: dict[int, tuple[float, Architecture]] = {}
     for shape in _candidates(source, budget, multiple):
@@ -93,7 +95,8 @@ def shapes_near(source: Architecture, budget: Budget, multiple: int) -> list[Arc
         rank = _leaning(source, shape) + budget.off(shape)
         if shape.n_layers not in best or rank < best[shape.n_layers][0]:
             best[shape.n_layers] = (rank, shape)
-    return [best[layers][1] for layers in sorted(best, reverse=True)]
+    found = [best[layers][1] for layers in sorted(best, reverse=True)]
+    return [shape for shape in found if budget.off(shape) <= NEAR] or sorted(found, key=budget.off)[:1]
 
 
 def nearest_shape(source: Architecture, budget: Budget, multiple: int) -> Architecture:

@@ -40,6 +40,12 @@ def test_the_section_that_it_prints_is_one_that_a_run_takes(source, capsys):
     assert not aim.problems
 
 
+def test_a_shape_faster_than_asked_is_listed(source, capsys):
+    assert status(["llmshearing", "shapes", source, "--speed", "4x"]) == 0
+    first = capsys.readouterr().out.splitlines()[2]
+    assert float(first.split()[-2].removesuffix("x")) >= 4
+
+
 def test_speeds_can_be_measured(source, capsys, monkeypatch):
     monkeypatch.setattr(module, "_ROUNDS", 1)
     words = ["--speed", "1.5x", "--context", "16", "--batch", "2", "--measure"]
@@ -61,6 +67,9 @@ def test_speeds_can_be_measured(source, capsys, monkeypatch):
         (["--speed", "0.5x"], "expected how many times the source's"),
         (["--speed", "2x", "--context", "0"], "--context is 0"),
         (["--parameters", "1000"], "The nearest is d_model=128 n_heads="),
+        (["--parameters", "1000"], "with 311,936 parameters. Change --parameters"),
+        (["--memory", "1MiB"], "with 2.595 MiB of weights and KV cache for 1 x 4096 tokens. Change --memory"),
+        (["--speed", "30x"], "with 13.53x the source's speed of generating for 1 x 4096 tokens. Change"),
     ],
 )
 def test_budgets_that_cannot_be_met_are_refused(source, capsys, words, match):

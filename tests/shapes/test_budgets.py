@@ -4,6 +4,7 @@ import pytest
 
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.budgets import (
+    NEAR,
     Budget,
     Use,
     cache_bytes,
@@ -25,6 +26,7 @@ PYTHIA_1B4 = Architecture(2048, 16, 16, 128, 24, 8192, 50304, 2048, **PYTHIA)
 QWEN3 = Architecture(
     1024, 16, 8, 128, 28, 3072, 151936, 8192, family="qwen3", qk_norm=True, tie_embeddings=True
 )
+SMALL = Architecture(512, 8, 4, 64, 4, 1024, 256, 64)
 USE = Use(context=8192, batch=4)
 
 
@@ -61,6 +63,27 @@ def test_every_shape_is_valid_and_meets_its_budget(source, part, kind):
         assert shape.intermediate_size % 64 == 0
         assert cost(shape) == pytest.approx(limit, rel=0.05)
         assert kind == "parameters" or cost(shape) <= limit
+
+
+@pytest.mark.parametrize("cost", [parameters, lambda arch: step_bytes(arch, Use(4096))])
+def test_a_shape_below_a_limit_meets_it_however_far(cost):
+    """Steps between the shapes of a small model are larger than what counts as near."""
+    listed = [
+        shape
+        for part in (0.2, 0.4, 0.6)
+        for shape in shapes_near(SMALL, Budget(cost, part * cost(SMALL)), 64)
+    ]
+    far = 0
+    for part in (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7):
+        budget = Budget(cost, part * cost(SMALL))
+        found = shapes_near(SMALL, budget, 64)
+        assert found or not any(budget.met(shape) for shape in listed)
+        assert all(cost(shape) <= budget.limit for shape in found)
+        if any(budget.off(shape) > NEAR for shape in found):
+            assert len(found) == 1
+            far += 1
+    assert far
+    assert not Budget(cost, 2 * cost(SMALL), strict=False).met(SMALL)
 
 
 def test_without_a_shape_the_nearest_is_found():
