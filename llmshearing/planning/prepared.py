@@ -5,6 +5,7 @@ themselves when they are built; here each is tried on its own, without weights, 
 collected.
 """
 
+from collections import Counter
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -115,8 +116,9 @@ def prepare(config: Config, devices: int = 1, starts: bool = False) -> Prepared:
     vocab_size = source.vocab_size if source is not None else None
     data = open_data(config, vocab_size, checkpoint.hf_files if checkpoint is not None else {}, ranks, found)
     teacher = open_teacher(config, checkpoint, source, files, data.manifest, starts, found)
-    settle(config, sum(map(len, data.folders.values())) or None)
-    found.warnings += _long_warmups(config, aim)
+    epoch = sum(map(len, data.folders.values())) or None
+    settle(config, epoch)
+    found.warnings += _long_warmups(config, aim, epoch)
     return Prepared(
         config, devices, found.problems, found.warnings, checkpoint, source, aim, files, saved, data, teacher
     )
@@ -199,14 +201,20 @@ def _check_updates(config: Config, found: Findings) -> None:
         )
 
 
-def _long_warmups(config: Config, aim: Aim) -> list[str]:
-    durations = {"scheduler.t_warmup": config.scheduler.t_warmup} | aim.durations
+def _long_warmups(config: Config, aim: Aim, epoch_sequences: int | None) -> list[str]:
+    durations = {"scheduler.t_warmup": [config.scheduler.t_warmup]} | aim.durations
     steps = planned_steps(config)
     return [
-        f"{key} is {duration}, but the run ends after {steps:,} steps: what it leads to is never reached."
-        for key, duration in durations.items()
-        if steps_in(duration, config) >= steps > 0
+        f"{key} is {_added(each)}, but the run ends after {steps:,} steps: what it leads to is never reached."
+        for key, each in durations.items()
+        if sum(steps_in(duration, config, epoch_sequences) for duration in each) >= steps > 0
     ]
+
+
+def _added(durations: list[str]) -> str:
+    """Durations that follow one another, such as 500ba + 3 x 100000tok."""
+    counted = Counter(durations)
+    return " + ".join(each if n == 1 else f"{n} x {each}" for each, n in counted.items())
 
 
 def _open_saved(config: Config, starts: bool, found: Findings) -> Saved | None:

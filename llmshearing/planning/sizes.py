@@ -13,14 +13,18 @@ def planned_steps(config: Config) -> int:
     return steps_in(config.max_duration, config)
 
 
-def steps_in(duration: str, config: Config) -> int:
-    """Steps in a duration such as 3200ba, 50000000tok, 1000sp (sequences) or 0.03dur; 0 for one in epochs."""
+def steps_in(duration: str, config: Config, epoch_sequences: int | None = None) -> int:
+    """Steps in a duration such as 3200ba, 50000000tok, 1000sp (sequences) or 0.03dur.
+
+    Args:
+        epoch_sequences: sequences that the training domains hold together; None: durations in epochs have 0.
+    """
     parsed = durations.parse(duration)
-    if parsed.unit == "ep":
+    if parsed.unit == "ep" and epoch_sequences is None:
         return 0
     steps = planned_steps(config) if parsed.unit == "dur" else None
     batch, seq_len = max(1, config.global_train_batch_size), max(1, config.max_seq_len)
-    return durations.steps_in(duration, batch, seq_len, steps=steps)
+    return durations.steps_in(duration, batch, seq_len, epoch_sequences, steps)
 
 
 def settled(config: Config, epoch_sequences: int | None) -> Config:

@@ -124,7 +124,7 @@ class DimChop(Method):
             kinds,
             warnings=warnings,
             durations={
-                f"model.dimchop.{name}": getattr(settings, name) for name in ("warm_steps", "final_steps")
+                f"model.dimchop.{name}": [getattr(settings, name)] for name in ("warm_steps", "final_steps")
             },
             notes=notes,
             state=len(_STATE) * sum(map(prod, scored.values())),

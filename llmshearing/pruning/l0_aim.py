@@ -28,7 +28,7 @@ def aim(l0: L0Config, source: Architecture) -> Aim:
         if target:
             warnings += _falling_targets(l0, source, target, kinds) + export_warnings(target)
     share = None if target else l0.target_sparsity
-    durations = {"model.l0_module.lagrangian_warmup_steps": l0.lagrangian_warmup_steps}
+    durations = {"model.l0_module.lagrangian_warmup_steps": [l0.lagrangian_warmup_steps]}
     return Aim(target, kinds, share, problems, warnings, durations)
 
 

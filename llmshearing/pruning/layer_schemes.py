@@ -9,7 +9,7 @@ L layers, K of them stay, R = L - K go; layers are counted from 0.
 from collections.abc import Sequence
 
 from llmshearing.config import LayerChopConfig
-from llmshearing.config.durations import batches, parse
+from llmshearing.config.durations import batches
 
 
 def layers_to_keep(
@@ -136,10 +136,7 @@ def chosen(
     return sorted(keep), removal_order(keep, layers, settings.order, importance)
 
 
-def last_cut(settings: LayerChopConfig, removed: int) -> str:
-    """The duration after which the last layer goes; that of the warm-up where units do not add up."""
-    each = settings.layers_per_cut or removed
-    warm, interval = parse(settings.warm_steps), parse(settings.interval)
-    if warm.unit != interval.unit:
-        return settings.warm_steps
-    return f"{float(warm.number + (-(-removed // each) - 1) * interval.number):g}{warm.unit}"
+def last_cut(settings: LayerChopConfig, removed: int) -> list[str]:
+    """The durations, one after another, after which the last layer goes."""
+    cuts = -(-removed // (settings.layers_per_cut or removed))
+    return [settings.warm_steps, *[settings.interval] * (cuts - 1)]

@@ -28,7 +28,8 @@ class Aim:
         share: part of the prunable parameters to remove, where there is no `target`.
         problems: why it is impossible, each with what to change.
         warnings: what it would do that is probably not intended.
-        durations: keys of the configuration that hold a duration to compare with that of the run.
+        durations: what a run has to last longer than: by a key of the configuration, or by name, durations
+            that follow one another.
         notes: what it is going to do beyond `target` or `share`, one sentence each.
         state: numbers in fp32 that it keeps beside the parameters, sharded with them.
         reads_gradients: whether it computes with gradients, which must then not be scaled.
@@ -41,7 +42,7 @@ class Aim:
     share: float | None = None
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    durations: dict[str, str] = field(default_factory=dict)
+    durations: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     state: int = 0
     reads_gradients: bool = False

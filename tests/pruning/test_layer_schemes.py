@@ -61,10 +61,11 @@ def test_layers_go_at_once_or_some_at_each_interval():
 
 
 @pytest.mark.parametrize(
-    ("each", "interval", "end"), [(None, "1ba", "3ba"), (2, "4ba", "11ba"), (2, "40tok", "3ba")]
+    ("each", "interval", "before"),
+    [(None, "1ba", ["3ba"]), (2, "4ba", ["3ba", "4ba", "4ba"]), (2, "40tok", ["3ba", "40tok", "40tok"])],
 )
-def test_the_last_cut_is_known_where_the_units_agree(each, interval, end):
-    assert last_cut(LayerChopConfig(warm_steps="3ba", layers_per_cut=each, interval=interval), 5) == end
+def test_the_last_cut_comes_after_the_warm_up_and_all_intervals(each, interval, before):
+    assert last_cut(LayerChopConfig(warm_steps="3ba", layers_per_cut=each, interval=interval), 5) == before
 
 
 def test_a_list_of_layers_may_be_in_any_order():
