@@ -32,6 +32,7 @@ from llmshearing.pruning.score_file import (
     Scores,
     check_weights_of,
     fingerprint,
+    read_importance,
     read_scores,
     shape_of,
     write_scores,
@@ -164,7 +165,7 @@ def _whole_layers(task: Task) -> Gates:
         raise ValueError(f"--scheme is {task.scheme!r}{near} expected one of {', '.join(SCHEMES)}.")
     settings = LayerChopConfig(task.target.n_layers, task.scheme, scores=task.scores)
     if task.scores is not None:
-        scores = read_scores(task.scores, task.source)
+        scores = read_importance(task.scores, task.source)
         check_weights_of(scores, task.checkpoint.weights, task.scores, task.checkpoint.path)
     gates = torch.ones(task.source.n_layers)
     gates[layers_to_remove(settings, task.source, "")] = 0
@@ -252,13 +253,15 @@ def _check_made_so(origin: Origin, task: Task) -> None:
     asked = {"method": task.method, "data": task.data, "samples": task.samples, "length": task.length}
     asked["seed"] = task.seed or None
     made = {"method": origin.method, **origin.settings}
-    off = [
-        f"{key} is {made.get(key)} in the file and {value} on the command line"
-        for key, value in asked.items()
-        if value not in (None, made.get(key))
-    ]
+    off = {key: value for key, value in asked.items() if value not in (None, made.get(key))}
     if off:
+        found = ", ".join(
+            f"{key} is {made.get(key)} in the file and {value} on the command line"
+            for key, value in off.items()
+        )
+        change = [f"give --method {origin.method}"] if "method" in off else []
+        change += [f"leave out --{key}" for key in off if key != "method"]
         raise ValueError(
-            f"The scores in {task.scores} were not made as the command line says: {', '.join(off)}. Leave "
-            "these arguments out to use the scores, or name a new file to compute others."
+            f"The scores in {task.scores} were not made as the command line says: {found}. To use them, "
+            f"{' and '.join(change)}; to compute others, name a new file."
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from llmshearing.config import LayerChopConfig, ModelConfig, as_model_config
 from llmshearing.pruning.layer_schemes import chosen, find_problems, last_cut, number_kept, removed_by
 from llmshearing.pruning.method import Aim, Convergence, Method
-from llmshearing.pruning.score_file import check_weights_of, read_scores
+from llmshearing.pruning.score_file import check_weights_of, read_importance
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.model_section import architecture_of
 from llmshearing.shapes.units import Gates, drive
@@ -60,7 +60,7 @@ class LayerChop(Method):
         given = config.layerchop.scores if config.layerchop else None
         try:
             if given is not None:
-                check_weights_of(read_scores(given, architecture_of(config)), weights, given, path)
+                check_weights_of(read_importance(given, architecture_of(config)), weights, given, path)
         except (ValueError, OSError) as error:
             return [f"model.layerchop.scores: {error}"]
         return []
@@ -116,5 +116,5 @@ def layers_to_remove(
     """The layers that go, in their order; ValueError with every problem of the settings, one a line."""
     if problems := find_problems(settings, source.n_layers, where):
         raise ValueError("\n".join(problems))
-    scores = read_scores(settings.scores, source).by_kind["layer"].tolist() if settings.scores else None
+    scores = read_importance(settings.scores, source).by_kind["layer"].tolist() if settings.scores else None
     return chosen(settings, source.n_layers, scores)[1]

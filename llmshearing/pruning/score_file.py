@@ -16,6 +16,9 @@ from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.key_map import PREFIX
 from llmshearing.shapes.units import KINDS
 
+TURNING = ("activation", "taylor")
+"""Methods by which the score of a layer is how far it turns the residual stream."""
+
 _KEY = "llmshearing_scores"
 _LOOKED_AT = 1024  # entries of each weight that a fingerprint depends on
 
@@ -116,6 +119,23 @@ def read_scores(path: str | Path, arch: Architecture) -> Scores:
             f"{path}: the scores of {', '.join(strange)} are not all finite numbers; compute them again."
         )
     return Scores({kind: values.float() for kind, values in tensors.items()}, origin)
+
+
+def read_importance(path: str | Path, arch: Architecture) -> Scores:
+    """The scores in a file, of which those of layers are how far each turns the residual stream.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_scores`, and when a method made them that scores layers by
+            something else.
+    """
+    scores = read_scores(path, arch)
+    if scores.origin.method not in TURNING:
+        raise ValueError(
+            f"{path} holds scores by {scores.origin.method!r}; expected scores by {' or '.join(TURNING)}, by "
+            "which a layer is important that changes its input much. Make a new file: `llmshearing oneshot "
+            f"... --method {TURNING[0]} --data DATA --scores FILE`."
+        )
+    return scores
 
 
 def _origin(text: str) -> Origin:

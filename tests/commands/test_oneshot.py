@@ -101,8 +101,10 @@ def test_scores_of_another_model_shape_or_making_are_refused(tmp_path, data, cap
         ({"method": "activation", "samples": 5}, "samples is 6 in the file and 5 on the command line"),
         ({"method": "activation", "seed": 3}, "seed is 0 in the file and 3 on the command line"),
     ):
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=match) as found:
             oneshot(hf, tmp_path / "b", **given, scores=kept, sizes={"d_model": 16})
+        change = "give --method activation; to" if given["method"] == "random" else "them, leave out --"
+        assert change in str(found.value)
     (tmp_path / "kept").write_text("scores")
     with pytest.raises(ValueError, match="is not a file of scores"):
         oneshot(hf, tmp_path / "b", method="activation", scores=kept, sizes={"d_model": 16})
@@ -169,3 +171,18 @@ def test_whole_layers_by_a_scheme_or_by_importance(tmp_path, data):
     ):
         with pytest.raises(ValueError, match=match):
             oneshot(hf, tmp_path / "d", method="layerchop", sizes={"n_layers": 3}, **given)
+
+
+@pytest.mark.parametrize("method", SCORED)
+def test_importance_is_read_from_scores_that_say_how_much_a_layer_changes_its_input(tmp_path, data, method):
+    config = copy.deepcopy(CONFIGS["llama grouped"])
+    config.num_hidden_layers = 3
+    hf, kept = save(make(config), tmp_path / "hf"), str(tmp_path / "kept")
+    oneshot(hf, tmp_path / "a", **arguments(method, data), scores=kept, sizes={"d_model": 16})
+    given = {"method": "layerchop", "scheme": "importance", "scores": kept, "sizes": {"n_layers": 2}}
+    if SHAPES[method].reads_data:
+        oneshot(hf, tmp_path / "b", **given)
+        return
+    with pytest.raises(ValueError, match=f"scores by '{method}'; expected scores by activation or taylor"):
+        oneshot(hf, tmp_path / "b", **given)
+    assert not (tmp_path / "b").exists()

@@ -111,9 +111,12 @@ def test_layers_never_trained_resume(data, tmp_path):
 def test_importance_is_read_from_a_file(tmp_path):
     arch = architecture("llama", n_layers=4)
     by_kind = scores.random(arch, 0) | {"layer": torch.tensor([0.1, 0.2, 0.7, 0.1])}
-    write_scores(
-        tmp_path / "scores.safetensors", Scores(by_kind, Origin("random", shape_of(arch), "abc", {}))
-    )
+
+    def write(method):
+        origin = Origin(method, shape_of(arch), "abc", {})
+        write_scores(tmp_path / "scores.safetensors", Scores(by_kind, origin))
+
+    write("activation")
     settings = LayerChopConfig(n_layers=3, scheme="importance", scores=str(tmp_path / "scores.safetensors"))
     assert layers_to_remove(settings, arch) == [1]
     with pytest.raises(ValueError, match=r"belong to a model of a different shape: n_layers 4"):
@@ -121,6 +124,10 @@ def test_importance_is_read_from_a_file(tmp_path):
     config = complete(ModelConfig(layerchop=settings), arch, "twin")
     weights = model(arch).state_dict()
     assert "were made from other weights than those of x.pt" in source_problems(config, weights, "x.pt")[0]
+    write("magnitude")
+    for problems in (aim_of(config, arch).problems, source_problems(config, weights, "x.pt")):
+        assert "scores by 'magnitude'; expected scores by activation or taylor" in problems[0]
+        assert "--method activation --data DATA --scores FILE" in problems[0]
     settings.scores = str(tmp_path / "none.safetensors")
     aim = aim_of(config, arch)
     assert aim.target.n_layers == 3
