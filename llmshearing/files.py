@@ -63,16 +63,24 @@ def check_new_folder(path: Path, reason: str = "is not empty") -> None:
 def check_writable(folder: Path) -> None:
     """Check that this process may write to a folder, which may be new: before the work, not after it.
 
+    It is tried, with a file that has no name or loses it at once: rights alone do not tell, such as in /proc.
+
     Raises:
-        NotADirectoryError, PermissionError: when it may not.
+        OSError: when it cannot.
     """
     place = next(each for each in (folder, *folder.parents) if each.exists())
     if not place.is_dir():
         raise NotADirectoryError(f"{place} is a file; expected a folder to write to: choose another place.")
-    if not os.access(place, os.W_OK | os.X_OK):
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except PermissionError:
         raise PermissionError(
             f"{place} is a folder where this process may not write: make it writable, or choose another."
-        )
+        ) from None
+    except OSError as error:
+        raise OSError(
+            f"{place} is a folder where this process cannot write ({error.strerror}): choose another."
+        ) from error
 
 
 @contextmanager

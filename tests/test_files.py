@@ -287,7 +287,15 @@ def test_outputs_that_cannot_be_written_are_found_before_the_work(tmp_path, monk
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="file is a file; expected a folder to write to"):
         output(tmp_path / "file" / "out")
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(OSError, match="/proc is a folder where this process"):
+        output(Path("/proc/new/out"))
+    output(tmp_path / "new" / "out")
+    assert names(tmp_path) == ["file"]
+
+    def denied(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", denied)
     with pytest.raises(PermissionError, match=f"{tmp_path} is a folder where this process may not write"):
         output(tmp_path / "new" / "out")
 

@@ -20,6 +20,7 @@ from llmshearing.config.strict import build
 from llmshearing.files import check_writable
 from llmshearing.pruning import patterns as nm
 from llmshearing.pruning.maskllm import misfits
+from llmshearing.pruning.score_file import check_file
 from llmshearing.shapes.architecture import Architecture
 from llmshearing.shapes.hf_config import architecture_to_hf
 from llmshearing.shapes.key_map import to_hf
@@ -97,8 +98,8 @@ def oneshot(
     check_place(out, checkpoint_path)
     if pattern is not None:
         check_output(masks_beside(Path(out)), checkpoint_path)
-    if scores is not None and not Path(scores).exists():
-        check_writable(Path(scores).parent)
+    if scores is not None:
+        _check_scores(Path(scores), Path(out))
     checkpoint = read_model(checkpoint_path)
     source, config = describe(checkpoint)
     target = target_of(source, build(TargetConfig, given, "target_model"))
@@ -168,6 +169,24 @@ def _row(method: str, pattern: str | None) -> Row:
             f"--method is {method!r}{cli.nearest(method, rows) or ';'} expected one of{which}: {known}."
         )
     return rows[method]
+
+
+def _check_scores(scores: Path, out: Path) -> None:
+    """Check that scores can be read from their file or, where there is none, be written beside the output.
+
+    Raises:
+        OSError, ValueError: when they cannot.
+    """
+    if scores.exists():
+        check_file(scores)
+        return
+    one, other = scores.resolve(), out.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise ValueError(
+            f"--scores is {scores} and OUT is {out}: what is written there needs two places. Name a file of "
+            "scores outside of OUT."
+        )
+    check_writable(scores.parent)
 
 
 def _takes(row: Row, flag: str) -> bool:

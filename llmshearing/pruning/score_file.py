@@ -80,17 +80,30 @@ def write_scores(path: Path, scores: Scores) -> None:
         save_tensors(tensors, draft, {_KEY: json.dumps(asdict(scores.origin))})
 
 
-def read_scores(path: str | Path, arch: Architecture) -> Scores:
-    """The scores in a file, which are those of a model of the shape `arch`.
+def check_file(path: str | Path) -> None:
+    """Check that there is a file to read scores from.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it does not hold scores, or those of a model with a different shape.
+        FileNotFoundError, IsADirectoryError: when there is none, or a folder.
     """
+    if Path(path).is_dir():
+        raise IsADirectoryError(
+            f"{path} is a folder; expected a file of scores, such as {path}/scores.safetensors."
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"{path} not found; expected a file of scores, as `llmshearing oneshot ... --scores FILE` writes."
         )
+
+
+def read_scores(path: str | Path, arch: Architecture) -> Scores:
+    """The scores in a file, which are those of a model of the shape `arch`.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: as `check_file`.
+        ValueError: when it does not hold scores, or those of a model with a different shape.
+    """
+    check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             origin = _origin((file.metadata() or {})[_KEY])
@@ -125,7 +138,7 @@ def read_importance(path: str | Path, arch: Architecture) -> Scores:
     """The scores in a file, of which those of layers are how far each turns the residual stream.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_scores`, and when a method made them that scores layers by
+        OSError, ValueError: as `read_scores`, and when a method made them that scores layers by
             something else.
     """
     scores = read_scores(path, arch)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from command_line import status
 from llmshearing.checkpoints.describing import describe
 from llmshearing.checkpoints.opening import read_checkpoint
+from llmshearing.commands import oneshot as command_of
 from llmshearing.commands import oneshot_methods as module
 from llmshearing.commands.equality import load_ours
 from llmshearing.commands.oneshot import oneshot
@@ -139,6 +140,39 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, given, m
     with pytest.raises((ValueError, OSError), match=match):
         oneshot(hf, tmp_path / given.pop("out", "out"), **given)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "kept", "match"),
+    [
+        ("/proc/out", "kept", "/proc is a folder where this process"),
+        ("/proc/out.pt", None, "/proc is a folder where this process"),
+        ("out", "/proc/kept", "/proc is a folder where this process"),
+        (
+            "out",
+            "folder",
+            r"folder is a folder; expected a file of scores, such as .*/folder/scores\.safetensors",
+        ),
+        ("out.pt", "out.pt", "needs two places. Name a file of scores outside of OUT"),
+        ("out", "out/../out", "needs two places"),
+        ("out", "out/kept", "needs two places"),
+        ("kept/out", "kept", "needs two places"),
+    ],
+)
+def test_places_that_cannot_be_written_are_found_before_the_model_is_read(
+    tmp_path, monkeypatch, out, kept, match
+):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(command_of, "read_model", None)
+    with pytest.raises((ValueError, OSError), match=match):
+        oneshot(
+            tmp_path / "hf",
+            tmp_path / out,
+            method="activation",
+            data="text",
+            scores=kept and str(tmp_path / kept),
+        )
+    assert [each.name for each in tmp_path.rglob("*")] == ["folder"]
 
 
 def test_masks_that_are_not_applied_are_refused(tmp_path):
