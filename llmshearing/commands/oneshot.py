@@ -102,7 +102,7 @@ def oneshot(
         _check_scores(Path(scores), Path(out))
     checkpoint = read_model(checkpoint_path)
     source, config = describe(checkpoint)
-    target = target_of(source, build(TargetConfig, given, "target_model"))
+    target = target_of(source, build(TargetConfig, given, "sizes"), where="")
     assert target is not None
     task = Task(
         method,
@@ -141,7 +141,7 @@ def _made(
         return weights, task.source, masks
     assert isinstance(row, Shape)
     source, target = task.source, task.target
-    if problems := pruning_problems(source, target, needed_kinds(source, target), "oneshot"):
+    if problems := pruning_problems(source, target, needed_kinds(source, target), "oneshot", where=""):
         raise ValueError("\n".join(problems))
     for warning in export_warnings(target):
         logger.warning("%s", warning)

@@ -95,6 +95,7 @@ class Key:
             return f"{_number(self.least)} or more"
         if self.above is not None:
             end = f" to {_number(self.most)}" if self.most is not None else ""
+            end = f" and less than {_number(self.below)}" if self.below is not None else end
             return f"more than {_number(self.above)}{end}"
         return ""
 

@@ -157,10 +157,16 @@ class _Reader:
 
 
 def _stand_in(known: Described, value: Any) -> Any:
-    """What a misfit is taken for: the nearest number; for a duration that must be given, one batch."""
+    """What a misfit is taken for: the nearest number; for a duration that must be given, one batch.
+
+    Where leaving a number out means something else than giving it, and both ends of its range are excluded,
+    the middle, so that nothing asks for what was given.
+    """
     nearest = known.key.nearest(value)
     if nearest is not None:
         return type(value)(nearest)
+    if known.default is None and known.key.above is not None and known.key.below is not None:
+        return (known.key.above + known.key.below) / 2
     if known.required and known.key.units:
         return "1ba"
     if known.required and known.key.least is not None:

@@ -310,18 +310,17 @@ def _dimensions(
 def _clashes(settings: DimChopConfig) -> list[str]:
     """What the settings say against one another."""
     wanted, other = ("target_model", "sparsity") if settings.tied else ("sparsity", "target_model")
-    tied = str(settings.tied).lower()
-    problems = []
-    if getattr(settings, wanted) is None:
-        problems.append(
-            f"model.dimchop.tied is {tied} and {wanted} is not set: nothing would be pruned; set it."
-        )
+    tied, untied = (str(each).lower() for each in (settings.tied, not settings.tied))
+    lacks = getattr(settings, wanted) is None
     if getattr(settings, other) is not None:
-        problems.append(
-            f"model.dimchop.{other} is set, which is read with tied={str(not settings.tied).lower()} alone: "
-            "leave it out, or change tied."
-        )
-    return problems
+        instead = f"set model.dimchop.{wanted} in its place" if lacks else "leave it out"
+        return [
+            f"model.dimchop.{other} is set, which is read with model.dimchop.tied={untied} alone: set that, "
+            f"or {instead}."
+        ]
+    if lacks:
+        return [f"model.dimchop.tied is {tied} and {wanted} is not set: nothing would be pruned; set it."]
+    return []
 
 
 def _few_columns(settings: DimChopConfig, source: Architecture) -> list[str]:

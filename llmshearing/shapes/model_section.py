@@ -81,8 +81,13 @@ def _may_shorten(arch: Architecture, max_seq_len: int) -> bool:
     return max_seq_len < arch.max_seq_len and kind not in ("dynamic", "yarn", "longrope")
 
 
-def target_of(source: Architecture, target: TargetConfig | None) -> Architecture | None:
+def target_of(
+    source: Architecture, target: TargetConfig | None, where: str = "target_model."
+) -> Architecture | None:
     """The architecture to prune to, None without a target; sizes that are not set stay those of `source`.
+
+    Args:
+        where: what stands before the name of a size, for messages.
 
     Raises:
         ValueError: when the sizes contradict each other.
@@ -91,16 +96,34 @@ def target_of(source: Architecture, target: TargetConfig | None) -> Architecture
         return None
     given = {key: size for key, size in vars(target).items() if size is not None}
     if small := [key for key, size in given.items() if size < 1]:
-        raise ValueError(f"target_model.{small[0]} is {given[small[0]]}; expected at least 1.")
+        raise ValueError(f"{where}{small[0]} is {given[small[0]]}; expected at least 1.")
     n_heads = given.get("n_heads", source.n_heads)
     n_kv_heads = given.get("n_kv_heads", n_heads if source.group_size == 1 else source.n_kv_heads)
     if n_heads % n_kv_heads:
-        raise ValueError(
-            f"target_model.n_heads is {n_heads}, which {n_kv_heads} KV heads do not divide; every KV head "
-            f"must serve the same number of query heads. The source has {source.n_heads} query and "
-            f"{source.n_kv_heads} KV heads: choose n_heads a multiple of target_model.n_kv_heads."
-        )
+        raise ValueError(_undivided(source, n_heads, n_kv_heads, where))
     return source.resized(**{**given, "n_heads": n_heads, "n_kv_heads": n_kv_heads})
+
+
+def _undivided(source: Architecture, n_heads: int, n_kv_heads: int, where: str) -> str:
+    """What to say of heads that cannot share KV heads evenly, with the numbers of either that could."""
+
+    def fits(heads: int, kv_heads: int) -> bool:
+        return heads % kv_heads == 0 and heads // kv_heads <= source.group_size
+
+    found = {
+        "n_heads": [
+            n for n in range(1, source.n_heads + 1) if n_kv_heads <= source.n_kv_heads and fits(n, n_kv_heads)
+        ],
+        "n_kv_heads": [
+            n for n in range(1, source.n_kv_heads + 1) if n_heads <= source.n_heads and fits(n_heads, n)
+        ],
+    }
+    changes = [f"{where}{key}={n}" for key, numbers in found.items() for n in numbers]
+    return (
+        f"{where}n_heads is {n_heads}, which {n_kv_heads} KV heads do not divide; every KV head must serve "
+        f"the same number of query heads. The source has {source.n_heads} query and {source.n_kv_heads} KV "
+        f"heads: set {' or '.join(changes) or f'{where}n_heads and {where}n_kv_heads lower'}."
+    )
 
 
 def _family_of_name(name: str) -> str:

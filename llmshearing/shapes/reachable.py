@@ -15,21 +15,34 @@ _NO_MASKS = (
 
 
 def pruning_problems(
-    source: Architecture, target: Architecture | None, names: list[str], section: str
+    source: Architecture,
+    target: Architecture | None,
+    names: list[str],
+    section: str,
+    where: str = "target_model.",
 ) -> list[str]:
-    """Why masks `names` cannot prune `source` to `target`, one sentence each; empty when they can."""
+    """Why masks `names` cannot prune `source` to `target`, one sentence each; empty when they can.
+
+    Args:
+        section: the one in which masks and target stand.
+        where: what stands before the name of a size.
+    """
     unknown = [name for name in names if name not in KINDS]
     if unknown:
         return [_unknown_mask(name) for name in unknown]
     problems = _clashes(source, names)
     if target is None:
         return problems if names else [*problems, f"{section} {_NO_MASKS}"]
-    problems += _sizes(source, target)
+    problems += _sizes(source, target, where)
     if problems:
         return problems
     if not needed_kinds(source, target) and not names:
-        return ["target_model has the shape of the source: nothing would be pruned. Set smaller sizes."]
-    return _uncovered(source, target, names, section) + _export_problems(target)
+        return [f"{_named(where)} has the shape of the source: nothing would be pruned. Set smaller sizes."]
+    return _uncovered(source, target, names, section) + _export_problems(target, where)
+
+
+def _named(where: str) -> str:
+    return where.rstrip(".") or "The target"
 
 
 def _unknown_mask(name: str) -> str:
@@ -59,22 +72,24 @@ def _clashes(source: Architecture, names: list[str]) -> list[str]:
     return problems
 
 
-def _sizes(source: Architecture, target: Architecture) -> list[str]:
+def _sizes(source: Architecture, target: Architecture, where: str) -> list[str]:
+    larger = [name for name in _SIZES if getattr(target, name) > getattr(source, name)]
+    if "n_heads" in larger and target.n_kv_heads == target.n_heads:
+        larger.remove("n_kv_heads")  # which follows from n_heads
     problems = [
-        f"target_model.{name} is {getattr(target, name)}, more than the source's {getattr(source, name)}; "
+        f"{where}{name} is {getattr(target, name)}, more than the source's {getattr(source, name)}; "
         "pruning only removes: set it lower or leave it out."
-        for name in _SIZES
-        if getattr(target, name) > getattr(source, name)
+        for name in larger
     ]
     if target.vocab_size != source.vocab_size:
         problems.append(
-            f"target_model.vocab_size is {target.vocab_size}, the source's is {source.vocab_size}; "
+            f"{where}vocab_size is {target.vocab_size}, the source's is {source.vocab_size}; "
             "a vocabulary is not pruned: set them equal or leave it out."
         )
-    if target.group_size > source.group_size:
+    if target.group_size > source.group_size and "n_heads" not in larger:
         problems.append(
-            f"target_model has {target.group_size} query heads for each KV head, the source has "
-            f"{source.group_size}; groups only shrink: raise target_model.n_kv_heads or lower n_heads."
+            f"{_named(where)} has {target.group_size} query heads for each KV head, the source has "
+            f"{source.group_size}; groups only shrink: raise {where}n_kv_heads or lower {where}n_heads."
         )
     return problems
 
@@ -107,11 +122,11 @@ def export_warnings(target: Architecture) -> list[str]:
     return []
 
 
-def _export_problems(target: Architecture) -> list[str]:
+def _export_problems(target: Architecture, where: str) -> list[str]:
     if target.width_fixes_heads and target.n_heads * target.head_dim != target.d_model:
         return [
-            f"target_model has d_model {target.d_model} and {target.n_heads} heads of {target.head_dim}; an "
-            f"HF config of this {target.family} model has no head size of its own, so d_model must be "
-            f"n_heads times {target.head_dim}: set d_model={target.n_heads * target.head_dim}."
+            f"{_named(where)} has d_model {target.d_model} and {target.n_heads} heads of {target.head_dim}; "
+            f"an HF config of this {target.family} model has no head size of its own, so d_model must be "
+            f"n_heads times {target.head_dim}: set {where}d_model={target.n_heads * target.head_dim}."
         ]
     return []

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import yaml
 from stepping import TWINS, architecture, model, train
 from transformers import AutoModelForCausalLM
 
@@ -13,6 +14,7 @@ from llmshearing.checkpoints.opening import read_checkpoint
 from llmshearing.commands.check_pruning import masked_against_pruned
 from llmshearing.commands.prune import prune_and_save_model, prune_checkpoint
 from llmshearing.config import DimChopConfig, ModelConfig, TargetConfig
+from llmshearing.config.reading import read_what_fits
 from llmshearing.planning.prepared import prepare
 from llmshearing.pruning import aim_of
 from llmshearing.pruning.cut import cut
@@ -22,7 +24,7 @@ from llmshearing.shapes.key_map import PREFIX
 from llmshearing.shapes.model_section import complete
 from llmshearing.shapes.units import GATES, drive, row_size, rows, weight_shapes
 from processes import metrics
-from runs import run_config, write_data
+from runs import run_config, run_values, write_data
 
 TARGET = {"d_model": 16, "n_heads": 2, "intermediate_size": 20}
 SHORT = {"window": 2, "warm_steps": "2ba", "final_steps": "3ba"}
@@ -217,8 +219,15 @@ def test_a_checkpoint_without_its_settings_is_rejected():
     [
         ({}, "tied is true and target_model is not set"),
         ({"tied": False}, "tied is false and sparsity is not set"),
-        ({"target_model": TargetConfig(d_model=16), "sparsity": 0.5}, "read with tied=false alone"),
-        ({"tied": False, "sparsity": 0.5, "target_model": TargetConfig()}, "read with tied=true alone"),
+        (
+            {"target_model": TargetConfig(d_model=16), "sparsity": 0.5},
+            "tied=false alone: set that, or leave it out",
+        ),
+        ({"sparsity": 0.5}, "tied=false alone: set that, or set model.dimchop.target_model in its place"),
+        (
+            {"tied": False, "sparsity": 0.5, "target_model": TargetConfig()},
+            "read with model.dimchop.tied=true alone",
+        ),
         ({"tied": False, "sparsity": 0.01}, "of matrices with 32 and 56 columns some would keep all or none"),
         ({"tied": False, "sparsity": 0.99}, "would keep all or none"),
         ({"target_model": TargetConfig(n_layers=1)}, "DimCHOP keeps the depth"),
@@ -234,6 +243,20 @@ def test_impossible_settings_are_rejected_with_what_to_change(settings, problem)
     assert problem in "\n".join(aim.problems)
     with pytest.raises(ValueError, match=r"model\.dimchop|target_model"):
         DimChop(config)
+
+
+@pytest.mark.parametrize("given", ["1.0", "0", "half"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_share_that_is_given_is_not_asked_for(data, tmp_path, given, tied):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run_values(data, prune=False)))
+    words = [f"model.dimchop.sparsity={given}", f"model.dimchop.tied={str(tied).lower()}"]
+    config, problems = read_what_fits(path, words)
+    assert len(problems) == 1
+    assert given == "half" or "expected a number, more than 0 and less than 1" in problems[0]
+    assert [problem.split(":")[0] for problem in prepare(config).problems] == (
+        ["model.dimchop.sparsity is set, which is read with model.dimchop.tied=false alone"] if tied else []
+    )
 
 
 def test_scaled_gradients_are_rejected(data):

@@ -250,9 +250,22 @@ def test_what_a_family_cannot_express_is_rejected_at_export():
         architecture_to_hf(arch_of("gpt_neox").resized(d_model=24))
 
 
-def test_target_heads_that_kv_heads_do_not_divide_are_rejected():
-    with pytest.raises(ValueError, match=r"target_model.n_heads is 3, which 2 KV heads do not divide"):
-        target_of(arch_of("llama grouped"), TargetConfig(n_heads=3))
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "change"),
+    [
+        (7, None, "n_heads=4 or x.n_heads=8"),
+        (6, None, "n_heads=4 or x.n_heads=8 or x.n_kv_heads=3"),
+        (None, 3, "n_heads=3 or x.n_heads=6 or x.n_kv_heads=4"),
+        (4, 8, "n_kv_heads=2 or x.n_kv_heads=4"),
+        (9, 5, "n_heads and x.n_kv_heads lower"),
+    ],
+)
+def test_target_heads_that_kv_heads_do_not_divide_are_rejected_with_those_that_fit(heads, kv_heads, change):
+    source = arch_of("llama grouped").resized(n_heads=8, n_kv_heads=4)
+    with pytest.raises(ValueError, match="KV heads do not divide") as found:
+        target_of(source, TargetConfig(n_heads=heads, n_kv_heads=kv_heads), where="x.")
+    assert str(found.value).startswith(f"x.n_heads is {heads or 8}, which {kv_heads or 4} KV heads")
+    assert str(found.value).endswith(f"The source has 8 query and 4 KV heads: set x.{change}.")
 
 
 def test_a_configured_size_that_is_not_the_checkpoints_names_the_line_to_change():

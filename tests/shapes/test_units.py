@@ -105,10 +105,15 @@ def test_grouped_heads_compete_within_their_group():
 def test_shapes_that_cannot_be_reached_or_exported_are_rejected():
     (problem,) = pruning_problems(GQA, GQA.resized(n_heads=6, n_kv_heads=1), ["head", "kv_head"], "model.x")
     assert "6 query heads for each KV head, the source has 4; groups only shrink" in problem
+    assert problem.endswith("raise target_model.n_kv_heads or lower target_model.n_heads.")
+    for source, heads in ((MHA, 7), (GQA, 12)):  # KV heads follow from heads, or cannot help
+        kv_heads = heads if source is MHA else source.n_kv_heads
+        (problem,) = pruning_problems(source, source.resized(n_heads=heads, n_kv_heads=kv_heads), [], "", "")
+        assert problem.startswith(f"n_heads is {heads}, more than the source's {source.n_heads};")
     neox = MHA.resized(family="gpt_neox")
     kinds = ["head", "hidden"]
     (problem,) = pruning_problems(neox, neox.resized(n_heads=2, n_kv_heads=2, d_model=48), kinds, "model.x")
-    assert problem.endswith("d_model must be n_heads times 16: set d_model=32.")
+    assert problem.endswith("d_model must be n_heads times 16: set target_model.d_model=32.")
     assert not pruning_problems(neox, neox.resized(n_heads=2, n_kv_heads=2, d_model=32), kinds, "model.x")
 
 
