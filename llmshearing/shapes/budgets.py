@@ -90,7 +90,7 @@ def shapes_near(source: Architecture, budget: Budget, multiple: int) -> list[Arc
     """
     best: dict[int, tuple[float, Architecture]] = {}
     for shape in _candidates(source, budget, multiple):
-        if not budget.met(shape):
+        if shape == source or not budget.met(shape):
             continue
         rank = _leaning(source, shape) + budget.off(shape)
         if shape.n_layers not in best or rank < best[shape.n_layers][0]:

@@ -86,6 +86,12 @@ def test_a_shape_below_a_limit_meets_it_however_far(cost):
     assert not Budget(cost, 2 * cost(SMALL), strict=False).met(SMALL)
 
 
+def test_the_source_itself_is_no_shape_for_a_budget_just_below_it():
+    found = shapes_near(LLAMA_2_7B, Budget(parameters, 0.999 * parameters(LLAMA_2_7B), strict=False), 128)
+    assert found
+    assert LLAMA_2_7B not in found
+
+
 def test_without_a_shape_the_nearest_is_found():
     budget = Budget(parameters, 1e6, strict=False)
     assert not shapes_near(LLAMA_2_7B, budget, 128)
