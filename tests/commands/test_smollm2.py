@@ -85,7 +85,7 @@ def test_the_tokenizer_is_that_of_the_file(smollm2):
     ids=["groups", "within groups"],
 )
 def test_shorn_for_some_steps_exported_and_generating(smollm2, tmp_path, target):
-    sizes = {**target, "d_model": 512, "n_layers": 28, "intermediate_size": 1280}
+    sizes = {**target, "d_model": 480, "n_layers": 28, "intermediate_size": 1280}
     source = read_checkpoint(smollm2 / "c.pt")
     cfg = ModelConfig(l0_module=L0Config(target_model=TargetConfig(**sizes)))
     model = ComposerMosaicLlama(complete(cfg, describe(source)[0], "SmolLM2"))
