@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.common import RESULTS
 from benchmarks.leaderboard import page
 from llmshearing import cli
+from llmshearing.evaluation.results import Measured, Score, score_rows, tasks_of
 
 ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "docs" / "evidence.md"
@@ -64,6 +65,19 @@ def constraints(result: Result) -> str:
     return page.markdown(rows)
 
 
+def tasks(result: Result) -> str:
+    """What `benchmarks.tasks` measured: a line for each task, models side by side."""
+    models = []
+    for name, found in result["values"].items():
+        scores = {
+            task: Score(task, each["metric"], each["mean"], each["stderr"], each["examples"])
+            for task, each in found["tasks"].items()
+        }
+        models.append(Measured(name, name, "", found["parameters"], scores))
+    head, rows = score_rows(models, tasks_of(models))
+    return page.markdown([head, *rows])
+
+
 def quickstart(result: Result) -> str:
     """What `scripts/quickstart.sh` printed at its end."""
     return "\n".join(["```", *result["values"]["table"], "```"])
@@ -75,6 +89,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "sparsity_quality_smollm2": sparsity_quality,
     "oneshot": oneshot,
     "constraints": constraints,
+    "tasks": tasks,
     "quickstart": quickstart,
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.evidence import PAGES, filled, parts
+from benchmarks.evidence import PAGES, TABLES, filled, parts
 from benchmarks.leaderboard.cells import finished, measured, run_all
 from benchmarks.leaderboard.page import block, loss_at
 from benchmarks.leaderboard.plan import read_leaderboard
@@ -147,6 +147,26 @@ def test_tables_are_what_their_result_files_give(path):
 def test_a_part_of_the_evidence_without_an_end_is_reported():
     with pytest.raises(ValueError, match="<!-- constraints --> stands without <!-- end of constraints -->"):
         filled("before\n<!-- constraints -->\nafter")
+
+
+def test_the_table_of_tasks_has_models_side_by_side_with_their_mean_and_share():
+    def model(parameters, **means):
+        tasks = {
+            task: {"metric": "acc", "mean": mean, "stderr": 0.03, "examples": 200}
+            for task, mean in means.items()
+        }
+        return {"parameters": parameters, "dtype": "bfloat16", "tasks": tasks}
+
+    values = {"source": model(134_515_008, sums=0.8, verbs=0.4), "cut": model(85e6, sums=0.5, verbs=0.25)}
+    assert TABLES["tasks"]({"values": values}).splitlines() == [
+        "| task | metric | source | cut |",
+        "| --- | --- | --- | --- |",
+        "| sums | acc | 80.0 ± 3.0 | 50.0 ± 3.0 |",
+        "| verbs | acc | 40.0 ± 3.0 | 25.0 ± 3.0 |",
+        "| mean of 2 |  | 60.0 ± 2.1 | 37.5 ± 2.1 |",
+        "| share of the first |  | 100.0% | 62.5% |",
+        "| parameters |  | 134.5M | 85.0M |",
+    ]
 
 
 @pytest.mark.parametrize(
