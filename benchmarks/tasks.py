@@ -1,6 +1,7 @@
 """What models can do, side by side: a suite of tasks on a source and on what was made of it.
 
     python -m benchmarks.tasks NAME=MODEL [NAME=MODEL ...] [--suite NAME] [--limit N] [--jobs N] [--name NAME]
+        [--tokenizer FOLDER] [--out FOLDER]
 
 MODEL is anything that `llmshearing evaluate` takes: an HF folder, a checkpoint or a run's folder; NAME stands
 for it in the table, and shares are those of the first one's mean. `--jobs` models are evaluated at a time, in
@@ -41,6 +42,7 @@ def named(word: str) -> tuple[str, str]:
 def scores(model: str, options: Namespace) -> dict[str, Any]:
     """The parameters of a model, and by task its metric, mean, standard error and number of examples."""
     words = [model, "--suite", options.suite, "--out", str(options.out)]
+    words += ["--tokenizer", options.tokenizer] if options.tokenizer else []
     arguments = command.parse([*words, "--limit", str(options.limit)] if options.limit else words)
     command.evaluate(arguments)
     place = str(find(model).place)
@@ -66,6 +68,9 @@ def main() -> None:
     parser.add_argument("--suite", choices=SUITES, default=OFFLINE, help=f"of tasks ({OFFLINE})")
     parser.add_argument("--limit", type=positive, help="examples of each task (all)")
     parser.add_argument("--jobs", type=positive, default=1, help="models at a time (1)")
+    parser.add_argument(
+        "--tokenizer", metavar="FOLDER", help="for models that carry none, such as from scratch"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/tasks"), help="of the scores (runs/tasks)")
     parser.add_argument("--name", default="tasks", help="of the result (tasks)")
     arguments = parser.parse_args()

@@ -36,6 +36,7 @@ NOT_RUN = {
     "python -m benchmarks.sparsity_quality runs/leaderboard/real/source.pt runs/leaderboard/real/mds "
     "runs/sparsity --steps 100 --name sparsity_quality_smollm2 --jobs 9 --change precision=amp_bf16": "needs "
     "a GPU",
+    "python -m benchmarks.tasks": "needs trained models",
     "python -m benchmarks.evidence": "run by tests/test_leaderboard.py",
     "llmshearing prune runs/masks/latest-rank0.pt --hf models/sparse-7b": "run by tests/test_sparse_runs.py",
     "llmshearing prune runs/masks/latest-rank0.pt dense.pt --dense_weights": "run by the same tests",
