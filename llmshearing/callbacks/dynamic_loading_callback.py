@@ -182,7 +182,7 @@ class DynamicLoadingCallback(Callback):
             )
 
     def _check_evaluation(self, state: State) -> None:
-        """Check that the evaluation has sequences of every domain.
+        """Check that the evaluation, if there is one, has sequences of every domain.
 
         Raises:
             ValueError: naming the domains that it lacks.
@@ -202,7 +202,7 @@ class DynamicLoadingCallback(Callback):
             counts = loader.dataset.samples_per_domain(read)
             present |= {name for name, count in counts.items() if count}
         missing = [name for name in self.set_names if name not in present]
-        if missing:
+        if missing and state.evaluators:
             raise ValueError(
                 f"the evaluation data has no sequences of {', '.join(missing)}, needed to update the "
                 "weights: prepare eval_merge with every domain, raise eval_subset_num_batches, or set "

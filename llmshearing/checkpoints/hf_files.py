@@ -1,7 +1,9 @@
 """HF models on disk: read tensor by tensor without building them, and written in shards."""
 
+import errno
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -269,6 +271,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except Exception as error:  # a broken header can raise anything
+        if os.strerror(errno.ENOMEM) in str(error):
+            raise OSError(
+                f"{path} ({path.stat().st_size:,} bytes) is more than this machine lets a process map into "
+                "memory: use one with more memory, or save the model in several smaller files."
+            ) from error
         raise ValueError(
             f"{path} is truncated or not a safetensors file ({first_line(error)[:200]}); copy it again."
         ) from error

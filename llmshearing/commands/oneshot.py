@@ -145,7 +145,11 @@ def _made(
         raise ValueError("\n".join(problems))
     for warning in export_warnings(target):
         logger.warning("%s", warning)
-    return *cut_checkpoint(task.checkpoint, row.gates(task), source, target), {}
+    gates = row.gates(task)
+    if target.n_layers < source.n_layers:
+        stay = [str(layer) for layer, gate in enumerate(gates["attention"].tolist()) if gate]
+        cli.say(f"layers  {', '.join(stay)} stay")
+    return *cut_checkpoint(task.checkpoint, gates, source, target), {}
 
 
 def _row(method: str, pattern: str | None) -> Row:

@@ -97,6 +97,8 @@ def shapes(
         rows = [[*row, *(f"{ratio:.2f}x" for ratio in pair)] for row, pair in zip(rows, ratios, strict=True)]
     cli.say("\n".join(_table(header, rows)))
     cli.say(_NOTES)
+    if measure:
+        cli.say("What was measured here, with random weights, may differ: a budget counts the estimates.")
     if (part := counts.parameters(found[0]) / counts.parameters(arch)) < 2 / 3:
         advice = (
             "prune in two rounds, with continued pre-training in between"

@@ -19,7 +19,7 @@ class DistillationConfig:
     )
     ce_weight: float = key(1.0, "Weight of the cross entropy with the text.", least=0)
     temperature: float = key(
-        1.0, "By which the logits of both are divided; the term has its square.", above=0
+        1.0, "By which the logits of both are divided; the term has its square.", above=0, most=100
     )
     loss: str = key(
         "forward_kl",

@@ -98,7 +98,10 @@ def _opened(path: str, config: Config, own: Checkpoint | None, starts: bool) -> 
             return None  # what is wrong with it is noted
         checkpoint, section = own, without_method(config.model)
     else:
-        checkpoint = (read_checkpoint if starts else open_checkpoint)(path)
+        try:
+            checkpoint = (read_checkpoint if starts else open_checkpoint)(path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"distillation.teacher is {path}: {error}") from error
         section = ModelConfig(path=path, attn_impl=config.model.attn_impl)
     if checkpoint.section is not None:
         raise ValueError(

@@ -105,7 +105,7 @@ def build(
     trainer = Trainer(
         model=model,
         train_dataloader=build_text_dataloader(train, 4 // world_size, True, NAMES, START, vocab_size=64),
-        eval_dataloader=build_text_dataloader(section(evaluation), 2, set_names=NAMES),
+        eval_dataloader=evaluation and build_text_dataloader(section(evaluation), 2, set_names=NAMES),
         optimizers=torch.optim.Adam(model.parameters(), lr=0.1),
         max_duration=duration,
         eval_interval="4ba",
@@ -277,6 +277,14 @@ def test_a_domain_without_evaluation_samples_is_rejected_at_start(root, monkeypa
     fixed = callback(None, update_type="constant")
     trainer, _, _ = build(root, fixed, evaluation="eval_merge", duration="1ba")
     trainer.fit()
+
+
+def test_without_evaluation_data_weights_stay_as_they_are(root):
+    trainer, _, memory = build(root, callback(), evaluation=None, duration="2ba")
+    trainer.fit()
+    assert {value for name in NAMES for _, value in logged(memory, f"metrics/train/{name}_weight")} == set(
+        START
+    )
 
 
 def test_other_domains_than_the_loaders_are_rejected(root):

@@ -214,6 +214,17 @@ def test_a_truncated_safetensors_file_is_rejected(tmp_path):
         save_hf_to_composer(folder, tmp_path / "c.pt")
 
 
+def test_a_file_beyond_memory_is_not_called_damaged(tmp_path, monkeypatch):
+    folder = save(make(CONFIGS["llama"]), tmp_path / "hf")
+
+    def cannot(*_, **__):
+        raise RuntimeError("unable to mmap 27380907834 bytes from file <x>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(hf_files, "safe_open", cannot)
+    with pytest.raises(OSError, match=r"is more than this machine lets a process map .* smaller files"):
+        save_hf_to_composer(folder, tmp_path / "c.pt")
+
+
 def test_a_malicious_pickle_is_rejected_and_not_run(tmp_path):
     folder = save(make(CONFIGS["llama"]), tmp_path / "hf")
     (folder / "model.safetensors").unlink()

@@ -182,14 +182,16 @@ def test_masks_that_are_not_applied_are_refused(tmp_path):
         oneshot(masked, tmp_path / "out", method="magnitude", sizes={"d_model": 16})
 
 
-def test_whole_layers_by_a_scheme_or_by_importance(tmp_path, data):
+def test_whole_layers_by_a_scheme_or_by_importance(tmp_path, data, capsys):
     config = copy.deepcopy(CONFIGS["llama grouped"])
     config.num_hidden_layers = 5
     hf, kept = save(make(config), tmp_path / "hf"), str(tmp_path / "kept")
     oneshot(hf, tmp_path / "a", **arguments("activation", data), scores=kept, sizes={"n_layers": 3})
     oneshot(hf, tmp_path / "b", method="layerchop", scheme="importance", scores=kept, sizes={"n_layers": 3})
     words = ["--method", "layerchop", "--scheme", "input", "n_layers=3"]
+    capsys.readouterr()
     assert status(["llmshearing", "oneshot", str(hf), str(tmp_path / "c"), *words]) == 0
+    assert "layers  0, 3, 4 stay\n" in capsys.readouterr().out
     source = read_checkpoint(hf).weights
     last = "model.transformer.blocks.{}.mlp.up_proj.weight"
     for name, layers in (("b", None), ("c", [0, 3, 4])):

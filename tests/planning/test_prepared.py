@@ -225,6 +225,8 @@ def test_what_cannot_be_meant_is_a_warning_and_no_problem(data: Path) -> None:
     assert prepared.problems == []
     shown = plan.render(prepared, [1])
     assert "Warning: eval_interval is 0ba: without evaluations the domain weights never change." in shown
+    (warning,) = prepare(run_config(data, eval_interval="0ba", eval_loader=None)).warnings
+    assert warning.startswith("eval_interval is 0ba: without evaluations the domain weights never change.")
     config = run_config(data, eval_interval="0ba", callbacks__data_loading__update_type="constant")
     assert prepare(config).warnings == []
 

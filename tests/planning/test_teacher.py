@@ -96,7 +96,7 @@ def test_no_teacher_is_opened_for_nothing(data: Path) -> None:
             {"prune": True},
             "model.path, which a pruning run has for its teacher by default, is not set either",
         ),
-        ({"teacher": "none.pt"}, "none.pt"),
+        ({"teacher": "none.pt"}, "distillation.teacher is none.pt: There is no file"),
         ({"teacher": "none.pt", "source": "none.pt"}, "none.pt"),
         (
             {"distillation__kl_weight": 0, "distillation__ce_weight": 0},
