@@ -1,9 +1,10 @@
 """Models, tokenizers and results of others given to `evaluate` and `speed`: one line, no code of theirs."""
 
+import errno
 import json
-import os
 import re
 import shutil
+import tempfile
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -158,7 +159,10 @@ def test_documents_whose_list_is_broken_are_fetched_again(folder, tmp_path, monk
 def test_a_folder_that_cannot_be_written_to_is_found_before_a_model_is_loaded(
     folder, monkeypatch, capsys, module
 ):
-    monkeypatch.setattr(os, "access", lambda path, mode: "results" not in str(path))
+    def denied(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", denied)
     (folder.parent / "results").mkdir()
     monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("a model is loaded"))
     more = words(folder) if module is evaluate else [folder, "--out", folder.parent / "results"]
